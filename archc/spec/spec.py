@@ -19,7 +19,7 @@ class Param:
 
     name: str
     span: Span
-    type: str  # "int", "number", "bool", "choice", "list", "mapping", "axes" or "text"
+    type: str  # "int", "number", "bool", "choice", "list", "mapping", "axes", "text" or "any"
     default: Expr | Static = None
     required: bool = False
     minimum: Fraction | None = None
@@ -29,6 +29,7 @@ class Param:
     length: int | None = None
     divides: Expr | None = None  # this parameter divides that one
     help: str = ""
+    entries: Mapping[str, Param] = field(default_factory=dict)  # what a mapping may hold; empty: not declared
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +76,23 @@ class Body:
     exports: tuple[Target, ...] = ()
     equations: tuple[Equation, ...] = ()
     losses: tuple[Equation, ...] = ()
+    init: Expr | None = None  # the default init of this body's weights
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A body bound to arguments. Arguments hold given values and defaults alike, for every parameter."""
+    """A body bound to arguments. Arguments hold given values and defaults alike, for every parameter.
+
+    Arguments and defaults are written in the body's own names: parameters, sizes and the model's statics.
+    """
 
     body: Body
     arguments: Mapping[str, Expr | Static]
     given: frozenset[str]  # names of the arguments that the user wrote
     span: Span
     slots: Mapping[str, Use | Shared] = field(default_factory=dict)
+    base: Body | None = None  # the body before equations were replaced here; None: nothing was replaced
+    init: Expr | None = None  # a default init given at this use, before the body's and the model's
 
 
 @dataclass(frozen=True, slots=True)
