@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from fractions import Fraction
 
-from archc.spec.diagnostics import Span
+from archc.spec.diagnostics import Reporter, Span
+from archc.spec.lexer import exact_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +18,8 @@ class YScalar:
     text: str
     raw: str
     style: str  # "plain", "quoted" or "block"
+    flow: bool = False  # inside {...} or [...]
+    comment: Span | None = None  # the `# ...` that follows on the same line
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +45,46 @@ class YMapping:
 
 
 YNode = YScalar | YSequence | YMapping
+
+_INFINITY = re.compile(r"([-+]?)\.(?:inf|Inf|INF)")
+_SPECIAL_INTEGER = re.compile(r"0o[0-7]{1,40}|0x[0-9a-fA-F]{1,40}", re.ASCII)
+_WORDS: dict[str, bool | None] = {
+    "": None, "~": None, "null": None, "Null": None, "NULL": None,
+    "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
+}
+
+
+def parse(text: str, path: str, report: Reporter) -> YNode | None:
+    """Read one YAML document, or report why not and give None.
+
+    `path` is how errors name the text. Tags, anchors, aliases, merges, duplicate keys, tabs and control characters
+    are refused; so are more than a megabyte, 64 levels or 10,000 nodes. Mistakes that leave the structure readable
+    are reported and passed over, so that all of them come at once: a node may be returned although some were found.
+    """
+    from archc.spec.yaml_reader import compose  # the reader needs the node classes above
+
+    return compose(text, path, report)
+
+
+def core_value(scalar: YScalar) -> Fraction | float | bool | str | None:
+    """What a scalar means in the core schema of YAML 1.2.
+
+    Quoted and block scalars are words. `null`, `~` and nothing are None; `true` and `false` are booleans; integers,
+    also `0o17` and `0x1F`, and decimals are exact (`012` is twelve, `0.1` is one tenth); `.inf` is a float. Anything
+    else, such as `on`, `yes`, `none` or `8/3`, is a word.
+    """
+    text = scalar.text
+    if scalar.style != "plain":
+        return text
+    if text in _WORDS:
+        return _WORDS[text]
+    if infinity := _INFINITY.fullmatch(text):
+        return float(infinity.group(1) + "inf")
+    if _SPECIAL_INTEGER.fullmatch(text):
+        return Fraction(int(text, 0))
+    sign = -1 if text[0] == "-" else 1
+    digits = text[1:] if text[0] in "+-" else text
+    if digits.isascii() and digits.isdigit():
+        digits = digits.lstrip("0") or "0"
+    value = exact_number(digits)
+    return text if isinstance(value, str) else sign * value
