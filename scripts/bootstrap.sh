@@ -24,7 +24,7 @@ echo "Setting up .venv (a few minutes the first time) ..."
 "$PYTHON" -m venv --clear .venv
 install() {
     # shellcheck disable=SC2086 # flags are words
-    .venv/bin/python -m pip install --quiet $PIP_FLAGS --constraint constraints.txt "$@"
+    .venv/bin/python -m pip install -qq $PIP_FLAGS --constraint constraints.txt "$@"
 }
 install hatchling editables
 install --no-build-isolation --editable ".[kernels,weights,hf,dev]"
