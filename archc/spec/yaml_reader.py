@@ -238,7 +238,8 @@ class _Composer:
             min(mark.index, len(self.lines.text)) if mark is not None else 0,
             context.index if context is not None else None, opened, self.torn,
         )
-        if not any(found.span.line == mistake.span.line for found in self.report.diagnostics):
+        places = {(found.span.path, found.span.line) for found in self.report.diagnostics}
+        if (mistake.span.path, mistake.span.line) not in places:
             self._report(mistake)
 
     def _report(self, mistake: Mistake) -> None:
