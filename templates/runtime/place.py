@@ -154,7 +154,7 @@ def packed_layout(
     """The layout of one row of `total` tokens in which `cu_seqlens [N + 1]` marks N sequences.
 
     `longest_new` bounds the tokens of one sequence; without it the lengths are read back (once a call, not
-    under `torch.compile`), and checked: ValueError for borders that decrease, do not start at 0 or pass `total`.
+    under `torch.compile`) and checked: ValueError for borders that fall, do not start at 0 or pass `total`.
     """
     cu_seqlens = cu_seqlens.long()
     rows = cu_seqlens.shape[0] - 1
@@ -190,7 +190,7 @@ def _check_rows(state: State, rows: int) -> None:
 
 
 def _fits(state: State, bound: int, new: int | Tensor) -> int:
-    """A bound of the lengths after the call. Raises StateError, before anything is written, if a cache is full."""
+    """A bound of the lengths after the call. StateError, before any write, for too small a cache."""
     limit = state.max_length
     if state.limited_by is None or bound <= limit:
         return bound

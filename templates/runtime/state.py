@@ -14,8 +14,8 @@ class State:
     """The memory of N sequences.
 
     `memory`: full name -> tensor `[N, ...]`. `length [N]` int64: tokens seen. `longest`: host integer, no
-    sequence is longer. `uniform`: host boolean, all lengths are equal. `max_length`: tokens that the full caches
-    hold; `limited_by` names one of them, or is None where nothing grows with the length.
+    sequence is longer. `uniform`: host boolean, all lengths are equal. `max_length`: tokens that the full
+    caches hold; `limited_by` names one of them, or is None where nothing grows with the length.
     """
 
     __slots__ = ("length", "limited_by", "longest", "max_length", "memory", "uniform")

@@ -1,0 +1,32 @@
+"""Put the run-time sources together as one package, and import it under any name."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).parents[2]
+
+
+def assemble(folder: Path) -> Path:
+    """Copy `templates/runtime/*.py`, and each operation's `runtime.py` as `<operation>.py`, into one folder."""
+    folder.mkdir()
+    (folder / "__init__.py").write_text('"""The run-time sources."""\n')
+    for source in sorted((ROOT / "templates" / "runtime").glob("*.py")):
+        shutil.copy(source, folder / source.name)
+    for source in sorted((ROOT / "archc" / "operations").glob("*/runtime.py")):
+        shutil.copy(source, folder / f"{source.parent.name}.py")
+    return folder
+
+
+def load(folder: Path, name: str) -> dict[str, ModuleType]:
+    """Import the package in `folder` under any name, as a copy somewhere else would be."""
+    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
+    assert spec is not None and spec.loader is not None
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return {path.stem: import_module(f"{name}.{path.stem}") for path in sorted(folder.glob("[a-z]*.py"))}
