@@ -1,0 +1,99 @@
+"""Commands that write: build, eject, kernels."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from archc.cli.answers import answering, print_json, warn
+from archc.cli.sources import package_name, spec_path
+from archc.cli.spec_commands import Json, SpecArgument
+from archc.spec.diagnostics import MachineError
+
+
+def build(
+    spec: SpecArgument,
+    target: Annotated[str, typer.Option("--target", "-t", help="What the package runs on.")] = "cpu",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The package's folder; generated/NAME by default.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over files that were edited by hand.")
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave files that were edited by hand as they are.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the package of a model: source code that needs nothing but torch."""
+    if force and keep:
+        raise typer.BadParameter("--force and --keep exclude each other")
+    path = spec_path(spec)
+    with answering(as_json):
+        from archc.data import data_folder
+
+        targets = sorted(file.stem for file in (data_folder("specs") / "targets").glob("*.yaml"))
+        if target not in {*targets, "cpu"}:
+            raise typer.BadParameter(
+                f"there is no target {target!r}; targets: {', '.join({*targets, 'cpu'})}"
+            )
+        folder = out or Path("generated") / package_name(path)
+        began = time.perf_counter()
+        with _working(f"building {folder}"):
+            from archc.pipeline import build as build_package
+
+            report = build_package(path, folder, target=target, force=force, keep=keep)
+        seconds = time.perf_counter() - began
+        if as_json:
+            print_json(report)
+            return
+        written = report.written
+        changes = f"{len(written.written)} files written" if written.written else "nothing to change"
+        for count, what in ((len(written.removed), "removed"), (len(written.kept), "kept as edited")):
+            changes += f", {count} {what}" if count else ""
+        print(f"{folder}: {changes} ({seconds:.2f} s)")
+        for file in written.kept:
+            warn(f"archc: {file} was edited by hand and is not rebuilt")
+
+
+def eject(
+    folder: Annotated[Path, typer.Argument(help="A package that archc wrote.")],
+    as_json: Json = False,
+) -> None:
+    """Make a package yours: archc will not write to its folder again."""
+    with answering(as_json):
+        from archc.output import eject as make_yours
+
+        files = make_yours(folder)
+        if as_json:
+            print_json({"folder": folder, "files": files})
+        else:
+            print(f"{folder} is yours now: {len(files)} files that archc will not touch again")
+
+
+def kernels(
+    spec: SpecArgument,
+    target: Annotated[str, typer.Option("--target", "-t", help="The GPU.")] = "h100",
+    as_json: Json = False,
+) -> None:
+    """List the kernels of a model with their lower bounds (not in this version)."""
+    path = spec_path(spec)
+    with answering(as_json):
+        raise MachineError(
+            f"this version of archc writes no kernels: for {target}, {path} is built in its torch form, which "
+            "runs on any device. `archc cost` prints bytes, FLOPs and state sizes."
+        )
+
+
+def _working(text: str) -> AbstractContextManager[object]:
+    """A spinner on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)
