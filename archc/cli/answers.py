@@ -1,4 +1,4 @@
-"""How commands answer: facts as text or JSON, failures with the exit code of whose fault it is, no traceback."""
+"""How commands answer: facts as text or JSON, failures with the exit code of whose fault it is."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def answering(as_json: bool = False) -> Iterator[None]:
             raise
         if os.environ.get("ARCHC_TRACEBACK"):
             traceback.print_exc()
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        last = traceback.extract_tb(error.__traceback__)[-1]
         _fail(
             f"archc itself has failed, which is a mistake in archc and not in your spec: "
-            f"{type(error).__name__}: {str(error)[:500]} ({Path(place.filename).name}:{place.lineno}). "
+            f"{type(error).__name__}: {str(error)[:500]} ({Path(last.filename).name}:{last.lineno}). "
             "Set ARCHC_TRACEBACK=1 to see where, and please report it.",
             MACHINE,
             as_json,

@@ -85,8 +85,8 @@ def kernels(
     path = spec_path(spec)
     with answering(as_json):
         raise MachineError(
-            f"this version of archc writes no kernels: for {target}, {path} is built in its torch form, which "
-            "runs on any device. `archc cost` prints bytes, FLOPs and state sizes."
+            f"this version of archc writes no kernels: for {target}, {path} is built in its torch form, "
+            "which runs on any device. `archc cost` prints bytes, FLOPs and state sizes."
         )
 
 
