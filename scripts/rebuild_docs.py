@@ -1,4 +1,4 @@
-"""Rebuild the pages of docs/ that are lists of what is elsewhere; with --check, only say whether they are stale."""
+"""Rebuild the pages of docs/ that list what is elsewhere; with --check, only say whether they are stale."""
 
 from __future__ import annotations
 
