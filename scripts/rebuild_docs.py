@@ -11,11 +11,10 @@ NOTE = "<!-- Written by `make docs`; edit what it lists instead. -->\n\n"
 
 def errors_page() -> str:
     """Every error code with its title, linked to its page."""
+    from archc.errors import titles
+
     lines = ["# Errors by code", "", "`archc explain CODE` prints a page in the terminal.", ""]
-    for page in sorted((ROOT / "archc" / "errors").glob("*.md")):
-        title = page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        code, _, rest = title.partition(":")
-        lines.append(f"- [{code}](../archc/errors/{page.name}){':' if rest else ''}{rest}")
+    lines += [f"- [{code}](../archc/errors/{code}.md): {title}" for code, title in titles().items()]
     return NOTE + "\n".join(lines) + "\n"
 
 

@@ -15,7 +15,7 @@ from typing import TextIO
 
 import typer
 
-from archc.spec.diagnostics import NOWHERE, Diagnostic, MachineError, Span, SpecError
+from archc.spec.diagnostics import Diagnostic, MachineError, SpecError
 
 DONE, INPUT, USAGE, MACHINE = 0, 1, 2, 3
 
@@ -80,12 +80,13 @@ def json_value(facts: object) -> object:
 def print_diagnostics(found: Iterable[Diagnostic], *, as_json: bool, to: TextIO) -> None:
     """Print diagnostics with excerpts, or as one JSON object on standard output."""
     found = list(found)
-    if as_json:
-        print_json({"diagnostics": [_as_object(diagnostic) for diagnostic in found]})
-        return
-    from archc.spec.render import render
+    from archc.spec.render import render, to_json
 
-    print(render(found, _sources(found)).rstrip("\n"), file=to)
+    if as_json:
+        print_json({"diagnostics": json.loads(to_json(found))})
+        return
+    colour = to.isatty() and not os.environ.get("NO_COLOR")
+    print(render(found, _sources(found), colour=colour).rstrip("\n"), file=to)
 
 
 def warn(text: str) -> None:
@@ -99,20 +100,6 @@ def _fail(message: str, code: int, as_json: bool) -> None:
     else:
         print(f"archc: {message}", file=sys.stderr)
     raise typer.Exit(code) from None
-
-
-def _as_object(diagnostic: Diagnostic) -> dict[str, object]:
-    def place(span: Span) -> object:
-        return None if span == NOWHERE else dataclasses.asdict(span)
-
-    return {
-        "code": diagnostic.code,
-        "message": diagnostic.message,
-        "place": place(diagnostic.span),
-        "note": diagnostic.note,
-        "help": diagnostic.help,
-        "labels": [{"place": place(label.span), "text": label.text} for label in diagnostic.labels],
-    }
 
 
 def _sources(found: Iterable[Diagnostic]) -> dict[str, str]:

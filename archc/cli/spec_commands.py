@@ -72,19 +72,17 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Print the page of an error code: what it means, an example, and how to put it right."""
-    from importlib.resources import files
-
-    folder = files("archc") / "errors"
-    known = sorted(page.name.removesuffix(".md") for page in folder.iterdir() if page.name.endswith(".md"))
-    wanted = code.strip().upper()
-    if wanted not in known:
-        import difflib
-
-        close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
-        hint = f"; close ones: {', '.join(close)}" if close else ""
-        raise typer.BadParameter(f"there is no error {code!r}{hint}")
     with answering(as_json):
-        text = (folder / f"{wanted}.md").read_text(encoding="utf-8")
+        from archc.errors import page, titles
+
+        text = page(code)
+        wanted = code.strip().upper()
+        if text is None:
+            import difflib
+
+            close = difflib.get_close_matches(wanted, titles(), n=3, cutoff=0.5)
+            hint = f"; close ones: {', '.join(close)}" if close else ""
+            raise typer.BadParameter(f"there is no error {code!r}{hint}")
         if as_json:
             print_json({"code": wanted, "page": text})
         elif sys.stdout.isatty():

@@ -59,7 +59,7 @@ def test_check_prints_mistakes_with_their_excerpt(pipeline: ModuleType, spec: st
     for piece in ("E101", "no such thing", "model.yaml:2:1", "name: thing", "say something else"):
         assert piece in done.stdout
     (found,) = json.loads(run("check", "--json", spec).stdout)["diagnostics"]
-    assert found["code"] == "E101" and found["place"]["line"] == 2 and found["help"] == "say something else"
+    assert found["code"] == "E101" and found["line"] == 2 and found["help"] == "say something else"
 
 
 def test_mistakes_of_a_build_go_to_standard_error(pipeline: ModuleType, spec: str) -> None:
