@@ -1,4 +1,4 @@
-"""`make demo`: a published model from 30 lines of YAML, with its real weights; then a new hybrid that learns."""
+"""`make demo`: a published model from a page of YAML, with its real weights; then a hybrid that learns."""
 
 from __future__ import annotations
 

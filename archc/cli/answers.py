@@ -43,6 +43,9 @@ def answering(as_json: bool = False) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, typer.Abort) or hasattr(error, "exit_code"):  # typer's own ways to end a command
             raise
+        weights = sys.modules.get("archc.weights.errors")
+        if weights is not None and isinstance(error, weights.WeightsError):
+            _fail(str(error), INPUT, as_json)
         if os.environ.get("ARCHC_TRACEBACK"):
             traceback.print_exc()
         last = traceback.extract_tb(error.__traceback__)[-1]

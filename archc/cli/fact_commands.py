@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -87,9 +89,41 @@ def diff(
 def bench(
     spec: SpecArgument,
     cpu: Annotated[bool, typer.Option("--cpu", help="Measure on this machine's CPU.")] = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            help="A GGUF file, or an installed package that holds one: the peer gets the same weights.",
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timings of each case.")] = 7,
     as_json: Json = False,
 ) -> None:
-    """Measure a model's speed beside a peer with the same weights."""
+    """Measure a model's speed, beside transformers with the same weights where a GGUF file is given."""
+    if not cpu:
+        raise typer.BadParameter("say where to measure: --cpu is what this version has")
     path = spec_path(spec)
     with answering(as_json):
-        raise NotImplementedError(path)
+        file = Path(weights) if weights else None
+        if weights and not Path(weights).is_file():
+            from archc.weights import packaged_file
+
+            file = packaged_file(weights)
+        from rich.console import Console
+
+        from archc.cli.measure import measure
+
+        with Console(stderr=True, quiet=not sys.stderr.isatty()).status("measuring") as status:
+            found = measure(path, file, rounds=rounds, tell=status.update)
+        if as_json:
+            print_json(found)
+            return
+        print(
+            f"{found.machine}, {found.threads} threads, "
+            + ", ".join(f"{p} {v}" for p, v in found.versions.items())
+        )
+        for timing in found.timings:
+            line = f"{timing.case:8} batch {timing.batch_size}  {timing.ours:9.1f} tokens/s"
+            if timing.ratio is not None:
+                line += f"  peer {timing.peer:9.1f} tokens/s  {timing.ratio:.2f} times the peer"
+            print(line)
