@@ -94,7 +94,7 @@ class _Evaluator:
                 return self.value(expr.then if self._condition(expr.test) else expr.otherwise)
             case Call():
                 return self._call(expr)
-        raise self.fail("E167", "this is not known before the model runs", expr)
+        raise TypeError(f"no node of the language: {type(expr).__name__}")
 
     def _name(self, expr: Name) -> Static:
         if expr.id in WORDS:
