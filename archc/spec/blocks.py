@@ -14,6 +14,7 @@ from archc.spec.spec import Body, Use
 from archc.spec.uses import Binder
 from archc.spec.yaml_nodes import YMapping, YNode, YScalar
 
+NAMES = ("block", "use")  # an entry names its body with either
 BODY_KEYS = ("slots", "parts", "sizes", "inputs", "export", "losses", "params", "title", "source")
 
 
@@ -59,7 +60,9 @@ class BlockReader:
         return entries
 
     def _read_entry(self, key: YScalar, node: YMapping) -> Entry:
-        nested = node.get("block")
+        nested = node.get("block") or node.get("use")
+        if node.get("block") is not None and node.get("use") is not None:
+            self.report.error("E231", f"block `{key.text}` names its body twice", node.span, help="remove `use:` or `block:`")
         if isinstance(nested, YMapping):
             fields = Fields(nested, f"the body of block `{key.text}`", self.report)
             own = read_body(fields, "block", key.text, key.span, self.report)
@@ -94,15 +97,17 @@ class BlockReader:
     def bind(self, entry: Entry, binder: Binder) -> Use | None:
         """The entry as a use of its body."""
         own = entry.own
-        skip = ("block", *SECTIONS) if own is not None and entry.node.get("block") is None else ("block",)
+        named = entry.node.get("block") or entry.node.get("use")
+        skip = NAMES if own is None or named is not None else (*NAMES, *SECTIONS)
         node = replace(entry.node, entries=tuple(pair for pair in entry.node.entries if pair[0].text not in skip))
         body = own if own is not None else self._named(entry)
         if body is None:
             return None
+        binder.owner = entry.name
         return binder.bind(body, Fields(node, f"block `{entry.name}`", self.report), entry.span)
 
     def _named(self, entry: Entry) -> Body | None:
-        named = entry.node.get("block")
+        named = entry.node.get("block") or entry.node.get("use")
         if isinstance(named, YScalar):
             return self.library.find(("block",), named)
         if named is not None:
@@ -124,7 +129,7 @@ def _kinds_of(slot: str) -> tuple[str, ...]:
 def used_entries(entries: Mapping[str, Entry], names: tuple[str, ...], report: Reporter) -> list[Entry]:
     """The entries that stand in some layer; one that stands in none is an error, unless it only lends its body."""
     used = set(names)
-    lent = {value.text for entry in entries.values() if isinstance(value := entry.node.get("block"), YScalar)}
+    lent = {value.text for entry in entries.values() if isinstance(value := entry.node.get("block") or entry.node.get("use"), YScalar)}
     for entry in entries.values():
         if entry.name not in used and not entry.template and entry.name not in lent:
             report.error("E244", f"no layer uses block `{entry.name}`", entry.span,

@@ -205,6 +205,7 @@ class _Resolver:
     def _bind_shared(self, node: YMapping | None, binder: Binder) -> dict[str, Use]:
         found: dict[str, Use] = {}
         for key, value in node.entries if node is not None else ():
+            binder.owner = "shared"
             filled = binder.fill(value, ("mixer", "mlp"), key.text)
             if isinstance(filled, Shared):
                 self.report.error("E242", f"`{key.text}` is shared already and cannot be filled with a shared body", value.span,

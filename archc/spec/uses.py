@@ -25,6 +25,8 @@ class Binder:
     report: Reporter
     shared: Mapping[str, Span] = field(default_factory=dict)
     used_shared: set[str] = field(default_factory=set)
+    owner: str = ""  # the block or shared body that is being bound; names bodies that are written out in a slot
+    inline: set[str] = field(default_factory=set)
 
     def fill(self, node: YNode, kinds: Iterable[str], slot: str) -> Use | Shared | None:
         """What fills a slot: `{use: name, ...}`, `{shared: [A, B]}`, or a body written out in place."""
@@ -41,12 +43,22 @@ class Binder:
             return self.use(fields, kinds, node.span)
         if "body" in fields:
             kind = kinds[0]
-            body = read_body(fields, kind, slot, node.span, self.report)
+            body = read_body(fields, kind, self._inline_name(slot), node.span, self.report)
             fields.finish(SECTIONS)
             return self.bind(body, Fields(replace(node, entries=()), f"`{slot}`", self.report), node.span)
         self.report.error("E203", f"`{slot}` says not what it uses", node.span,
                           help=f"begin with `use:`, for example `{slot}: {{use: name}}`")
         return None
+
+    def _inline_name(self, slot: str) -> str:
+        """A name of its own for a body without one: `full_mixer`, `full_mixer_2`."""
+        name = plain = "_".join(part for part in (self.owner, slot) if part)
+        number = 1
+        while name in self.inline:
+            number += 1
+            name = f"{plain}_{number}"
+        self.inline.add(name)
+        return name
 
     def _fill_shared(self, node: YMapping, slot: str) -> Shared | None:
         fields = Fields(node, f"`{slot}`", self.report)
