@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +30,22 @@ def packaged_file(package: str, pattern: str = "*.gguf") -> Path:
 
 def _reader(path: Path) -> Any:
     try:
+        stat = path.stat()
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror}") from error
+    return _open(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(
+    maxsize=1
+)  # a file's words and merges take seconds to index, and weights and tokenizer both need them
+def _open(path: Path, modified: int, size: int) -> Any:
+    try:
         import gguf
     except ImportError as error:
         raise WeightsError("reading GGUF files needs the package gguf; try: pip install gguf") from error
     try:
         return gguf.GGUFReader(path)
-    except FileNotFoundError as error:
-        raise WeightsError(f"there is no file {path}") from error
     except Exception as error:  # the reader checks little: a bad file fails in many ways
         raise WeightsError(f"{path} is not a GGUF file or is damaged: {error}") from error
 
@@ -53,7 +63,7 @@ def load_gguf(path: str | Path, names: str | Path | None = None) -> dict[str, to
     """The weights of a GGUF file, dequantised to float32, under our names.
 
     `names`: a list of names (see `specs/weights/`); by default the one for the file's architecture. Raises
-    `WeightsError` where a tensor is not listed, or its type is not known, or the number of heads does not fit.
+    `WeightsError` where a tensor is not listed, its type is not known, or the number of heads does not fit.
     """
     import torch
     from gguf.quants import dequantize
@@ -105,4 +115,5 @@ def _halves_first(value: torch.Tensor, heads: int, name: str, path: Path) -> tor
         raise WeightsError(
             f"{path}: {name!r} has {value.shape[0]} rows, which are not pairs in {heads} heads"
         )
-    return value.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2).contiguous()
+    pairs = value.reshape(heads, value.shape[0] // heads // 2, 2, *value.shape[1:])
+    return pairs.transpose(1, 2).reshape(value.shape)

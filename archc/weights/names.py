@@ -20,8 +20,8 @@ _KEYS = {"weights", "title", "source", "format", "architecture", "names", "paire
 class Names:
     """A list of names. Patterns hold `{i}` where the layer stands.
 
-    `names`: theirs to ours. `paired_rows`: theirs to the metadata entry with the number of heads; the rows of each
-    head are stored as pairs (0, 1), (2, 3) and ours are (0, n / 2), (1, n / 2 + 1). `ignore`: not read.
+    `names`: theirs to ours. `paired_rows`: theirs to the metadata entry with the number of heads; the rows of
+    each head are stored as pairs (0, 1), (2, 3), ours are (0, n / 2), (1, n / 2 + 1). `ignore`: not read.
     """
 
     format: str
@@ -32,7 +32,7 @@ class Names:
     path: Path
 
     def ours(self, theirs: str) -> str | None:
-        """Our name of a tensor; None for one to ignore. Raises `WeightsError` for one that is not listed."""
+        """Our name of a tensor; None for one to ignore. `WeightsError` if not listed."""
         if any(_index(pattern, theirs) is not None for pattern in self.ignore):
             return None
         for pattern, ours in self.names.items():
@@ -40,7 +40,7 @@ class Names:
             if index is not None:
                 return ours.replace("{i}", index)
         raise WeightsError(
-            f"the file holds a tensor {theirs!r} that {self.path} does not list: it belongs to another kind of "
+            f"the file holds a tensor {theirs!r} that {self.path} does not list: it is of another kind of "
             f"model; add it under `names:` or `ignore:` in a list of your own and pass that as `names=`"
         )
 

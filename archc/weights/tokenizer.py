@@ -31,7 +31,10 @@ class Tokenizer:
     template: str
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of `text`, nothing added. Names of control tokens in the text become these tokens."""
+        """The token ids of `text`, nothing added. Names of control tokens in the text become these tokens.
+
+        A byte that the vocabulary lacks is dropped.
+        """
         return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int], *, keep_control: bool = False) -> str:
@@ -68,7 +71,7 @@ class Tokenizer:
         def raise_exception(message: str) -> None:
             raise jinja2.TemplateError(message)
 
-        # A template comes with the file: nobody has read it. The settings are those that templates are written for.
+        # A template comes with the file, unread by anybody. The settings are those that templates expect.
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
@@ -79,8 +82,8 @@ class Tokenizer:
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer inside a GGUF file.
 
-    Raises `WeightsError` where the file holds none, or one that is not byte-level BPE, or one that cuts text in a
-    way that `specs/tokenizers/` does not know.
+    Raises `WeightsError` where the file holds none, or one that is not byte-level BPE, or one that cuts text
+    in a way that `specs/tokenizers/` does not know.
     """
     try:
         import tokenizers
