@@ -67,8 +67,8 @@ def measure(spec: Path, weights: Path | None, *, rounds: int, tell: Callable[[st
     """Build `spec`, load `weights` (a GGUF file) into it and into transformers' model, time both in turns.
 
     Without weights the model has random ones and there is no peer. `tell` is told what is under way. Every
-    ratio compares two timings taken one right after the other. Raises `MachineError` where torch, or the peer's
-    package, is missing.
+    ratio compares two timings taken one right after the other. Raises `MachineError` where torch or the
+    peer's package is missing.
     """
     try:
         import torch
