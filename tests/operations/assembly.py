@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def assemble(folder: Path) -> Path:
-    """Copy `templates/runtime/*.py`, and each operation's `runtime.py` as `<operation>.py`, into one folder."""
+    """Copy `templates/runtime/*.py` and each operation's `runtime.py`, as `<operation>.py`, to one folder."""
     folder.mkdir()
     (folder / "__init__.py").write_text('"""The run-time sources."""\n')
     for source in sorted((ROOT / "templates" / "runtime").glob("*.py")):

@@ -1,0 +1,157 @@
+"""Rotary positions: angles in float32 from the tokens' places, shared by all layers of a call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .place import Place
+
+
+def rope(
+    x: Tensor,
+    place: Place,
+    theta: float,
+    fraction: float = 1.0,
+    layout: str = "half",
+    scaling: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """`x [B, T, ..., K]` with its first `fraction * K` channels turned by the token's place. Su et al. 2021.
+
+    `layout`: "half" pairs channel j with j + dims / 2, "interleaved" pairs neighbours. `scaling`: see
+    `frequencies`. The tables are computed once a call for each set of arguments.
+    """
+    dims = int(x.shape[-1] * fraction)
+    name = "rope", dims, theta, None if scaling is None else id(scaling)
+    if name not in place.memo:
+        positions = place.layout.positions_BT
+        if place.layout.uniform:
+            positions = positions[:1]
+        tables = rope_tables(positions, dims, theta, scaling, place.layout.longest, x.shape[-1])
+        place.memo[name] = (*tables, scaling)  # holding `scaling` keeps its id its own
+    cos, sin, _ = place.memo[name]
+    return rotate(x, cos, sin, layout)
+
+
+def rope_tables(
+    positions_BT: Tensor,
+    dims: int,
+    theta: float,
+    scaling: Mapping[str, Any] | None = None,
+    longest: int = 0,
+    head_dim: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `[B, T, dims / 2]`, float32, with the scaling's attention factor multiplied in.
+
+    `longest` is the length that "dynamic" and "longrope" adapt to; `head_dim` is needed by "proportional".
+    """
+    inverse, factor = frequencies(dims, theta, scaling, longest, head_dim, positions_BT.device)
+    angles = positions_BT.unsqueeze(-1).float() * inverse
+    cos, sin = angles.cos(), angles.sin()
+    return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: str = "half") -> Tensor:
+    """Turn the first `2 * cos.shape[-1]` channels of `x [B, T, ..., K]`; products are float32 or wider."""
+    half = cos.shape[-1]
+    if x.dim() > 3:
+        shape = (*cos.shape[:2], *(1,) * (x.dim() - 3), half)
+        cos, sin = cos.view(shape), sin.view(shape)
+    if layout == "half":
+        a, b = x[..., :half], x[..., half : 2 * half]
+        turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    elif layout == "interleaved":
+        a, b = x[..., 0 : 2 * half : 2], x[..., 1 : 2 * half : 2]
+        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+    else:
+        raise ValueError(f'rope layout {layout!r}: "half" or "interleaved"')
+    turned = turned.to(x.dtype)
+    return turned if 2 * half == x.shape[-1] else torch.cat([turned, x[..., 2 * half :]], -1)
+
+
+def frequencies(
+    dims: int,
+    theta: float,
+    scaling: Mapping[str, Any] | None = None,
+    longest: int = 0,
+    head_dim: int | None = None,
+    device: torch.device | None = None,
+) -> tuple[Tensor, float]:
+    """Angles per token `[dims / 2]`, float32, and the factor on cosines and sines.
+
+    `scaling["type"]` and the other keys it reads (`original`: the context before scaling):
+    "linear" factor (Chen et al. 2023); "ntk" factor; "dynamic" factor, original; "yarn" factor, original,
+    beta_fast, beta_slow, truncate, mscale, mscale_all_dim, attention_factor (Peng et al. 2023); "llama3" factor,
+    original, low_freq_factor, high_freq_factor; "longrope" factor, original, long_factor, short_factor,
+    attention_factor (Ding et al. 2024); "proportional": exponents count the whole head, the rest stands still.
+    "dynamic" and "longrope" turn by the call's longest length: tokens cached before keep their old angles.
+    """
+    given = dict(scaling or {"type": "none"})
+    kind = given.pop("type")
+    factor = float(given.get("factor", 1))
+    original = given.get("original")
+    base = theta
+    if kind in ("ntk", "dynamic"):
+        stretch = factor
+        if kind == "dynamic":
+            stretch = factor * max(longest, original or 0) / _need(original, kind) - (factor - 1)
+        base = theta * stretch ** (dims / (dims - 2))
+    steps = torch.arange(0, dims, 2, device=device).float()
+    inverse = 1.0 / base ** (steps / (head_dim or dims if kind == "proportional" else dims))
+    if kind in ("none", "ntk", "dynamic"):
+        return inverse, 1.0
+    if kind == "proportional":
+        return inverse / factor, 1.0
+    if kind == "linear":
+        return inverse / factor, 1.0
+    if kind == "llama3":
+        low, high = float(given.get("low_freq_factor", 1)), float(given.get("high_freq_factor", 4))
+        turns = _need(original, kind) * inverse / (2 * math.pi)
+        smooth = ((turns - low) / (high - low)).clamp(0, 1)
+        return torch.lerp(inverse / factor, inverse, smooth), 1.0
+    if kind == "yarn":
+        return _yarn(inverse, dims, theta, factor, _need(original, kind), given)
+    if kind == "longrope":
+        start = _need(original, kind)
+        per_channel = given["long_factor"] if longest > start else given["short_factor"]
+        attention = given.get("attention_factor")
+        if attention is None:
+            attention = math.sqrt(1 + math.log(factor) / math.log(start)) if factor > 1 else 1.0
+        return inverse / torch.tensor(per_channel, dtype=torch.float32, device=device), float(attention)
+    raise ValueError(f"unknown rope scaling {kind!r}")
+
+
+def _yarn(
+    inverse: Tensor, dims: int, theta: float, factor: float, original: float, given: dict[str, Any]
+) -> tuple[Tensor, float]:
+    """Slow channels are interpolated, fast ones kept, with a ramp between."""
+
+    def channel(turns: float) -> float:
+        return dims * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    def temperature(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
+
+    low, high = channel(float(given.get("beta_fast", 32))), channel(float(given.get("beta_slow", 1)))
+    if given.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dims - 1)
+    width = high - low or 0.001
+    ramp = ((torch.arange(dims // 2, device=inverse.device).float() - low) / width).clamp(0, 1)
+    attention = given.get("attention_factor")
+    if attention is None:
+        if given.get("mscale") and given.get("mscale_all_dim"):
+            attention = temperature(float(given["mscale"])) / temperature(float(given["mscale_all_dim"]))
+        else:
+            attention = temperature(1)
+    return torch.lerp(inverse, inverse / factor, ramp), float(attention)
+
+
+def _need(original: float | None, kind: str) -> float:
+    if original is None:
+        raise ValueError(f"rope scaling {kind!r} needs `original`, the context before scaling")
+    return original
