@@ -24,7 +24,7 @@ def library_page() -> str:
 
     lines = ["# The library", "", "`archc library NAME` prints an entry.", ""]
     kind = ""
-    for entry in entries():
+    for entry in entries(ROOT / "docs"):
         if entry.kind != kind:
             kind = entry.kind
             lines += ["", f"## {kind}", "", "| name | title | source |", "|---|---|---|"]

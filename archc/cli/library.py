@@ -38,8 +38,8 @@ class Entry:
 def entries(start: Path) -> list[Entry]:
     """Every entry that a spec in the folder `start` can use, by kind in the order of a spec, then by name.
 
-    An entry hides those of the same kind and name in libraries that are searched later. Raises `SpecError` for a
-    faulty `archc.toml`.
+    An entry hides those of the same kind and name in libraries that are searched later. Raises `SpecError`
+    for a faulty `archc.toml`.
     """
     found: dict[tuple[str, str], Entry] = {}
     for library, folder in _libraries(start):

@@ -112,11 +112,11 @@ def library(
     name: Annotated[str | None, typer.Argument(help="Print this entry's file instead of the list.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List what ships with archc: mixers, MLPs, blocks, functions and models, with their sources."""
+    """List what a spec here can use: mixers, MLPs, blocks, functions and models, with their sources."""
     with answering(as_json):
         from archc.cli.library import entries
 
-        found = entries()
+        found = entries(Path())
         if name is not None:
             chosen = [entry for entry in found if entry.name == name]
             if not chosen:
@@ -145,9 +145,8 @@ def _print_library(found: list[Entry]) -> None:
     for entry in found:
         kind = entry.kind if entry.kind != last else ""
         last = entry.kind
-        table.add_row(
-            kind, Text(entry.name, style="bold"), Text(entry.title), Text(entry.source, style="dim")
-        )
+        title = entry.title if entry.library == "archc" else f"{entry.title} ({entry.library})".strip()
+        table.add_row(kind, Text(entry.name, style="bold"), Text(title), Text(entry.source, style="dim"))
     # A pipe has no width: then every entry stays on one line.
     width = None if sys.stdout.isatty() else 240
     Console(width=width, highlight=False).print(table)

@@ -145,6 +145,19 @@ def test_library_lists_entries_and_prints_one(spec: str) -> None:
     assert "recurrence(" in run("library", "gated_deltanet").stdout
 
 
+def test_library_lists_the_users_own_entries_too(spec: str, tmp_path: Path) -> None:
+    for place, name in (("mixers", "mine"), ("lib/mlps", "ours"), ("mixers", "gla")):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / f"{name}.yaml").write_text(f"{place[-6:-1]}: {name}\ntitle: Of our own\n")
+    (tmp_path / "archc.toml").write_text('[library]\nfolders = ["lib"]\n')
+    found = {(e["kind"], e["name"]): e["library"] for e in json.loads(run("library", "--json").stdout)}
+    assert found["mixer", "mine"] == "." and found["mlp", "ours"] == "lib"
+    assert found["mixer", "gla"] == ".", "the nearer entry hides archc's own"
+    assert found["mixer", "kda"] == "archc"
+    (tmp_path / "archc.toml").write_text("[library\n")
+    assert run("library").exit_code == 1
+
+
 def test_new_writes_a_spec_once(spec: str, tmp_path: Path) -> None:
     assert run("new", "mine").exit_code == 0
     text = (tmp_path / "mine.yaml").read_text()
