@@ -11,7 +11,7 @@ _TITLE = re.compile(r"# (E\d{3}): (.+)")
 
 @cache
 def titles() -> dict[str, str]:
-    """Every code with the title of its page, in order. Raises ValueError for a page that does not begin with one."""
+    """Every code with the title of its page, in order. Raises ValueError for a page without title."""
     found: dict[str, str] = {}
     for entry in files(__name__).iterdir():
         if not entry.name.endswith(".md"):

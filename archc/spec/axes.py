@@ -1,4 +1,4 @@
-"""The identity of an axis: a polynomial normal form, in which `a * b` and `b * a` are one and numbers decide nothing."""
+"""The identity of an axis: a polynomial normal form, in which `a * b` and `b * a` are one axis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,19 @@ from fractions import Fraction
 from archc.spec import statics
 from archc.spec.diagnostics import Reporter
 from archc.spec.expressions import (
-    Attribute, Binary, Boolean, Call, Compare, Conditional, Expr, ListExpr, Name, Number, Subscript, Text, Unary,
+    Attribute,
+    Binary,
+    Boolean,
+    Call,
+    Compare,
+    Conditional,
+    Expr,
+    ListExpr,
+    Name,
+    Number,
+    Subscript,
+    Text,
+    Unary,
 )
 from archc.spec.spec import Static
 
@@ -31,7 +43,7 @@ class Atom:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A Laurent polynomial over atoms with rational coefficients. Equal and hashed by its normal form alone."""
+    """A Laurent polynomial over atoms with rational coefficients; equality and hash go by it alone."""
 
     terms: tuple[tuple[Monomial, Fraction], ...]  # sorted, no zero coefficients
     order: tuple[str, ...] = field(default=(), compare=False)  # atoms as they were first written, for `str()`
@@ -48,7 +60,7 @@ class Axis:
 
     @staticmethod
     def of(expr: Expr) -> Axis:
-        """The axis that an expression over static names describes. Raises ValueError for what is no arithmetic."""
+        """The axis that an expression over static names describes. Raises ValueError for anything else."""
         return _read(expr)
 
     def __add__(self, other: Axis) -> Axis:
@@ -104,7 +116,9 @@ class Axis:
 
     def names(self) -> frozenset[str]:
         """The declared names that occur, also inside operations."""
-        return frozenset(name for monomial, _ in self.terms for atom, _ in monomial for name in _atom_names(atom))
+        return frozenset(
+            name for monomial, _ in self.terms for atom, _ in monomial for name in _atom_names(atom)
+        )
 
     def substitute(self, mapping: Mapping[str, Axis]) -> Axis:
         """This axis with names replaced by other axes, all at once."""
@@ -119,14 +133,18 @@ class Axis:
         return total
 
     def evaluate(self, mapping: Mapping[str, Static]) -> Fraction:
-        """The number that this axis comes to. Raises KeyError for an unknown name, ValueError where there is none."""
-        missing = sorted(name for name in self.names() if name.split(".")[0] not in mapping and name not in mapping)
+        """The number that this axis is. Raises KeyError for an unknown name, ValueError if it is none."""
+        missing = sorted(
+            name for name in self.names() if name.split(".")[0] not in mapping and name not in mapping
+        )
         if missing:
             raise KeyError(missing[0])
         report = Reporter()
         found = statics.evaluate(self.expr(), mapping, report)
         if report.diagnostics or isinstance(found, bool) or not isinstance(found, Fraction):
-            raise ValueError(report.diagnostics[0].message if report.diagnostics else f"`{self}` is not a number")
+            raise ValueError(
+                report.diagnostics[0].message if report.diagnostics else f"`{self}` is not a number"
+            )
         return found
 
     def expr(self) -> Expr:
@@ -182,7 +200,7 @@ def _invert(axis: Axis) -> Axis:
 
 
 def _divide(axis: Axis, divisor: Axis) -> Axis | None:
-    """The quotient of two polynomials if it is one, else None: long division by the last term in the sorting."""
+    """The quotient of two polynomials if it is a polynomial, else None; by long division."""
     atoms = sorted({atom for part in (axis, divisor) for monomial, _ in part.terms for atom, _ in monomial})
 
     def degrees(monomial: Monomial) -> tuple[int, ...]:
@@ -194,8 +212,15 @@ def _divide(axis: Axis, divisor: Axis) -> Axis | None:
 
     rest, quotient = axis, Axis.number(0)
     divisor_lead = _axis(dict([leading(divisor)]), ())
-    lowest = [min(degrees(monomial)[k] for monomial, _ in axis.terms) -
-              min(degrees(monomial)[k] for monomial, _ in divisor.terms) for k in range(len(atoms))] if axis.terms else []
+    lowest = (
+        [
+            min(degrees(monomial)[k] for monomial, _ in axis.terms)
+            - min(degrees(monomial)[k] for monomial, _ in divisor.terms)
+            for k in range(len(atoms))
+        ]
+        if axis.terms
+        else []
+    )
     for _ in range(MAX_TERMS):
         if not rest.terms:
             return _axis(dict(quotient.terms), axis.order + divisor.order)
@@ -207,7 +232,7 @@ def _divide(axis: Axis, divisor: Axis) -> Axis | None:
 
 
 def for_reading(axis: Axis) -> list[tuple[Monomial, Fraction]]:
-    """Terms and their factors in the order in which their atoms were first written; the constant comes last."""
+    """Terms and their factors in the order in which their atoms were first written, the constant last."""
     place = {name: position for position, name in enumerate(axis.order)}
 
     def key(term: tuple[Monomial, Fraction]) -> tuple[bool, list[int]]:

@@ -7,7 +7,19 @@ from fractions import Fraction
 from archc.spec.axes import Atom, Axis, Monomial, for_reading
 from archc.spec.diagnostics import NOWHERE
 from archc.spec.expressions import (
-    Attribute, Binary, Boolean, Call, Compare, Conditional, Expr, ListExpr, Name, Number, Subscript, Text, Unary,
+    Attribute,
+    Binary,
+    Boolean,
+    Call,
+    Compare,
+    Conditional,
+    Expr,
+    ListExpr,
+    Name,
+    Number,
+    Subscript,
+    Text,
+    Unary,
 )
 
 _CONDITIONAL, _OR, _AND, _NOT, _COMPARE, _SUM, _PRODUCT, _SIGN, _POWER, _ATOM = range(10)
@@ -40,7 +52,11 @@ def _term(monomial: Monomial, coefficient: Fraction) -> Expr:
     for atom, exponent in monomial:
         inverse = atom.operation == "1/"
         base = expression(atom.parts[0]) if inverse else _atom(atom)
-        power = base if abs(exponent) == 1 else Binary(NOWHERE, "**", base, Number(NOWHERE, Fraction(abs(exponent))))
+        power = (
+            base
+            if abs(exponent) == 1
+            else Binary(NOWHERE, "**", base, Number(NOWHERE, Fraction(abs(exponent))))
+        )
         (below if (exponent < 0) is not inverse else above).append(power)
     if coefficient.numerator != 1 or not above:
         above.insert(0, Number(NOWHERE, Fraction(coefficient.numerator)))
@@ -111,7 +127,10 @@ def _write(expr: Expr) -> tuple[str, int]:
             return f"[{', '.join(text(item) for item in expr.items)}]", _ATOM
         case Call():
             keywords = [f"{keyword.name}={text(keyword.value)}" for keyword in expr.keywords]
-            return f"{expr.function}({', '.join([text(argument) for argument in expr.args] + keywords)})", _ATOM
+            return (
+                f"{expr.function}({', '.join([text(argument) for argument in expr.args] + keywords)})",
+                _ATOM,
+            )
         case Unary():
             level = _SIGN if expr.op == "-" else _NOT
             return ("-" if expr.op == "-" else "not ") + _inside(expr.operand, level), level
@@ -125,7 +144,9 @@ def _write(expr: Expr) -> tuple[str, int]:
             return f" {expr.op} ".join(_inside(part, level + 1) for part in expr.values), level
         case Compare():
             parts = [_inside(operand, _COMPARE + 1) for operand in expr.operands]
-            return parts[0] + "".join(f" {op} {part}" for op, part in zip(expr.ops, parts[1:], strict=True)), _COMPARE
+            return parts[0] + "".join(
+                f" {op} {part}" for op, part in zip(expr.ops, parts[1:], strict=True)
+            ), _COMPARE
         case Conditional():
             return (f"{_inside(expr.then, _OR)} if {_inside(expr.test, _OR)} else "
                     f"{_inside(expr.otherwise, _CONDITIONAL)}"), _CONDITIONAL

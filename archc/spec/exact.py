@@ -19,11 +19,11 @@ def square_root(x: Number) -> Fraction:
 
 
 def exponential(x: Number) -> Fraction:
-    """e to the power of x as the nearest double; exactly 1 at 0. Raises OverflowError above the largest double."""
+    """e to the power of x as the nearest double, exactly 1 at 0. Raises OverflowError beyond doubles."""
     if x == 0:
         return Fraction(1)
-    if abs(x) > 800:
-        if x > 0:
+    if abs(Fraction(x)) > 800:
+        if Fraction(x) > 0:
             raise OverflowError("the result is larger than any double")
         return Fraction(0)
     return _double(_CONTEXT.exp(_decimal(x)))

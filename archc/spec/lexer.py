@@ -34,9 +34,11 @@ class Token:
 
 
 def tokenize(text: str) -> list[Token]:
-    """Split an equation into tokens; white space is dropped, unknown characters are tokens of kind "other"."""
+    """Split an equation into tokens without white space; unknown characters are of kind "other"."""
     found = ((match.lastgroup or "other", match) for match in _TOKEN.finditer(text))
-    return [Token(kind, match.group(), match.start(), match.end()) for kind, match in found if kind != "space"]
+    return [
+        Token(kind, match.group(), match.start(), match.end()) for kind, match in found if kind != "space"
+    ]
 
 
 def unmatched_bracket(tokens: list[Token]) -> Token | None:

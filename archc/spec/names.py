@@ -23,24 +23,30 @@ RESERVED = {
 }
 
 # Public attributes of torch.nn.Module in torch 2.11 to 2.13; a test compares them with the installed torch.
-MODULE_ATTRIBUTES = frozenset("""
-    T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double dump_patches
-    eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu load_state_dict
-    modules mtia named_buffers named_children named_modules named_parameters parameters register_backward_hook
-    register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
-    register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook
-    register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_
-    set_extra_state set_submodule share_memory state_dict to to_empty train training type xpu zero_grad
-""".split())
+MODULE_ATTRIBUTES = frozenset(
+    """
+    T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double
+    dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule
+    half ipu load_state_dict modules mtia named_buffers named_children named_modules named_parameters
+    parameters register_backward_hook register_buffer register_forward_hook register_forward_pre_hook
+    register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
+    register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook
+    register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to
+    to_empty train training type xpu zero_grad
+""".split()
+)
 
 # Names that the generated source uses itself, and Python's builtins.
-TAKEN = frozenset("""
-    torch nn F math self cls super state cu_seqlens place layout config Tensor tl triton typing dataclass
-    abs aiter all anext any ascii bin bool breakpoint bytearray bytes callable chr classmethod complex copyright
-    credits delattr dict dir divmod enumerate exec exit filter format frozenset getattr globals hasattr hash help hex
-    id input int isinstance issubclass iter len license list locals map max memoryview min next object oct open ord
-    pow print property quit range repr reversed round set setattr slice sorted staticmethod str sum tuple vars zip
-""".split())
+TAKEN = frozenset(
+    """
+    torch nn F math self cls super state cu_seqlens place layout config Tensor tl triton typing
+    dataclass abs aiter all anext any ascii bin bool breakpoint bytearray bytes callable chr classmethod
+    complex copyright credits delattr dict dir divmod enumerate exec exit filter format frozenset
+    getattr globals hasattr hash help hex id input int isinstance issubclass iter len license list
+    locals map max memoryview min next object oct open ord pow print property quit range repr reversed
+    round set setattr slice sorted staticmethod str sum tuple vars zip
+""".split()
+)
 
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
 _LOOKALIKES = {"l": "one", "I": "one", "O": "zero"}
@@ -50,33 +56,43 @@ def check_name(name: str, span: Span, report: Reporter, *, what: str = "name",
                allow: frozenset[str] = frozenset()) -> bool:
     """Whether a word may be declared as a name; reports why not.
 
-    `what` says what is being named ("parameter", "block"). `allow` lifts single words, such as `x` for an input.
+    `what` says what is being named ("parameter", "block"). `allow` lifts single words, such as `x` for an
+    input.
     """
     if name in allow:
         return True
     if not check_weight_name(name, span, report, what=what):
         return False
     if name in RESERVED:
-        report.error("E142", f"`{name}` is reserved: it is {RESERVED[name]}", span, help=f"choose another {what}")
+        report.error(
+            "E142", f"`{name}` is reserved: it is {RESERVED[name]}", span, help=f"choose another {what}"
+        )
     elif name in TAKEN:
         report.error("E144", f"`{name}` means something else in the generated source", span,
                      help=f"choose another {what}, such as `{name}_`" if not name.endswith("_") else "")
     elif name in _LOOKALIKES:
-        report.error("E144", f"`{name}` reads like a {_LOOKALIKES[name]}", span, help=f"choose another {what}")
+        report.error(
+            "E144", f"`{name}` reads like a {_LOOKALIKES[name]}", span, help=f"choose another {what}"
+        )
     else:
         return True
     return False
 
 
 def check_weight_name(name: str, span: Span, report: Reporter, *, what: str = "name") -> bool:
-    """Whether a word may name a weight or submodule: an identifier that is no attribute of `torch.nn.Module`."""
+    """Whether a word may name a weight: an identifier that is no attribute of `torch.nn.Module`."""
     if not _IDENTIFIER.fullmatch(name):
         _form(name, span, report, what)
     elif len(name) > MAX_NAME:
         report.error("E140", f"a {what} has at most {MAX_NAME} letters", span)
     elif keyword.iskeyword(name):
-        report.error("E141", f"`{name}` is a keyword of Python", span,
-                     note="every name becomes an identifier of the generated source", help=f"choose another {what}")
+        report.error(
+            "E141",
+            f"`{name}` is a keyword of Python",
+            span,
+            note="every name becomes an identifier of the generated source",
+            help=f"choose another {what}",
+        )
     elif name in MODULE_ATTRIBUTES:
         report.error("E143", f"`{name}` is an attribute of torch.nn.Module", span,
                      note="a weight or value of this name would hide it", help=f"choose another {what}")
@@ -116,8 +132,13 @@ def parse_targets(key: YScalar, report: Reporter) -> tuple[Target, ...]:
         offset += len(part) + 1
         span = Span(key.span.path, key.span.line, start, key.span.line, start + len(name))
         if name in found:
-            report.error("E145", f"`{name}` is defined twice", span, labels=[Label(found[name].span, "first here")],
-                         help="give each part a name of its own")
+            report.error(
+                "E145",
+                f"`{name}` is defined twice",
+                span,
+                labels=[Label(found[name].span, "first here")],
+                help="give each part a name of its own",
+            )
             good = False
         elif check_name(name, span, report):
             found[name] = Target(name, span)

@@ -14,7 +14,14 @@ from archc.spec.token_checks import MAX_DEPTH, MAX_LENGTH, Check
 from archc.spec.tree import Converter
 from archc.spec.yaml_nodes import YMapping, YNode, YScalar, YSequence
 
-__all__ = ["check_name", "check_weight_name", "parse_axes", "parse_equation", "parse_expression_text", "parse_targets"]
+__all__ = [
+    "check_name",
+    "check_weight_name",
+    "parse_axes",
+    "parse_equation",
+    "parse_expression_text",
+    "parse_targets",
+]
 
 MAX_NODES = 2_000
 
@@ -23,9 +30,9 @@ def parse_equation(node: YNode, report: Reporter, *, quoted_ok: bool = False, el
                    ) -> Expr | None:
     """The syntax tree of an equation, or None after errors.
 
-    An equation is plain text in block style. With `quoted_ok` the value may also be quoted (without escapes) or stand
-    inside `{...}`, as the defaults of parameters do. With `ellipsis_ok` the name `...` is allowed, as in the axes of
-    a function's input. `x | f(a)` comes out as the call `f(x, a)`; numbers are exact.
+    An equation is plain text in block style. With `quoted_ok` the value may also be quoted (without escapes)
+    or stand inside `{...}`, as the defaults of parameters do. With `ellipsis_ok` the name `...` is allowed,
+    as in the axes of a function's input. `x | f(a)` comes out as the call `f(x, a)`; numbers are exact.
     """
     if isinstance(node, YSequence | YMapping):
         kind = "list" if isinstance(node, YSequence) else "mapping"
@@ -37,10 +44,14 @@ def parse_equation(node: YNode, report: Reporter, *, quoted_ok: bool = False, el
     if shift is None:
         return None
     text = node.raw[shift:len(node.raw) - shift]
-    return _parse(text, _placer(text, node.span, shift), report, ellipsis_ok=ellipsis_ok, comment=node.comment)
+    return _parse(
+        text, _placer(text, node.span, shift), report, ellipsis_ok=ellipsis_ok, comment=node.comment
+    )
 
 
-def parse_expression_text(text: str, span: Span, report: Reporter, *, ellipsis_ok: bool = False) -> Expr | None:
+def parse_expression_text(
+    text: str, span: Span, report: Reporter, *, ellipsis_ok: bool = False
+) -> Expr | None:
     """The syntax tree of a short expression that begins where `span` does, or None after errors."""
     return _parse(text, _placer(text, span, 0), report, ellipsis_ok=ellipsis_ok, comment=None)
 
@@ -56,18 +67,26 @@ def parse_axes(node: YNode, report: Reporter) -> ListExpr | None:
 
 
 def _content(scalar: YScalar, report: Reporter, quoted_ok: bool) -> int | None:
-    """How many characters of quoting stand on each side of the expression; None if it is styled in a wrong way."""
+    """How many characters of quoting stand on each side of the expression; None for a wrong style."""
     if scalar.style == "block":
-        report.error("E129", "an equation in a block of text", scalar.span,
-                     help="write it right after the colon, without `|` or `>`; indent the lines that continue it")
+        report.error(
+            "E129",
+            "an equation in a block of text",
+            scalar.span,
+            help="write it right after the colon, without `|` or `>`; indent the lines that continue it",
+        )
         return None
     if scalar.style == "quoted":
         if not quoted_ok:
             report.error("E129", "an equation in quotes", scalar.span, help="leave the quotes out")
             return None
         if "\\" in scalar.raw or scalar.raw[0] in scalar.raw[1:-1]:
-            report.error("E129", "an expression in quotes that holds quotes or backslashes of the same kind", scalar.span,
-                         help="use the other kind of quotes, or block style without quotes")
+            report.error(
+                "E129",
+                "an expression in quotes that holds quotes or backslashes of the same kind",
+                scalar.span,
+                help="use the other kind of quotes, or block style without quotes",
+            )
             return None
         return 1
     if scalar.flow and not quoted_ok:
@@ -130,8 +149,12 @@ def _is_small(tree: ast.expr) -> bool:
 
 
 def _too_deep(span: Span, report: Reporter) -> None:
-    report.error("E128", f"an equation nests at most {MAX_DEPTH} levels and has at most {MAX_NODES:,} parts", span,
-                 help="give its parts names of their own")
+    report.error(
+        "E128",
+        f"an equation nests at most {MAX_DEPTH} levels and has at most {MAX_NODES:,} parts",
+        span,
+        help="give its parts names of their own",
+    )
 
 
 def _offset(text: str, line: int, column: int) -> int:
@@ -152,14 +175,33 @@ def _explain(text: str, offset: int, place: Callable[[int, int], Span], report: 
                      help="a choice is `a if condition else b`")
         return
     for before, token in zip(tokens, tokens[1:], strict=False):
-        if token.text == "not" and before.text in ("+", "-", "*", "/", "//", "%", "**", "<", "<=", ">", ">=", "==", "!=", "|"):
+        if token.text == "not" and before.text in (
+            "+",
+            "-",
+            "*",
+            "/",
+            "//",
+            "%",
+            "**",
+            "<",
+            "<=",
+            ">",
+            ">=",
+            "==",
+            "!=",
+            "|",
+        ):
             report.error("E120", f"`not` after `{before.text}`", place(token.start, token.end),
                          help="put parentheses around the condition")
             return
     if equals:
-        report.error("E120", "`=` does not fit here", place(equals[0].start, equals[0].end),
-                     note="`=` stands between the name of an argument and its value, after the arguments without names",
-                     help="compare with `==`; put arguments without names first")
+        report.error(
+            "E120",
+            "`=` does not fit here",
+            place(equals[0].start, equals[0].end),
+            note="`=` stands between an argument's name and its value, after the arguments without names",
+            help="compare with `==`; put arguments without names first",
+        )
         return
     end = next((token.end for token in tokens if token.start <= offset < token.end), offset + 1)
     report.error("E120", "this is not an expression", place(offset, min(end, len(text))))

@@ -1,4 +1,4 @@
-"""Writes a static expression as Python source that computes the same exact value from integers and Fractions."""
+"""Writes static expressions as Python source that computes the same exact values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,19 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from archc.spec.expressions import (
-    Attribute, Binary, Boolean, Call, Compare, Conditional, Expr, ListExpr, Name, Number, Subscript, Text, Unary,
+    Attribute,
+    Binary,
+    Boolean,
+    Call,
+    Compare,
+    Conditional,
+    Expr,
+    ListExpr,
+    Name,
+    Number,
+    Subscript,
+    Text,
+    Unary,
 )
 
 # How tightly each form binds in Python, loosest first.
@@ -23,18 +35,23 @@ _FUNCTIONS = {
 def to_python(expr: Expr, rename: Callable[[str], str]) -> str:
     """The expression as Python source, with the fewest parentheses.
 
-    The source computes what `archc.spec.statics.evaluate` does when the names hold ints, Fractions, bools, strings,
-    None, tuples or infinite floats. `rename` gives the source of a name; entries of mappings are asked for whole, as
-    "rope.theta". `python_names` says what the source needs to have imported.
+    The source computes what `archc.spec.statics.evaluate` does when the names hold ints, Fractions, bools,
+    strings, None, tuples or infinite floats. `rename` gives the source of a name; entries of mappings are
+    asked for whole, as "rope.theta". `python_names` says what the source needs to have imported.
     """
     return _write(expr, rename)[0]
 
 
 def python_names(expr: Expr) -> frozenset[str]:
-    """What the source of `to_python` uses: of "Fraction", "math" and the functions of `archc/spec/exact.py`."""
+    """What the source of `to_python` uses: "Fraction", "math", functions of `archc/spec/exact.py`."""
     used: set[str] = set()
     for node in expr.walk():
-        if isinstance(node, Number) and node.value.denominator != 1 or isinstance(node, Binary) and node.op == "/":
+        if (
+            isinstance(node, Number)
+            and node.value.denominator != 1
+            or isinstance(node, Binary)
+            and node.op == "/"
+        ):
             used.add("Fraction")
         elif isinstance(node, Binary) and node.op == "**" and not _plain_power(node):
             used.add("power")
@@ -89,7 +106,9 @@ def _write(expr: Expr, rename: Callable[[str], str]) -> tuple[str, int]:
             return f"-{inside(expr.operand, _SIGN)}", _SIGN
         case Boolean():
             parts, level = joined(expr)
-            return (parts, level) if all(_is_truth(part) for part in expr.values) else (f"bool({parts})", _ATOM)
+            return (
+                (parts, level) if all(_is_truth(part) for part in expr.values) else (f"bool({parts})", _ATOM)
+            )
         case Compare():
             text = inside(expr.operands[0], _COMPARE + 1)
             for op, before, operand in zip(expr.ops, expr.operands, expr.operands[1:], strict=False):

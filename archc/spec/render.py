@@ -1,4 +1,4 @@
-"""Shows diagnostics: the place, the lines of the source with carets, the cause and the way out; or as JSON."""
+"""Shows diagnostics: the place, source lines with carets, the cause and the way out; or as JSON."""
 
 from __future__ import annotations
 
@@ -18,17 +18,22 @@ _CODES = {"error": "1;31", "place": "34", "caret": "1;31", "label": "34", "word"
 def render(diagnostics: Iterable[Diagnostic], sources: Mapping[str, str], *, colour: bool = False) -> str:
     """All diagnostics as text, one after the other with an empty line between; ends with a newline.
 
-    `sources` maps paths to their text; places in other files are shown without an excerpt. `colour` adds ANSI codes.
+    `sources` maps paths to their text; places in other files are shown without an excerpt. `colour` adds ANSI
+    codes.
     """
     shown = [_one(diagnostic, sources, _Paint(colour)) for diagnostic in diagnostics]
     return "\n".join(shown)
 
 
 def to_json(diagnostics: Iterable[Diagnostic]) -> str:
-    """All diagnostics as a JSON list, for editors and scripts. Lines and columns count from 1, ends are exclusive."""
+    """All diagnostics as a JSON list. Lines and columns count from 1, ends are exclusive."""
     found = [
         {
-            "code": each.code, "message": each.message, **_place(each.span), "note": each.note, "help": each.help,
+            "code": each.code,
+            "message": each.message,
+            **_place(each.span),
+            "note": each.note,
+            "help": each.help,
             "labels": [{"text": label.text, **_place(label.span)} for label in each.labels],
         }
         for each in diagnostics
@@ -69,10 +74,17 @@ def _one(diagnostic: Diagnostic, sources: Mapping[str, str], paint: _Paint) -> s
     widest = max((mark.line for group in marks.values() for mark in group), default=1)
     gutter = len(str(max(widest, 1)))
     for path, group in marks.items():
-        head = main if path == main.path else next(label.span for label in diagnostic.labels if label.span.path == path)
+        head = (
+            main
+            if path == main.path
+            else next(label.span for label in diagnostic.labels if label.span.path == path)
+        )
         if head.line:
             arrow = "-->" if path == main.path else ":::"
-            out.append(f"{' ' * gutter}{paint('place', arrow)} {clean(str(head))}")
+            words = "" if path in sources else ", ".join(mark.text for mark in group if mark.text)
+            out.append(
+                f"{' ' * gutter}{paint('place', arrow)} {clean(str(head))}{': ' if words else ''}{words}"
+            )
         elif path:
             out.append(f"{' ' * gutter}{paint('place', '-->')} {clean(path)}")
         if path in sources and head.line:
@@ -102,7 +114,9 @@ def _excerpt(source: str, marks: list[_Mark], gutter: int, paint: _Paint) -> lis
         if previous and number > previous + 1:
             out.append(paint("place", "..."))
         previous = number
-        here = sorted((mark for mark in marks if mark.line == number), key=lambda mark: (mark.column, mark.sign))
+        here = sorted(
+            (mark for mark in marks if mark.line == number), key=lambda mark: (mark.column, mark.sign)
+        )
         text = lines[number - 1].rstrip("\r")
         window = _window(text, here)
         shown = "".join(_cell(character) for character in text[window])
@@ -147,7 +161,9 @@ def _is_shown(character: str) -> bool:
 
 def _width(text: str) -> int:
     """Columns of a terminal that a text takes: two for wide characters, none for combining ones."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
+    )
 
 
 def clean(text: str, keep: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Evaluates static expressions exactly: rational numbers, words, conditions; and writes them as Python source."""
+"""Evaluates static expressions exactly: rational numbers, words and conditions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ from fractions import Fraction
 from archc.spec import exact
 from archc.spec.diagnostics import Reporter
 from archc.spec.expressions import (
-    Attribute, Binary, Boolean, Call, Compare, Conditional, Expr, ListExpr, Name, Number, Subscript, Text, Unary,
+    Attribute,
+    Binary,
+    Boolean,
+    Call,
+    Compare,
+    Conditional,
+    Expr,
+    ListExpr,
+    Name,
+    Number,
+    Subscript,
+    Text,
+    Unary,
 )
 from archc.spec.python_source import python_names, to_python
 from archc.spec.spec import Static
@@ -30,16 +42,16 @@ FUNCTIONS: Mapping[str, int | None] = {
 
 
 class Failed(Exception):
-    """The expression has no value; the reason has been reported. A lookup may raise it to give up in silence."""
+    """The expression has no value and the reason is reported. A lookup may raise it as well."""
 
 
 def evaluate(expr: Expr, names: Lookup, report: Reporter) -> Static:
     """The exact value of a static expression; None after an error has been reported (`none` is None as well).
 
-    `names` gives the values of names: a mapping, or a function that raises KeyError for a name it does not know.
-    Numbers are rational; `round` goes to the even neighbour from halfway; `sqrt`, `exp`, `log` and powers give the
-    exact result where it is rational and else the double nearest to it. Numerators and denominators have at most
-    4,096 bits, so that no expression takes long.
+    `names` gives the values of names: a mapping, or a function that raises KeyError for a name it does not
+    know. Numbers are rational; `round` goes to the even neighbour from halfway; `sqrt`, `exp`, `log` and
+    powers give the exact result where it is rational and else the double nearest to it. Numerators and
+    denominators have at most 4,096 bits, so that no expression takes long.
     """
     try:
         return _Evaluator(names, report).value(expr)
@@ -111,7 +123,9 @@ class _Evaluator:
     def _attribute(self, expr: Attribute) -> Static:
         whole = self.value(expr.value)
         if not isinstance(whole, Mapping):
-            raise self.fail("E161", f"`.{expr.name}` reads an entry of a mapping, and this is {show(whole)}", expr.value)
+            raise self.fail(
+                "E161", f"`.{expr.name}` reads an entry of a mapping, and this is {show(whole)}", expr.value
+            )
         if expr.name not in whole:
             near = difflib.get_close_matches(expr.name, list(whole), 1)
             raise self.fail("E166", f"there is no entry `{expr.name}`", expr,
@@ -122,7 +136,9 @@ class _Evaluator:
     def _subscript(self, expr: Subscript) -> Static:
         whole, index = self.value(expr.value), self._number(expr.index)
         if not isinstance(whole, tuple):
-            raise self.fail("E161", f"`[...]` takes an entry of a list, and this is {show(whole)}", expr.value)
+            raise self.fail(
+                "E161", f"`[...]` takes an entry of a list, and this is {show(whole)}", expr.value
+            )
         if isinstance(index, float) or index.denominator != 1 or not 0 <= index < len(whole):
             count = f"the list has {len(whole)} entries" + (f", 0 to {len(whole) - 1}" if whole else "")
             raise self.fail("E166", f"there is no entry {show(index)}", expr.index, note=count)
@@ -131,7 +147,12 @@ class _Evaluator:
     def _number(self, expr: Expr) -> Fraction | float:
         found = self.value(expr)
         if isinstance(found, bool) or not isinstance(found, Fraction | float):
-            raise self.fail("E161", f"a number is needed here, and this is {show(found)}", expr)
+            raise self.fail(
+                "E161",
+                f"a number is needed here, and this is {show(found)}",
+                expr,
+                help="a choice gives numbers: `2 if condition else 1`" if isinstance(found, bool) else "",
+            )
         return found
 
     def _finite(self, expr: Expr) -> Fraction:
@@ -222,16 +243,27 @@ class _Evaluator:
             raise self.fail("E164", f"`{name}` takes {needed}", expr)
         if name in ("min", "max", "abs"):
             numbers = [self._number(argument) for argument in expr.args]
-            return min(numbers) if name == "min" else max(numbers) if name == "max" else abs(numbers[0])
-        return self._bounded(self._apply(name, [self._finite(argument) for argument in expr.args], expr), expr)
+            if name == "abs":
+                return abs(numbers[0])
+            chosen = numbers[0]
+            for number in numbers[1:]:
+                chosen = number if (number < chosen) is (name == "min") and number != chosen else chosen
+            return chosen
+        return self._bounded(
+            self._apply(name, [self._finite(argument) for argument in expr.args], expr), expr
+        )
 
     def _apply(self, name: str, values: list[Fraction], expr: Call) -> Fraction:
         x = values[0]
-        if name in ("ceil", "floor", "round"):
-            return Fraction({"ceil": math.ceil, "floor": math.floor, "round": round}[name](x))
+        if name == "round":
+            return Fraction(round(x))
+        if name in ("ceil", "floor"):
+            return Fraction(math.ceil(x) if name == "ceil" else math.floor(x))
         if name in ("round_up", "round_down"):
             if values[1] <= 0:
-                raise self.fail("E165", f"`{name}` needs a positive multiple, not {show(values[1])}", expr.args[1])
+                raise self.fail(
+                    "E165", f"`{name}` needs a positive multiple, not {show(values[1])}", expr.args[1]
+                )
             return (exact.round_up if name == "round_up" else exact.round_down)(x, values[1])
         if (name == "sqrt" and x < 0) or (name == "log" and x <= 0):
             raise self.fail("E165", f"`{name}` of {show(x)} is not a real number", expr.args[0])
@@ -256,7 +288,11 @@ def show(value: Static) -> str:
     elif isinstance(value, float):
         text = ".inf" if value > 0 else "-.inf"
     elif isinstance(value, Fraction):
-        text = str(value) if max(value.numerator.bit_length(), value.denominator.bit_length()) < 200 else "a long number"
+        text = (
+            str(value)
+            if max(value.numerator.bit_length(), value.denominator.bit_length()) < 200
+            else "a long number"
+        )
     elif isinstance(value, str):
         text = f'"{value}"'
     elif isinstance(value, tuple):

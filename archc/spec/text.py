@@ -11,7 +11,7 @@ from archc.spec.lexer import describe
 
 MAX_BYTES = 1_000_000
 
-# Characters that reorder or hide the text around them, so that a file would read differently from what it says.
+# Characters that reorder or hide text, so that a file would read differently from what it says.
 _HIDING = frozenset(range(0x202A, 0x202F)) | frozenset(range(0x2066, 0x206A)) | {0x200B, 0x2060, 0xFEFF}
 
 
@@ -50,7 +50,8 @@ class Lines:
 
 
 def read(path: Path, shown: str, report: Reporter) -> str | None:
-    """The text of a file, at most `MAX_BYTES` of it, or None after an error. `shown` is how errors name the file.
+    """The text of a file, at most `MAX_BYTES` of it, or None after an error. `shown` is how errors name the
+    file.
 
     Raises OSError if the file cannot be read.
     """
@@ -69,13 +70,17 @@ def decode(data: bytes, path: str, report: Reporter) -> str | None:
     except UnicodeDecodeError as error:
         before = data[:error.start].decode("utf-8")
         line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
-        report.error("E100", f"the byte 0x{data[error.start]:02x} is not UTF-8", Span(path, line, column, line, column),
-                     help="save the file as UTF-8")
+        report.error(
+            "E100",
+            f"the byte 0x{data[error.start]:02x} is not UTF-8",
+            Span(path, line, column, line, column),
+            help="save the file as UTF-8",
+        )
         return None
 
 
 def check_characters(text: str, path: str, report: Reporter) -> bool:
-    """Whether the text is small enough and has only characters that a reader can see; reports what it has not."""
+    """Whether the text is small enough and has only characters that a reader can see; else reports."""
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         _too_large(path, report)
         return False
@@ -105,7 +110,10 @@ def _is_plain(character: str) -> bool:
         return True
     if character < "\x80":
         return " " <= character < "\x7f"
-    return unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp", "Cn") and ord(character) not in _HIDING
+    return (
+        unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp", "Cn")
+        and ord(character) not in _HIDING
+    )
 
 
 def _too_large(path: str, report: Reporter) -> None:

@@ -1,4 +1,4 @@
-"""Finds the mistakes of an equation in its tokens, so that messages are the same with every version of Python."""
+"""Finds an equation's mistakes in its tokens: the messages are the same with every Python."""
 
 from __future__ import annotations
 
@@ -17,20 +17,31 @@ MAX_DEPTH = 100
 _LOGIC = frozenset({"and", "or", "not", "if", "else"})
 _CONSTANTS = {"True": "true", "False": "false", "None": "none"}
 _FOREIGN = {
-    "&": "`and` joins conditions", "&&": "`and` joins conditions", "||": "`or` joins conditions",
-    "^": "a power is written `**`", "!": "a condition is turned round with `not`",
-    "~": "a condition is turned round with `not`", "@": "`linear` multiplies with a matrix",
-    "<>": "`!=` compares", ":=": "give the value an equation of its own",
-    "<<": "multiply with a power of two", ">>": "use `//` with a power of two",
-    "->": "an equation gives its value to the name before the colon", "?": "a choice is `a if condition else b`",
-    ":": "there are no slices: `select(value, axis, k)` and `split` take parts", ";": "one equation a line",
-    "{": "there are no mappings in equations", "}": "there are no mappings in equations",
+    "&": "`and` joins conditions",
+    "&&": "`and` joins conditions",
+    "||": "`or` joins conditions",
+    "^": "a power is written `**`",
+    "!": "a condition is turned round with `not`",
+    "~": "a condition is turned round with `not`",
+    "@": "`linear` multiplies with a matrix",
+    "<>": "`!=` compares",
+    ":=": "give the value an equation of its own",
+    "<<": "multiply with a power of two",
+    ">>": "use `//` with a power of two",
+    "->": "an equation gives its value to the name before the colon",
+    "?": "a choice is `a if condition else b`",
+    ":": "there are no slices: `select(value, axis, k)` and `split` take parts",
+    ";": "one equation a line",
+    "{": "there are no mappings in equations",
+    "}": "there are no mappings in equations",
     "...": "`...` stands only in the axes of a function's input",
 }
 _UNICODE = {"−": "-", "–": "-", "×": "*", "·": "*", "÷": "/", "≤": "<=", "≥": ">=", "≠": "!=", "²": "** 2",
             "³": "** 3", "\u00a0": " ", "“": '"', "”": '"', "‘": "'", "’": "'"}
 _WORDS = re.compile(r"[A-Za-z0-9_ .+*/-]{0,80}", re.ASCII)
-_INFIX = frozenset({"+", "-", "*", "/", "//", "%", "**", "<", "<=", ">", ">=", "==", "!=", "|", "and", "or", "if", "else"})
+_INFIX = frozenset(
+    {"+", "-", "*", "/", "//", "%", "**", "<", "<=", ">", ">=", "==", "!=", "|", "and", "or", "if", "else"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,8 @@ class Check:
     def _bounds(self) -> bool:
         tokens = self.tokens
         if not tokens:
-            self.report.error("E132", "there is no expression here", self.place(0, self.end))
+            self.report.error("E132", "there is no expression here", self.place(0, self.end),
+                              help="write it after the colon")
             return False
         if len(tokens) > MAX_TOKENS:
             self._error("E128", f"an equation has at most {MAX_TOKENS:,} words and signs", tokens[MAX_TOKENS],
@@ -69,6 +81,8 @@ class Check:
     def _each(self) -> bool:
         known = len(self.report.diagnostics)
         for position, token in enumerate(self.tokens):
+            if any(found.code == "E126" for found in self.report.diagnostics[known:]):
+                break  # what follows a keyword belongs to it
             if token.kind == "other":
                 self._character(token)
             elif token.kind == "number":
@@ -108,15 +122,22 @@ class Check:
 
     def _quoted(self, token: Token) -> None:
         if not _WORDS.fullmatch(token.text[1:-1]):
-            self._error("E131", "a quoted word holds letters, digits, spaces and `_ . + * / -`, at most 80", token,
-                        help="quoted words are only compared with the choices of a parameter")
+            self._error(
+                "E131",
+                "a quoted word holds letters, digits, spaces and `_ . + * / -`, at most 80",
+                token,
+                help="quoted words are only compared with the choices of a parameter",
+            )
 
     def _name(self, token: Token) -> None:
         if token.text in _CONSTANTS:
             written = _CONSTANTS[token.text]
-            self._error("E130", f"`{token.text}` is written `{written}` here", token, help=f"write `{written}`")
+            self._error(
+                "E130", f"`{token.text}` is written `{written}` here", token, help=f"write `{written}`"
+            )
         elif keyword.iskeyword(token.text) and token.text not in _LOGIC:
             helps = {"is": "compare with `==`", "in": "compare with `==` and `or`",
+                     "for": "operations work on whole axes; reductions take `over=`",
                      "lambda": "`mask=` and `score=` see `i`, `j` and `s` without one"}
             self._error("E126", f"`{token.text}` is a keyword of Python and not part of the language", token,
                         help=helps.get(token.text, "names cannot be keywords: choose another word"))
@@ -157,8 +178,12 @@ class Check:
                         return self._wrong("empty parentheses", token)
                 elif not (opening or prefix):
                     if text in ("*", "**") and previous is not None and previous.text in ("(", ","):
-                        self._error("E127", f"`{text}` before an argument", token,
-                                    help="write each argument out; a call takes no lists or mappings of arguments")
+                        self._error(
+                            "E127",
+                            f"`{text}` before an argument",
+                            token,
+                            help="write each argument out; a call takes no lists or mappings of arguments",
+                        )
                         return False
                     if text == "+" and not word:
                         return self._wrong("a plus without a value before it", token, "leave the `+` out")
@@ -176,7 +201,9 @@ class Check:
     def _is_call(self, bracket: Token) -> bool:
         at = self.tokens.index(bracket)
         before = self.tokens[at - 1] if at else None
-        return before is not None and (before.kind == "name" and before.text not in _LOGIC or before.text in ")]")
+        return before is not None and (
+            before.kind == "name" and before.text not in _LOGIC or before.text in ")]"
+        )
 
     def _wrong(self, message: str, token: Token, help: str = "") -> bool:
         self._error("E120", message, token, help=help)

@@ -7,7 +7,20 @@ from collections.abc import Callable
 
 from archc.spec.diagnostics import Label, Reporter, Span
 from archc.spec.expressions import (
-    Attribute, Binary, Boolean, Call, Compare, Conditional, Expr, Keyword, ListExpr, Name, Number, Subscript, Text, Unary,
+    Attribute,
+    Binary,
+    Boolean,
+    Call,
+    Compare,
+    Conditional,
+    Expr,
+    Keyword,
+    ListExpr,
+    Name,
+    Number,
+    Subscript,
+    Text,
+    Unary,
 )
 from archc.spec.lexer import exact_number
 
@@ -19,7 +32,10 @@ _COMPARE: dict[type[ast.cmpop], str] = {
 }
 _NOT_CALLED = frozenset({"true", "false", "none", "..."})
 _FOREIGN: dict[type[ast.expr], tuple[str, str]] = {
-    ast.Tuple: ("several values with commas between them", "an equation has one value; axes and lists stand in `[...]`"),
+    ast.Tuple: (
+        "several values with commas between them",
+        "an equation has one value; axes and lists stand in `[...]`",
+    ),
     ast.Slice: ("a slice", "`select(value, axis, k)` and `split` take parts of a value"),
     ast.Starred: ("a starred value", "write the values out"),
 }
@@ -51,7 +67,7 @@ class Converter:
         return self.starts[line - 1] + column - (1 if line == 1 else 0)
 
     def _range(self, node: ast.expr | ast.keyword) -> tuple[int, int]:
-        """Offsets of a node. Python adds the parentheses around the whole text to a tuple: they are cut off again."""
+        """Offsets of a node, without the parentheses around the whole text that a tuple includes."""
         start = self._offset(node.lineno, node.col_offset)
         end = self._offset(node.end_lineno or node.lineno, node.end_col_offset or 0)
         return max(start, 0), min(end, len(self.text))
@@ -59,7 +75,9 @@ class Converter:
     def _span(self, node: ast.expr | ast.keyword) -> Span:
         return self.place(*self._range(node))
 
-    def _refuse(self, code: str, message: str, span: Span, help: str = "", labels: tuple[Label, ...] = ()) -> _Refused:
+    def _refuse(
+        self, code: str, message: str, span: Span, help: str = "", labels: tuple[Label, ...] = ()
+    ) -> _Refused:
         self.report.error(code, message, span, help=help, labels=labels)
         return _Refused()
 
@@ -75,7 +93,9 @@ class Converter:
             return Name(span, node.id)
         if isinstance(node, ast.Attribute):
             if not isinstance(node.value, ast.Name | ast.Attribute):
-                raise self._refuse("E126", "only an entry of a parameter is read with `.`, as in `rope.theta`", span)
+                raise self._refuse(
+                    "E126", "only an entry of a parameter is read with `.`, as in `rope.theta`", span
+                )
             return Attribute(span, self._expr(node.value), node.attr)
         if isinstance(node, ast.Subscript):
             return self._subscript(node, span)
@@ -115,14 +135,22 @@ class Converter:
 
     def _subscript(self, node: ast.Subscript, span: Span) -> Expr:
         if not isinstance(node.value, ast.Name | ast.Attribute):
-            raise self._refuse("E126", "only a name is indexed", span,
-                               "`select(value, axis, k)` takes one entry of an axis; give the value a name first")
+            raise self._refuse(
+                "E126",
+                "only a name is indexed",
+                span,
+                "`select(value, axis, k)` takes one entry of an axis; give the value a name first",
+            )
         return Subscript(span, self._expr(node.value), self._expr(node.slice))
 
     def _compare(self, node: ast.Compare, span: Span) -> Expr:
         operands = (node.left, *node.comparators)
         for operand in operands:
-            if isinstance(operand, ast.BinOp) and isinstance(operand.op, ast.BitOr) and not self._in_parentheses(operand):
+            if (
+                isinstance(operand, ast.BinOp)
+                and isinstance(operand.op, ast.BitOr)
+                and not self._in_parentheses(operand)
+            ):
                 raise self._refuse("E125", "`|` beside a comparison", self._span(operand),
                                    "join conditions with `or`; put a pipe that is compared in parentheses")
         ops = []
@@ -139,8 +167,12 @@ class Converter:
             return self._call(right, span, piped=left)
         if isinstance(right, ast.Name) and right.id not in _NOT_CALLED:
             return Call(span, right.id, self._span(right), (left,), ())
-        raise self._refuse("E125", "the right side of `|` is the name of a function, or a call", self._span(right),
-                           "put parentheses around the pipe: `(x | silu) * gate`; conditions are joined with `or`")
+        raise self._refuse(
+            "E125",
+            "the right side of `|` is the name of a function, or a call",
+            self._span(right),
+            "put parentheses around the pipe: `(x | silu) * gate`; conditions are joined with `or`",
+        )
 
     def _call(self, node: ast.Call, span: Span, piped: Expr | None) -> Expr:
         if not isinstance(node.func, ast.Name) or node.func.id in _NOT_CALLED:
@@ -148,7 +180,9 @@ class Converter:
                                "a product is written with `*`")
         for argument in node.args:
             if isinstance(argument, ast.Starred):
-                raise self._refuse("E127", "`*` before an argument", self._span(argument), "write each argument out")
+                raise self._refuse(
+                    "E127", "`*` before an argument", self._span(argument), "write each argument out"
+                )
         keywords: dict[str, Keyword] = {}
         for keyword in node.keywords:
             keyword_span = self._span(keyword)
@@ -158,8 +192,13 @@ class Converter:
             name_span = self.place(start, start + len(keyword.arg))
             if keyword.arg in keywords:
                 first = keywords[keyword.arg].span
-                raise self._refuse("E127", f"`{keyword.arg}=` is given twice", name_span, "keep one of the two",
-                                   (Label(first, "first given here"),))
+                raise self._refuse(
+                    "E127",
+                    f"`{keyword.arg}=` is given twice",
+                    name_span,
+                    "keep one of the two",
+                    (Label(first, "first given here"),),
+                )
             keywords[keyword.arg] = Keyword(keyword_span, keyword.arg, self._expr(keyword.value))
         args = tuple(self._expr(argument) for argument in node.args)
         if piped is not None:

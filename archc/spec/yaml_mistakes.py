@@ -32,8 +32,8 @@ def explain(lines: Lines, problem: str, offset: int, context: int | None, flow: 
             torn: YScalar | None) -> Mistake:
     """The mistake behind a YAML error.
 
-    `offset` is where the parser stopped, `context` what it was reading, `flow` the start of the innermost open
-    `{` or `[`, and `torn` the last plain value that has a bracket without partner.
+    `offset` is where the parser stopped, `context` what it was reading, `flow` the start of the innermost
+    open `{` or `[`, and `torn` the last plain value that has a bracket without partner.
     """
     line, _ = lines.position(offset)
     here = lines.span(offset, min(offset + 1, lines.end(line)))
@@ -62,16 +62,24 @@ def explain(lines: Lines, problem: str, offset: int, context: int | None, flow: 
         return Diagnostic("E103", "a line that is neither `name: value` nor a list item",
                           lines.span(at, max(at + 1, lines.end(number))),
                           help="write `name: value`; a continued value is indented deeper than its name")
-    return Diagnostic("E103", "the text does not fit here", here,
-                      note="it is neither a new `name: value` at the depth of those before, nor part of a value",
-                      help="check the indentation: entries of one mapping start in one column")
+    return Diagnostic(
+        "E103",
+        "the text does not fit here",
+        here,
+        note="it is neither a new `name: value` at the depth of those before, nor part of a value",
+        help="check the indentation: entries of one mapping start in one column",
+    )
 
 
 def _continuation(lines: Lines, torn: YScalar, stopped: int) -> Mistake | None:
     if torn.comment is not None:
-        return Diagnostic("E111", "`#` begins a comment, which ends the equation", torn.comment,
-                          labels=[Label(torn.span, "this is all that is left of it")] if torn.raw else [],
-                          help="put the comment on a line of its own above the equation, or after its last line")
+        return Diagnostic(
+            "E111",
+            "`#` begins a comment, which ends the equation",
+            torn.comment,
+            labels=(Label(torn.span, "this is all that is left of it"),),
+            help="put the comment on a line of its own above the equation, or after its last line",
+        )
     number = torn.span.end_line + 1
     following = lines.line(number) if number <= stopped or number == torn.span.end_line + 1 else ""
     if following.strip().startswith("#"):
@@ -84,7 +92,7 @@ def _continuation(lines: Lines, torn: YScalar, stopped: int) -> Mistake | None:
     if following.strip() and indent <= key_column and not re.match(r"\s*[\w, ]+:(\s|$)", following):
         span = Span(torn.span.path, number, indent + 1, number, len(following) + 1)
         return Diagnostic("E112", "the equation is continued too far to the left", span,
-                          labels=[Label(torn.span, "begins here, and its brackets are still open")],
+                          labels=(Label(torn.span, "begins here, and its brackets are still open"),),
                           help="indent the second line deeper than the name of the equation")
     return None
 
@@ -103,8 +111,12 @@ def _special_start(lines: Lines, number: int, offset: int) -> Mistake | None:
     if character in "[{" and has_unmatched_bracket(value):
         return None
     span = Span(lines.path, number, column, number, column + 1)
-    return Diagnostic("E114", f"a value cannot begin with `{character}`, which {_SPECIAL[character]} in YAML", span,
-                      help=_way_out(character, value if len(value) < 80 else "..."))
+    return Diagnostic(
+        "E114",
+        f"a value cannot begin with `{character}`, which {_SPECIAL[character]} in YAML",
+        span,
+        help=_way_out(character, value if len(value) < 80 else "..."),
+    )
 
 
 def _way_out(character: str, value: str) -> str:
@@ -122,12 +134,16 @@ def _in_flow(lines: Lines, flow: int, here: Span) -> Mistake:
     closer = {"{": "}", "[": "]"}.get(bracket, "")
     opened = lines.span(flow, flow + 1)
     return Diagnostic("E103", f"inside `{bracket}`, expected `,` or `{closer}`", here,
-                      labels=[Label(opened, "opened here")],
+                      labels=(Label(opened, "opened here"),),
                       help="close the bracket; a value that holds brackets, commas or `: ` needs quotes")
 
 
 def _second_colon(here: Span) -> Mistake:
-    return Diagnostic("E103", "a second `:` in one value", here,
-                      note="YAML reads `a: b: c` as a mapping inside a line, which it does not allow; it also joins "
-                           "lines that are indented deeper than the name above them",
-                      help="check the indentation of this line, or put the value in quotes")
+    return Diagnostic(
+        "E103",
+        "a second `:` in one value",
+        here,
+        note="YAML reads `a: b: c` as a mapping inside a line, which it does not allow; it also joins "
+        "lines that are indented deeper than the name above them",
+        help="check the indentation of this line, or put the value in quotes",
+    )

@@ -57,9 +57,9 @@ _WORDS: dict[str, bool | None] = {
 def parse(text: str, path: str, report: Reporter) -> YNode | None:
     """Read one YAML document, or report why not and give None.
 
-    `path` is how errors name the text. Tags, anchors, aliases, merges, duplicate keys, tabs and control characters
-    are refused; so are more than a megabyte, 64 levels or 10,000 nodes. Mistakes that leave the structure readable
-    are reported and passed over, so that all of them come at once: a node may be returned although some were found.
+    `path` is how errors name the text. Tags, anchors, aliases, merges, duplicate keys, tabs and control
+    characters are refused; so are more than a megabyte, 64 levels or 10,000 nodes. All mistakes of YAML are
+    reported at once; of these only a key given twice leaves a node to go on with (the first value is kept).
     """
     from archc.spec.yaml_reader import compose  # the reader needs the node classes above
 
@@ -69,9 +69,9 @@ def parse(text: str, path: str, report: Reporter) -> YNode | None:
 def core_value(scalar: YScalar) -> Fraction | float | bool | str | None:
     """What a scalar means in the core schema of YAML 1.2.
 
-    Quoted and block scalars are words. `null`, `~` and nothing are None; `true` and `false` are booleans; integers,
-    also `0o17` and `0x1F`, and decimals are exact (`012` is twelve, `0.1` is one tenth); `.inf` is a float. Anything
-    else, such as `on`, `yes`, `none` or `8/3`, is a word.
+    Quoted and block scalars are words. `null`, `~` and nothing are None; `true` and `false` are booleans;
+    integers, also `0o17` and `0x1F`, and decimals are exact (`012` is twelve, `0.1` is one tenth); `.inf` is
+    a float. Anything else, such as `on`, `yes`, `none` or `8/3`, is a word.
     """
     text = scalar.text
     if scalar.style != "plain":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,7 @@ def compose(text: str, path: str, report: Reporter) -> YNode | None:
     if not check_characters(text, path, report):
         return None
     composer = _Composer(Lines(text, path), report)
+    known = len(report.diagnostics)
     try:
         for event in _events(text):
             composer.take(event)
@@ -56,13 +57,18 @@ def compose(text: str, path: str, report: Reporter) -> YNode | None:
         composer.explain(error)
         return None
     if composer.root is None:
-        report.error("E107", "the file is empty", Span(path, 1, 1, 1, 1), help="`archc new` writes a first spec")
-    return composer.root
+        report.error(
+            "E107", "the file is empty", Span(path, 1, 1, 1, 1), help="`archc new` writes a first spec"
+        )
+    # What stands around these mistakes would only raise others; a key given twice leaves the rest readable.
+    broken = any(found.code != "E109" for found in report.diagnostics[known:])
+    return None if broken else composer.root
 
 
-def _events(text: str) -> Iterator[Any]:
+def _events(text: str) -> Iterable[Any]:
     """Events of libyaml where PyYAML has it, else of PyYAML's own parser: places and kinds are the same."""
-    return iter(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    events: Iterable[Any] = yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return events
 
 
 class _Composer:
@@ -81,7 +87,7 @@ class _Composer:
         elif isinstance(event, yaml.AliasEvent):
             self._count(event)
             span = self._span(event)
-            word = self.lines.text[event.start_mark.index:event.end_mark.index]
+            word = self._slice(event)
             self.report.error("E104", f"`{word}` is an alias, and specs have none", span,
                               help=f'write the value out; if `*` is meant as a letter, quote it: "{word}"')
             self._add(YScalar(span, word, word, "plain"))
@@ -92,11 +98,12 @@ class _Composer:
             self._count(event)
             self._refuse_properties(event)
             if len(self.stack) >= MAX_DEPTH:
-                self._refuse("E101", f"more than {MAX_DEPTH} levels of nesting", self._span(event))
+                self._refuse("E101", f"more than {MAX_DEPTH} levels of nesting", self._span(event),
+                             help="no part of a spec needs them: see whether a bracket is never closed")
             if self.stack:
                 self._check_key_kind(event)
             mapping = isinstance(event, yaml.MappingStartEvent)
-            self.stack.append(_Open(mapping, bool(event.flow_style), event.start_mark.index))
+            self.stack.append(_Open(mapping, bool(event.flow_style), self._start(event)))
         elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
             self._close(event)
 
@@ -106,13 +113,18 @@ class _Composer:
             self.report.error("E105", "a YAML directive, and specs have none", self._span(event),
                               help="remove the lines that begin with `%`")
         if self.documents > 1:
-            self._refuse("E106", "a second YAML document", self._span(event),
-                         help="one file holds one spec: remove the line `---` or move what follows to its own file")
+            self._refuse(
+                "E106",
+                "a second YAML document",
+                self._span(event),
+                help="one file holds one spec: remove the line `---` or move what follows to its own file",
+            )
 
     def _count(self, event: Any) -> None:
         self.nodes += 1
         if self.nodes > MAX_NODES:
-            self._refuse("E101", f"more than {MAX_NODES:,} nodes", self._span(event))
+            self._refuse("E101", f"more than {MAX_NODES:,} nodes", self._span(event),
+                         help="depth is said once, in `layers:`; bodies that models share stand in a library")
 
     def _refuse(self, code: str, message: str, span: Span, help: str = "") -> None:
         self.report.error(code, message, span, help=help)
@@ -121,8 +133,12 @@ class _Composer:
     def _refuse_properties(self, event: Any) -> None:
         span = self._span(event)
         if event.anchor is not None:
-            self.report.error("E104", f"`&{event.anchor}` is an anchor, and specs have none", span,
-                              help="remove it; `extends:`, `use:` and `shared:` are the ways to say a thing once")
+            self.report.error(
+                "E104",
+                f"`&{event.anchor}` is an anchor, and specs have none",
+                span,
+                help="remove it; `extends:`, `use:` and `shared:` are the ways to say a thing once",
+            )
         if event.tag is not None:
             self.report.error("E105", "a YAML tag, and specs have none", span,
                               help="remove the word that begins with `!`; in an equation, write `not`")
@@ -203,8 +219,12 @@ class _Composer:
             return False
         name = top.key.text
         if name == "<<" and top.key.style == "plain":
-            self.report.error("E104", "`<<` merges mappings in YAML 1.1, and specs have no merges", top.key.span,
-                              help="use `extends:`, or write the entries out")
+            self.report.error(
+                "E104",
+                "`<<` merges mappings in YAML 1.1, and specs have no merges",
+                top.key.span,
+                help="use `extends:`, or write the entries out",
+            )
             return False
         if name in top.entries:
             first = top.entries[name][0]
@@ -217,7 +237,7 @@ class _Composer:
         return True
 
     def _check_comma(self, top: _Open, key: YScalar | None, value: YNode) -> None:
-        """Commas end a value inside `{...}` and `[...]`, so a call is torn apart, often without an error of YAML's."""
+        """Commas end a value inside `{...}` and `[...]` and tear calls apart, often silently."""
         if not top.flow or top.told:
             return
         for part in (key, value):
@@ -245,6 +265,12 @@ class _Composer:
     def _report(self, mistake: Mistake) -> None:
         self.report.error(mistake.code, mistake.message, mistake.span, note=mistake.note, help=mistake.help,
                           labels=mistake.labels)
+
+    def _start(self, event: Any) -> int:
+        return int(event.start_mark.index)
+
+    def _slice(self, event: Any) -> str:
+        return self.lines.text[self._start(event):event.end_mark.index]
 
     def _span(self, event: Any) -> Span:
         if event.start_mark is None:
