@@ -25,8 +25,8 @@ def forward(weights: Weights, sizes: Mapping[str, Any], x: Tensor) -> Tensor:
     group = [h * n_heads // n_v_heads for h in range(n_v_heads)]
     q, k = q[:, :, group] * head_dim**-0.5, k[:, :, group]
     beta = sigmoid(linear(weights, "beta", x, n_v_heads)) * (2 if sizes.get("negative_eigenvalues") else 1)
-    dt = softplus(linear(weights, "decay", x, n_v_heads) + weights["decay_mamba_decay.dt_bias"])
-    alpha = torch.exp(-torch.exp(weights["decay_mamba_decay.A_log"]) * dt)
+    dt = softplus(linear(weights, "decay", x, n_v_heads) + weights["decay_dt_bias"])
+    alpha = torch.exp(-torch.exp(weights["decay_A_log"]) * dt)
     eye = torch.eye(head_dim, dtype=x.dtype)
     state = x.new_zeros(batch, n_v_heads, head_dim, v_dim)
     o = torch.zeros_like(v)
@@ -36,5 +36,5 @@ def forward(weights: Weights, sizes: Mapping[str, Any], x: Tensor) -> Tensor:
         state = alpha[:, t, :, None, None] * reflected @ state + bt * kt[..., :, None] * v[:, t, :, None, :]
         o[:, t] = (state * q[:, t, :, :, None]).sum(-2)
     gate = silu(linear(weights, "gate", x, n_v_heads, v_dim))
-    normed = rms_norm(o, weights["y_rmsnorm.weight"], sizes["norm_eps"])
+    normed = rms_norm(o, weights["y_norm.weight"], sizes["norm_eps"])
     return linear(weights, "y", (normed * gate).flatten(2), d_model)

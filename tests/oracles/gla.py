@@ -29,7 +29,7 @@ def projections(
 def output(weights: Weights, sizes: Mapping[str, Any], x: Tensor, o: Tensor) -> Tensor:
     """The norm of each head, the gate and the last projection: `o [B, T, H, V] -> [B, T, d_model]`."""
     gate = silu(linear(weights, "gate", x, *o.shape[2:]))
-    o = rms_norm(o, weights["y_rmsnorm.weight"], sizes["norm_eps"]) * gate
+    o = rms_norm(o, weights["y_norm.weight"], sizes["norm_eps"]) * gate
     return linear(weights, "y", o.flatten(2), x.shape[-1])
 
 

@@ -79,9 +79,9 @@ def gated_deltanet(theirs: Renamed) -> Renamed:
             for name, part in {"q": q, "k": k, "v": v, "gate": z, "beta": beta, "decay": decay}.items()
         },
         **{f"{name}_conv.weight": part for name, part in zip("qkv", conv, strict=True)},
-        "decay_mamba_decay.A_log": theirs["A_log"],
-        "decay_mamba_decay.dt_bias": theirs["dt_bias"],
-        "y_rmsnorm.weight": theirs["norm.weight"],
+        "decay_A_log": theirs["A_log"],
+        "decay_dt_bias": theirs["dt_bias"],
+        "y_norm.weight": theirs["norm.weight"],
         "y.weight": theirs["out_proj.weight"],
     }
 
@@ -95,11 +95,11 @@ def kda(theirs: Renamed) -> Renamed:
         "beta.weight": theirs["b_proj.weight"],
         "decay_low.weight": theirs["forget_gate.f_a_proj.weight"],
         "decay.weight": theirs["forget_gate.f_b_proj.weight"],
-        "decay_mamba_channel_decay.A_log": theirs["forget_gate.A_log"].flatten(),
-        "decay_mamba_channel_decay.dt_bias": theirs["forget_gate.dt_bias"].reshape(3, 16),
+        "decay_A_log": theirs["forget_gate.A_log"].flatten(),
+        "decay_dt_bias": theirs["forget_gate.dt_bias"].reshape(3, 16),
         "gate_low.weight": theirs["g_a_proj.weight"],
         "gate.weight": theirs["g_b_proj.weight"],
-        "y_rmsnorm.weight": theirs["o_norm.weight"],
+        "y_norm.weight": theirs["o_norm.weight"],
         "y.weight": theirs["o_proj.weight"],
     }
 
@@ -267,7 +267,7 @@ CASES = {
             A_log="A_log",
             D="D",
             dt_bias="dt_bias",
-            y_rmsnorm__weight="norm.weight",
+            y_norm__weight="norm.weight",
             y__weight="out_proj.weight",
         ),
     ),

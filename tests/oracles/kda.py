@@ -24,8 +24,8 @@ def forward(weights: Weights, sizes: Mapping[str, Any], x: Tensor) -> Tensor:
     q = q * head_dim**-0.5
     beta = sigmoid(linear(weights, "beta", x, n_heads)) * (2 if sizes.get("negative_eigenvalues") else 1)
     step = linear(weights, "decay", linear(weights, "decay_low", x, rank), n_heads, head_dim)
-    dt = softplus(step + weights["decay_mamba_channel_decay.dt_bias"])
-    alpha = torch.exp(-torch.exp(weights["decay_mamba_channel_decay.A_log"])[:, None] * dt)
+    dt = softplus(step + weights["decay_dt_bias"])
+    alpha = torch.exp(-torch.exp(weights["decay_A_log"])[:, None] * dt)
     eye = torch.eye(head_dim, dtype=x.dtype)
     state = x.new_zeros(batch, n_heads, head_dim, v_dim)
     o = torch.zeros_like(v)
@@ -35,5 +35,5 @@ def forward(weights: Weights, sizes: Mapping[str, Any], x: Tensor) -> Tensor:
         state = reflected @ (alpha[:, t, :, :, None] * state) + bt * kt[..., :, None] * v[:, t, :, None, :]
         o[:, t] = (state * q[:, t, :, :, None]).sum(-2)
     gate = sigmoid(linear(weights, "gate", linear(weights, "gate_low", x, rank), n_heads, v_dim))
-    normed = rms_norm(o, weights["y_rmsnorm.weight"], sizes["norm_eps"])
+    normed = rms_norm(o, weights["y_norm.weight"], sizes["norm_eps"])
     return linear(weights, "y", (normed * gate).flatten(2), d_model)

@@ -41,5 +41,5 @@ def forward(weights: Weights, sizes: Mapping[str, Any], x: Tensor) -> Tensor:
         y[:, t] = (C[:, t, :, :, None] * hidden).sum(-2) + weights["D"][:, None] * u[:, t]
     gated = y.reshape(batch, length, d_inner) * silu(z)
     grouped = gated.reshape(batch, length, n_groups, d_inner // n_groups)
-    weight = weights["y_rmsnorm.weight"].reshape(n_groups, d_inner // n_groups)
+    weight = weights["y_norm.weight"].reshape(n_groups, d_inner // n_groups)
     return linear(weights, "y", rms_norm(grouped, weight, 1e-5).flatten(2), d_model)

@@ -56,7 +56,7 @@ def output(weights: Weights, sizes: Mapping[str, Any], x: Tensor, o: Tensor, s: 
     heads = sizes["n_heads"], sizes["head_dim"]
     centred = o - o.mean(-1, keepdim=True)
     normed = centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + sizes["head_dim"] * 1e-5)
-    normed = normed * weights["o_norm_layernorm.weight"] + weights["o_norm_layernorm.bias"]
+    normed = normed * weights["o_norm.weight"] + weights["o_norm.bias"]
     bonus = (s.r * s.k * weights["r_k"]).sum(-1, keepdim=True) * s.v
     low = sigmoid(linear(weights, "g_low", mixed(weights, x, "g"), sizes["gate_rank"]))
     gate = linear(weights, "gate", low, *heads)

@@ -33,7 +33,7 @@ def gla_weights(sizes: dict[str, float], d_model: int) -> dict[str, Tensor]:
             "decay.weight": (kv * key, rank),
             "decay.bias": (kv * key,),
             "gate.weight": (q * value, d_model),
-            "y_rmsnorm.weight": (value,),
+            "y_norm.weight": (value,),
             "y.weight": (d_model, q * value),
         },
         seed=3,
@@ -59,7 +59,7 @@ def rwkv7_weights(d_model: int, n_heads: int, head_dim: int, rank: int) -> dict[
     shapes |= {f"{name}_low.weight": (rank, d_model) for name in ("w", "mu", "a", "g")}
     shapes |= {f"{name}.weight": (d_model, rank) for name in ("w", "mu", "a", "gate")}
     shapes |= {f"{name}.bias": heads for name in ("w", "mu", "a")}
-    shapes |= dict.fromkeys(("k_k", "k_a", "r_k", "o_norm_layernorm.weight", "o_norm_layernorm.bias"), heads)
+    shapes |= dict.fromkeys(("k_k", "k_a", "r_k", "o_norm.weight", "o_norm.bias"), heads)
     return random(shapes, seed=5)
 
 
