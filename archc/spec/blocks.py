@@ -50,8 +50,12 @@ class BlockReader:
         entries = {}
         for key, value in node.entries:
             if not isinstance(value, YMapping):
-                self.report.error("E204", f"block `{key.text}` needs a mapping, not {describe(value)}", value.span,
-                                  help=f"write `{key.text}: {{mixer: {{use: ...}}, mlp: {{use: ...}}}}`")
+                self.report.error(
+                    "E204",
+                    f"block `{key.text}` needs a mapping, not {describe(value)}",
+                    value.span,
+                    help=f"write `{key.text}: {{mixer: {{use: ...}}, mlp: {{use: ...}}}}`",
+                )
                 continue
             entry = self._read_entry(key, value)
             entries[key.text] = entry
@@ -62,7 +66,12 @@ class BlockReader:
     def _read_entry(self, key: YScalar, node: YMapping) -> Entry:
         nested = node.get("block") or node.get("use")
         if node.get("block") is not None and node.get("use") is not None:
-            self.report.error("E231", f"block `{key.text}` names its body twice", node.span, help="remove `use:` or `block:`")
+            self.report.error(
+                "E231",
+                f"block `{key.text}` names its body twice",
+                node.span,
+                help="remove `use:` or `block:`",
+            )
         if isinstance(nested, YMapping):
             fields = Fields(nested, f"the body of block `{key.text}`", self.report)
             own = read_body(fields, "block", key.text, key.span, self.report)
@@ -72,8 +81,12 @@ class BlockReader:
             for name in BODY_KEYS:
                 child = next((k for k, _ in node.entries if k.text == name), None)
                 if child is not None:
-                    self.report.error("E202", f"`{name}` stands beside a `body:`, and block `{key.text}` has none of its own",
-                                      child.span, help="add `body:`, or remove it")
+                    self.report.error(
+                        "E202",
+                        f"`{name}` stands beside a `body:`, and block `{key.text}` has none of its own",
+                        child.span,
+                        help="add `body:`, or remove it",
+                    )
             return Entry(key.text, key.span, node)
         sections = {each.text for each, _ in node.entries if each.text in SECTIONS}
         fills = [(each, value) for each, value in node.entries if each.text not in TAKEN["block"]]
@@ -81,25 +94,43 @@ class BlockReader:
         declared = {each.text for each, _ in params.entries} if isinstance(params, YMapping) else set()
         found = {each.text: _kinds_of(each.text) for each, _ in fills if each.text not in declared}
         inner = replace(node, entries=tuple(pair for pair in node.entries if pair[0].text in SECTIONS))
-        own = read_body(Fields(inner, f"block `{key.text}`", self.report), "block", key.text, key.span, self.report, found)
+        own = read_body(
+            Fields(inner, f"block `{key.text}`", self.report), "block", key.text, key.span, self.report, found
+        )
         if "slots" not in sections:
             self._check_called(own, [each for each, _ in fills if each.text in found])
-        template = "slots" in sections and bool(own.slots) and not any(each.text in own.slots for each, _ in fills)
+        template = (
+            "slots" in sections and bool(own.slots) and not any(each.text in own.slots for each, _ in fills)
+        )
         return Entry(key.text, key.span, node, own, template)
 
     def _check_called(self, body: Body, keys: list[YScalar]) -> None:
-        called = {node.function for equation in body.equations for node in equation.expr.walk() if isinstance(node, Call)}
+        called = {
+            node.function
+            for equation in body.equations
+            for node in equation.expr.walk()
+            if isinstance(node, Call)
+        }
         for key in keys:
             if key.text not in called:
-                unknown_key(key, f"block `{body.name}`", {*called, *SECTIONS} - {"norm"}, self.report, "E245",
-                            note=f"no equation of the block calls `{key.text}`")
+                unknown_key(
+                    key,
+                    f"block `{body.name}`",
+                    {*called, *SECTIONS} - {"norm"},
+                    self.report,
+                    "E245",
+                    note=f"no equation of the block calls `{key.text}`",
+                )
 
     def bind(self, entry: Entry, binder: Binder) -> Use | None:
         """The entry as a use of its body."""
         own = entry.own
         named = entry.node.get("block") or entry.node.get("use")
-        skip = NAMES if own is None or named is not None else (*NAMES, *SECTIONS)
-        node = replace(entry.node, entries=tuple(pair for pair in entry.node.entries if pair[0].text not in skip))
+        spelled = own is not None and named is None
+        skip = (*NAMES, *SECTIONS) if spelled else (*NAMES, *BODY_KEYS)
+        node = replace(
+            entry.node, entries=tuple(pair for pair in entry.node.entries if pair[0].text not in skip)
+        )
         body = own if own is not None else self._named(entry)
         if body is None:
             return None
@@ -127,13 +158,20 @@ def _kinds_of(slot: str) -> tuple[str, ...]:
 
 
 def used_entries(entries: Mapping[str, Entry], names: tuple[str, ...], report: Reporter) -> list[Entry]:
-    """The entries that stand in some layer; one that stands in none is an error, unless it only lends its body."""
+    """The entries that stand in some layer; one in no layer is an error, unless it only lends its body."""
     used = set(names)
-    lent = {value.text for entry in entries.values() if isinstance(value := entry.node.get("block") or entry.node.get("use"), YScalar)}
+    lent = {
+        value.text
+        for entry in entries.values()
+        if isinstance(value := entry.node.get("block") or entry.node.get("use"), YScalar)
+    }
     for entry in entries.values():
         if entry.name not in used and not entry.template and entry.name not in lent:
-            report.error("E244", f"no layer uses block `{entry.name}`", entry.span,
-                         help=f"name it in `layers:`, or remove it; a spec that extends another writes `{entry.name}: null`")
+            report.error(
+                "E244",
+                f"no layer uses block `{entry.name}`",
+                entry.span,
+                help="name it in `layers:`, or remove it; "
+                f"a spec that extends another writes `{entry.name}: null`",
+            )
     return [entry for entry in entries.values() if entry.name in used]
-
-

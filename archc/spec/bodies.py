@@ -7,36 +7,65 @@ from dataclasses import replace
 
 from archc.spec.diagnostics import Label, Reporter, Span
 from archc.spec.expressions import Call, Expr
-from archc.spec.fields import Fields, closest, describe, is_null, items_of, shorten, suggestion
+from archc.spec.fields import Fields, a_noun, closest, describe, is_null, items_of, noun, shorten, suggestion
 from archc.spec.params import read_params
 from archc.spec.parser import check_name, parse_axes, parse_equation, parse_targets
 from archc.spec.spec import Body, Equation, Input, Param, Target
-from archc.spec.values import parse_scalar
+from archc.spec.values import STATICS, free_names, parse_scalar
 from archc.spec.yaml_nodes import YMapping, YNode, YScalar
 
-SECTIONS = ("title", "source", "params", "sizes", "inputs", "slots", "parts", "export", "init", "body", "losses")
+SECTIONS = (
+    "title",
+    "source",
+    "params",
+    "sizes",
+    "inputs",
+    "slots",
+    "parts",
+    "export",
+    "init",
+    "body",
+    "losses",
+)
 PART_SECTIONS = ("title", "source", "params", "sizes", "inputs", "body")
 SLOT_KINDS = ("mixer", "mlp", "block")
 NEED_INPUTS = ("function", "part")
 
 # Keys that a use or a block entry understands itself, so that no parameter or slot can have such a name.
-TAKEN = {"mixer": ("use", "body", "init"), "mlp": ("use", "body", "init"), "function": (), "part": (),
-         "block": ("use", *SECTIONS, "block", "shared")}
+TAKEN = {
+    "mixer": ("use", "body", "init"),
+    "mlp": ("use", "body", "init"),
+    "function": (),
+    "part": (),
+    "block": ("use", *SECTIONS, "block", "shared"),
+}
 
 
-def read_body(fields: Fields, kind: str, name: str, span: Span, report: Reporter,
-              found_slots: Mapping[str, tuple[str, ...]] | None = None) -> Body:
+def read_body(
+    fields: Fields,
+    kind: str,
+    name: str,
+    span: Span,
+    report: Reporter,
+    found_slots: Mapping[str, tuple[str, ...]] | None = None,
+) -> Body:
     """Read the sections of one body. Its equations keep the order of the file.
 
-    `found_slots` are slots that a block fills without declaring them. What is wrong is reported, and the rest is
-    read all the same, so that every mistake of a body shows at once. Keys that are no section stay in `fields`.
+    `found_slots` are slots that a block fills without declaring them. What is wrong is reported, and the rest
+    is read all the same, so that every mistake of a body shows at once. Keys that are no section stay in
+    `fields`.
     """
-    title, source = fields.take_scalar("title", "a line of text"), fields.take_scalar("source", "a line of text")
+    title, source = (
+        fields.take_scalar("title", "a line of text"),
+        fields.take_scalar("source", "a line of text"),
+    )
     sizes = fields.take_mapping("sizes", "derived whole numbers, one expression each")
     params = fields.take_mapping("params", "declarations of parameters")
     size_names = frozenset(key.text for key, _ in sizes.entries) if sizes else frozenset()
     body = Body(
-        kind, name, span,
+        kind,
+        name,
+        span,
         title=title.text if title else "",
         source=source.text if source else "",
         inputs=_read_inputs(fields, kind, name, span, report),
@@ -51,11 +80,20 @@ def read_body(fields: Fields, kind: str, name: str, span: Span, report: Reporter
     losses = fields.take_mapping("losses", "equations of auxiliary losses")
     if equations is None:
         if not report.diagnostics or fields.key("body") is None:
-            report.error("E203", f"{kind} `{name}` has no equations", span, help="add a section `body:` with an equation `y`")
+            report.error(
+                "E203",
+                f"{noun(kind)} `{name}` has no equations",
+                span,
+                help="add a section `body:` with an equation `y`",
+            )
         return body
-    body = replace(body, equations=read_equations(equations, report),
-                   losses=read_equations(losses, report) if losses else ())
+    body = replace(
+        body,
+        equations=read_equations(equations, report),
+        losses=read_equations(losses, report) if losses else (),
+    )
     check_names(body, report)
+    _check_statics(body, report)
     return body
 
 
@@ -68,7 +106,9 @@ def read_equations(node: YMapping, report: Reporter) -> tuple[Equation, ...]:
 def _read_equation(key: YScalar, node: YNode, report: Reporter) -> Equation | None:
     targets = parse_targets(key, report)
     if not isinstance(node, YScalar):
-        report.error("E204", f"equation `{shorten(key.text)}` needs an expression, not {describe(node)}", node.span)
+        report.error(
+            "E204", f"equation `{shorten(key.text)}` needs an expression, not {describe(node)}", node.span
+        )
         return None
     if is_null(node):
         report.error("E209", f"equation `{shorten(key.text)}` has no right side", key.span)
@@ -92,18 +132,28 @@ def _read_sizes(node: YMapping, report: Reporter) -> dict[str, Expr]:
 
 
 def _read_inputs(fields: Fields, kind: str, name: str, span: Span, report: Reporter) -> tuple[Input, ...]:
-    """Declared inputs; a mixer, an MLP and a block have `x` on the axis `[d_model]` unless they say otherwise."""
+    """Declared inputs; without them a mixer, an MLP and a block have `x` on the axis `[d_model]`."""
     present = "inputs" in fields
     node = fields.take_mapping("inputs", "names of inputs with their axes, `x: [d_model]`")
     if node is None:
         if kind in NEED_INPUTS and not present:
-            report.error("E203", f"{kind} `{name}` declares no inputs", span, help='for example `inputs: {u: "[heads, n]"}`')
+            report.error(
+                "E203",
+                f"{noun(kind)} `{name}` declares no inputs",
+                span,
+                help='for example `inputs: {u: "[heads, n]"}`',
+            )
         return () if kind in NEED_INPUTS else (Input("x", None, span),)
     found = []
     for key, value in node.entries:
         axes = parse_axes(value, report) if not is_null(value) else None
         if is_null(value):
-            report.error("E209", f"input `{shorten(key.text)}` has no axes", key.span, help='for example `"[heads, n]"`')
+            report.error(
+                "E209",
+                f"input `{shorten(key.text)}` has no axes",
+                key.span,
+                help='for example `"[heads, n]"`',
+            )
         if axes is not None and check_name(key.text, key.span, report, what="input", allow=frozenset({"x"})):
             found.append(Input(key.text, axes, key.span))
     return tuple(found)
@@ -116,10 +166,15 @@ def _read_slots(fields: Fields, report: Reporter) -> dict[str, tuple[str, ...]]:
         kinds = [item for item in items_of(value) if isinstance(item, YScalar)]
         for item in kinds:
             if item.text not in SLOT_KINDS:
-                report.error("E241", f"a slot takes no `{shorten(item.text)}`", item.span,
-                             help=suggestion(item.text, SLOT_KINDS, "kinds"))
+                report.error(
+                    "E241",
+                    f"a slot takes no `{shorten(item.text)}`",
+                    item.span,
+                    help=suggestion(item.text, SLOT_KINDS, "kinds"),
+                )
         if check_name(key.text, key.span, report, what="slot"):
-            slots[key.text] = tuple(item.text for item in kinds if item.text in SLOT_KINDS)
+            accepted = tuple(item.text for item in kinds if item.text in SLOT_KINDS)
+            slots[key.text] = accepted or SLOT_KINDS[:2]
     return slots
 
 
@@ -140,12 +195,25 @@ def _read_parts(fields: Fields, report: Reporter) -> dict[str, Body]:
 
 
 def _check_parts(parts: Mapping[str, Body], report: Reporter) -> None:
-    calls = {name: sorted({node.function for equation in part.equations for node in equation.expr.walk()
-                           if isinstance(node, Call) and node.function in parts}) for name, part in parts.items()}
+    calls = {
+        name: sorted(
+            {
+                node.function
+                for equation in part.equations
+                for node in equation.expr.walk()
+                if isinstance(node, Call) and node.function in parts
+            }
+        )
+        for name, part in parts.items()
+    }
     cycle = find_cycle(calls)
     if cycle:
-        report.error("E213", f"the parts {' -> '.join(f'`{name}`' for name in cycle)} call each other",
-                     parts[cycle[0]].span, note="a part is written out where it is called, so it cannot contain itself")
+        report.error(
+            "E213",
+            f"the parts {' -> '.join(f'`{name}`' for name in cycle)} call each other",
+            parts[cycle[0]].span,
+            note="a part is written out where it is called, so it cannot contain itself",
+        )
 
 
 def find_cycle(edges: Mapping[str, Iterable[str]]) -> list[str] | None:
@@ -163,7 +231,7 @@ def find_cycle(edges: Mapping[str, Iterable[str]]) -> list[str] | None:
                 stack.pop()
                 path.pop()
             elif child in path:
-                return [*path[path.index(child):], child]
+                return [*path[path.index(child) :], child]
             elif child in edges and child not in done:
                 stack.append((child, iter(edges[child])))
                 path.append(child)
@@ -194,38 +262,85 @@ def check_names(body: Body, report: Reporter) -> None:
             _declare(seen, target.name, target.span, "an equation", report)
     for name in body.slots:
         if name in body.params or name in body.parts:
-            report.error("E231", f"`{name}` is declared twice in {body.kind} `{body.name}`", body.span,
-                         note="a slot, a parameter and a part of one body have different names")
+            report.error(
+                "E231",
+                f"`{name}` is declared twice in {noun(body.kind)} `{body.name}`",
+                body.span,
+                note="a slot, a parameter and a part of one body have different names",
+            )
         _refuse_taken(body, name, body.span, report)
     names = {target.name for equation in body.equations for target in equation.targets}
     for export in body.exports:
         if export.name not in names:
-            report.error("E233", f"`{export.name}` is exported but no equation defines it", export.span,
-                         help=suggestion(export.name, names, "equations"))
+            report.error(
+                "E233",
+                f"`{export.name}` is exported but no equation defines it",
+                export.span,
+                help=suggestion(export.name, names, "equations"),
+            )
     if body.equations and "y" not in names:
         last = body.equations[-1].targets[-1]
-        report.error("E232", f"{body.kind} `{body.name}` has no equation `y`", last.span,
-                     note="`y` is what a body gives back", help="name the equation of the result `y`")
+        report.error(
+            "E232",
+            f"{noun(body.kind)} `{body.name}` has no equation `y`",
+            last.span,
+            note="`y` is what a body gives back",
+            help="name the equation of the result `y`",
+        )
+
+
+def _check_statics(body: Body, report: Reporter) -> None:
+    """Sizes and defaults name parameters, sizes and statics of the model; in a function also axes of its inputs.
+
+    Those of a part may name what the body around it declares and are looked up there.
+    """
+    if body.kind == "part":
+        return
+    known = {*body.params, *body.sizes, *STATICS, "..."}
+    for item in body.inputs:
+        known.update(node.id for axis in (item.axes.items if item.axes else ()) for node in free_names(axis))
+    expressions = [*body.sizes.values(), *(param.default for param in body.params.values())]
+    expressions += [param.divides for param in body.params.values()]
+    for expr in expressions:
+        for node in free_names(expr) if isinstance(expr, Expr) else ():
+            if node.id not in known:
+                report.error(
+                    "E228",
+                    f"`{node.id}` is not known here",
+                    node.span,
+                    note="sizes and defaults are worked out from parameters, sizes and the model's own numbers",
+                    help=suggestion(node.id, known - {"..."}, "known are"),
+                )
 
 
 def _declare(seen: dict[str, tuple[Span, str]], name: str, span: Span, what: str, report: Reporter) -> None:
     if name in seen:
-        report.error("E231", f"`{name}` is {what} here and {seen[name][1]} elsewhere in this body", span,
-                     note="inputs, parameters, sizes and equations share one namespace",
-                     labels=[Label(seen[name][0], f"`{name}` is {seen[name][1]} here")])
+        report.error(
+            "E231",
+            f"`{name}` is {what} here and {seen[name][1]} elsewhere in this body",
+            span,
+            note="inputs, parameters, sizes and equations share one namespace",
+            labels=[Label(seen[name][0], f"`{name}` is {seen[name][1]} here")],
+        )
     else:
         seen[name] = (span, what)
 
 
 def _refuse_taken(body: Body, name: str, span: Span, report: Reporter) -> None:
     if name in TAKEN.get(body.kind, ()):
-        report.error("E234", f"`{name}` cannot name a parameter or a slot of a {body.kind}", span,
-                     note=f"where the {body.kind} is used, the key `{name}:` means something else")
+        report.error(
+            "E234",
+            f"`{name}` cannot name a parameter or a slot of {a_noun(body.kind)}",
+            span,
+            note=f"where the {noun(body.kind)} is used, the key `{name}:` means something else",
+        )
 
 
 def replace_equations(body: Body, node: YMapping, report: Reporter) -> Body:
-    """`body` with equations replaced by name. A key with several targets is replaced whole, none can be added."""
-    by_targets = {tuple(target.name for target in equation.targets): i for i, equation in enumerate(body.equations)}
+    """`body` with equations replaced by name. A key with several targets is replaced whole; none is added."""
+    by_targets = {
+        tuple(target.name for target in equation.targets): i for i, equation in enumerate(body.equations)
+    }
     owner = {name: names for names in by_targets for name in names}
     equations = list(body.equations)
     for new in read_equations(node, report):
@@ -237,16 +352,24 @@ def replace_equations(body: Body, node: YMapping, report: Reporter) -> Body:
         whole = next((owner[name] for name in names if name in owner), None)
         if whole is not None:
             old = equations[by_targets[whole]]
-            report.error("E236", f"`{', '.join(names)}` is not a whole equation of {body.kind} `{body.name}`", place,
-                         note="a key with several targets is replaced whole, in the same order",
-                         help=f"write `{', '.join(whole)}: ...`",
-                         labels=[Label(old.targets[0].span, "the equation stands here")])
+            report.error(
+                "E236",
+                f"`{', '.join(names)}` is not a whole equation of {noun(body.kind)} `{body.name}`",
+                place,
+                note="a key with several targets is replaced whole, in the same order",
+                help=f"write `{', '.join(whole)}: ...`",
+                labels=[Label(old.targets[0].span, "the equation stands here")],
+            )
         else:
             near = closest(names[0], owner)
             listed = ", ".join(f"`{', '.join(key)}`" for key in by_targets)
-            report.error("E235", f"{body.kind} `{body.name}` has no equation `{', '.join(names)}` to replace", place,
-                         help=f"did you mean `{', '.join(owner[near])}`?" if near else f"equations: {listed}",
-                         labels=[Label(body.span, f"{body.kind} `{body.name}` is defined here")])
+            report.error(
+                "E235",
+                f"{noun(body.kind)} `{body.name}` has no equation `{', '.join(names)}` to replace",
+                place,
+                help=f"did you mean `{', '.join(owner[near])}`?" if near else f"equations: {listed}",
+                labels=[Label(body.span, f"{noun(body.kind)} `{body.name}` is defined here")],
+            )
     return replace(body, equations=tuple(equations))
 
 

@@ -1,4 +1,4 @@
-"""Plain data as YAML text that archc reads back: block style, short leaves in flow style, quotes only where needed."""
+"""Plain data as YAML text that archc reads back, with short leaves in flow style and quotes where needed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 WIDTH = 110
-EQUATIONS = ("body", "losses", "sizes")  # their values are expressions, which parentheses protect and quotes would not
+EQUATIONS = (
+    "body",
+    "losses",
+    "sizes",
+)  # their values are expressions, which parentheses protect and quotes would not
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.+(/-][^\n]*\Z")
 _FLOW_BREAKERS = set("{}[],")
@@ -18,8 +22,8 @@ _NULLS = ("", "~", "null", "Null", "NULL")
 def to_yaml(data: Mapping[str, object]) -> str:
     """YAML text of nested mappings, lists and scalars, in their order.
 
-    `None` is written `none`, the language's word for "no value"; in a mapping with `extends` it is `null`, which
-    removes a key. Numbers may be int, float or Fraction. Raises TypeError for anything else.
+    `None` is written `none`, the language's word for "no value"; in a mapping with `extends` it is `null`,
+    which removes a key. Numbers may be int, float or Fraction. Raises TypeError for anything else.
     """
     nothing = "null" if "extends" in data else "none"
     return "".join(f"{line}\n" for line in _mapping(data, 0, nothing, ""))
@@ -31,7 +35,11 @@ def _mapping(data: Mapping[str, object], indent: int, nothing: str, section: str
     for name, value in data.items():
         key = pad + _key(str(name), section)
         if isinstance(value, Mapping):
-            flow = None if name in EQUATIONS or section == "parts" else _flow(value, nothing, WIDTH - len(key) - 2)
+            flow = (
+                None
+                if name in EQUATIONS or section == "parts"
+                else _flow(value, nothing, WIDTH - len(key) - 2)
+            )
             if not value:
                 lines.append(f"{key}: {{}}")
             elif flow is not None and indent > 0:
@@ -112,5 +120,11 @@ def _leaf(value: object, nothing: str, *, flow: bool, equation: bool) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    return (bool(_PLAIN.match(text)) and text == text.strip() and ": " not in text and " #" not in text
-            and not text.endswith(":") and not text.startswith(("- ", "--- ", "...")))
+    return (
+        bool(_PLAIN.match(text))
+        and text == text.strip()
+        and ": " not in text
+        and " #" not in text
+        and not text.endswith(":")
+        and not text.startswith(("- ", "--- ", "..."))
+    )

@@ -16,13 +16,14 @@ MAX_DEPTH = 16
 WHOLE = ("layers", "extends")
 
 
-def extended(node: YMapping, folder: Path, sources: MutableMapping[str, str], report: Reporter,
-             own: Path | None = None) -> tuple[YMapping, list[Path]] | None:
+def extended(
+    node: YMapping, folder: Path, sources: MutableMapping[str, str], report: Reporter, own: Path | None = None
+) -> tuple[YMapping, list[Path]] | None:
     """A spec with everything that it extends, and the folders of all files involved; None after an error.
 
-    Mappings are merged key by key, the extending file's values win, and `null` removes a key. A list, a scalar, the
-    `layers:` section, and a mapping that names another `use:` are replaced whole. Every node keeps the place in the
-    file that it came from.
+    Mappings are merged key by key, the extending file's values win, and `null` removes a key. A list, a
+    scalar, the `layers:` section, and a mapping that names another `use:` are replaced whole. Every node
+    keeps the place in the file that it came from.
     """
     chain: list[tuple[YMapping, Path]] = [(node, folder)]
     seen: dict[Path, Span] = {own.resolve(): node.span} if own is not None else {}
@@ -31,9 +32,13 @@ def extended(node: YMapping, folder: Path, sources: MutableMapping[str, str], re
         if path is None:
             return None
         if path in seen:
-            report.error("E261", f"`{shorten(shown(path))}` extends itself", target.span,
-                         note="the files name each other in a circle",
-                         labels=[Label(seen[path], "the circle comes from here")] if seen[path].line else [])
+            report.error(
+                "E261",
+                f"`{shorten(shown(path))}` extends itself",
+                target.span,
+                note="the files name each other in a circle",
+                labels=[Label(seen[path], "the circle comes from here")] if seen[path].line else [],
+            )
             return None
         if len(chain) > MAX_DEPTH:
             report.error("E262", f"more than {MAX_DEPTH} files extend each other", target.span)
@@ -51,7 +56,9 @@ def extended(node: YMapping, folder: Path, sources: MutableMapping[str, str], re
 
 def _target(node: YNode, folder: Path, report: Reporter) -> Path | None:
     if not isinstance(node, YScalar) or is_null(node):
-        report.error("E204", "`extends` needs the path of a spec", node.span, help="for example `extends: base.yaml`")
+        report.error(
+            "E204", "`extends` needs the path of a spec", node.span, help="for example `extends: base.yaml`"
+        )
         return None
     try:
         path = (folder / node.text).resolve()
@@ -59,8 +66,12 @@ def _target(node: YNode, folder: Path, report: Reporter) -> Path | None:
     except (OSError, ValueError, RuntimeError):
         found = False
     if not found:
-        report.error("E260", f"`{shorten(node.text)}` is not a spec that can be extended", node.span,
-                     note="the path is relative to the file that extends, and ends in .yaml")
+        report.error(
+            "E260",
+            f"`{shorten(node.text)}` is not a spec that can be extended",
+            node.span,
+            note="the path is relative to the file that extends, and ends in .yaml",
+        )
         return None
     return path
 
@@ -76,11 +87,20 @@ def merge(base: YMapping, over: YMapping, report: Reporter) -> YMapping:
         old = entries.get(key.text)
         if is_null(value) and isinstance(value, YScalar) and value.text:
             if old is None:
-                report.error("E263", f"there is no `{shorten(key.text)}` to remove", key.span,
-                             note="`null` removes a key of the spec that is extended")
+                report.error(
+                    "E263",
+                    f"there is no `{shorten(key.text)}` to remove",
+                    key.span,
+                    note="`null` removes a key of the spec that is extended",
+                )
             else:
                 del entries[key.text]
-        elif old is not None and isinstance(old[1], YMapping) and isinstance(value, YMapping) and _merges(key, old[1], value):
+        elif (
+            old is not None
+            and isinstance(old[1], YMapping)
+            and isinstance(value, YMapping)
+            and _merges(key, old[1], value)
+        ):
             entries[key.text] = (key, merge(old[1], value, report))
         else:
             entries[key.text] = (key, value)

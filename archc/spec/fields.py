@@ -29,6 +29,16 @@ def suggestion(word: str, options: Collection[str], what: str) -> str:
     return ""
 
 
+def noun(kind: str) -> str:
+    """A kind of body in a user's words."""
+    return "MLP" if kind == "mlp" else kind
+
+
+def a_noun(kind: str) -> str:
+    """A kind of body with its article: "a mixer", "an MLP"."""
+    return "an MLP" if kind == "mlp" else f"a {kind}"
+
+
 def describe(node: YNode) -> str:
     """What a node is, in a user's words."""
     if isinstance(node, YMapping):
@@ -46,7 +56,9 @@ def shorten(text: str, limit: int = 40) -> str:
 
 def is_null(node: YNode) -> bool:
     """Whether a node is YAML's null: nothing at all, `~` or `null`."""
-    return isinstance(node, YScalar) and node.style == "plain" and node.text in ("", "~", "null", "Null", "NULL")
+    return (
+        isinstance(node, YScalar) and node.style == "plain" and node.text in ("", "~", "null", "Null", "NULL")
+    )
 
 
 class Fields:
@@ -72,9 +84,13 @@ class Fields:
         if found is None:
             return None
         if is_null(found[1]):
-            self.report.error("E209", f"`{name}` has no value", found[0].span,
-                              note="an empty value and `null` mean nothing in a spec",
-                              help="write `none` for a parameter without a value, or remove the key")
+            self.report.error(
+                "E209",
+                f"`{name}` has no value",
+                found[0].span,
+                note="an empty value and `null` mean nothing in a spec",
+                help="write `none` for a parameter without a value, or remove the key",
+            )
             return None
         return found[1]
 
@@ -83,8 +99,12 @@ class Fields:
         node = self.take(name)
         if node is None or isinstance(node, YMapping):
             return node
-        self.report.error("E204", f"`{name}` needs a mapping, not {describe(node)}", node.span,
-                          note=f"`{name}:` holds {holds}")
+        self.report.error(
+            "E204",
+            f"`{name}` needs a mapping, not {describe(node)}",
+            node.span,
+            note=f"`{name}:` holds {holds}",
+        )
         return None
 
     def take_scalar(self, name: str, holds: str) -> YScalar | None:
@@ -117,19 +137,29 @@ class Fields:
             unknown_key(key, self.what, known, self.report, code, note)
 
 
-def unknown_key(key: YScalar, what: str, known: Collection[str], report: Reporter, code: str = "E202",
-                note: str = "") -> None:
+def unknown_key(
+    key: YScalar, what: str, known: Collection[str], report: Reporter, code: str = "E202", note: str = ""
+) -> None:
     """Report a key that does not belong where it stands."""
-    report.error(code, f"unknown key `{shorten(key.text)}` in {what}", key.span, note=note,
-                 help=suggestion(key.text, known, "known here"))
+    report.error(
+        code,
+        f"unknown key `{shorten(key.text)}` in {what}",
+        key.span,
+        note=note,
+        help=suggestion(key.text, known, "known here"),
+    )
 
 
 def is_word(node: YScalar, holds: str, report: Reporter) -> bool:
     """Whether a scalar is one name of letters, digits and underscores; an error if it is not."""
     if WORD.match(node.text):
         return True
-    report.error("E208", f"`{shorten(node.text)}` is not a name", node.span,
-                 note=f"{holds} stands here: ASCII letters, digits and underscores, no digit first")
+    report.error(
+        "E208",
+        f"`{shorten(node.text)}` is not a name",
+        node.span,
+        note=f"{holds} stands here: ASCII letters, digits and underscores, no digit first",
+    )
     return False
 
 

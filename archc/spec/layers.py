@@ -22,7 +22,7 @@ Runs = list[tuple[str, int]]
 
 
 class LayerReader:
-    """Reads `layers:` for a model of the given blocks; `depth` is `n_layers` with its place, where it is given."""
+    """Reads `layers:` for a model of the given blocks; `depth` is `n_layers` where it is given."""
 
     def __init__(self, blocks: Sequence[str], depth: int | None, depth_span: Span, report: Reporter) -> None:
         self.blocks = blocks
@@ -53,24 +53,38 @@ class LayerReader:
         if len(self.blocks) == 1 and self.depth is not None:
             return Layers((self.blocks[0],) * self.depth, (), model_span)
         if len(self.blocks) == 1:
-            self.report.error("E254", "nothing says how many layers there are", model_span,
-                              help="add `n_layers` to the `model:` section")
+            self.report.error(
+                "E254",
+                "nothing says how many layers there are",
+                model_span,
+                help="add `n_layers` to the `model:` section",
+            )
         elif self.blocks:
-            self.report.error("E254", "several blocks and no `layers:`", model_span,
-                              help=f"add `layers: [{', '.join(self.blocks)}]`, in the order and numbers that you want")
+            self.report.error(
+                "E254",
+                "several blocks and no `layers:`",
+                model_span,
+                help=f"add `layers: [{', '.join(self.blocks)}]`, in the order and numbers that you want",
+            )
         return None
 
     def _known(self, name: str, span: Span) -> bool:
         if name in self.blocks:
             return True
-        self.report.error("E250", f"there is no block `{shorten(name)}`", span, help=suggestion(name, self.blocks, "blocks"))
+        self.report.error(
+            "E250", f"there is no block `{shorten(name)}`", span, help=suggestion(name, self.blocks, "blocks")
+        )
         return False
 
     def _counted(self, node: YNode) -> Runs:
         match = _COUNTED.match(node.text) if isinstance(node, YScalar) else None
         if match is None:
-            self.report.error("E255", f"{describe(node)} is not a run of layers", node.span,
-                              help="write a block or a number and a block: `[3 linear, 1 full]`")
+            self.report.error(
+                "E255",
+                f"{describe(node)} is not a run of layers",
+                node.span,
+                help="write a block or a number and a block: `[3 linear, 1 full]`",
+            )
             return []
         count = int(match.group(1)) if match.group(1) else 1
         if not self._count_fits(count, node.span) or not self._known(match.group(2), node.span):
@@ -80,15 +94,23 @@ class LayerReader:
     def _count_fits(self, count: int, span: Span) -> bool:
         if 1 <= count <= MAX_LAYERS:
             return True
-        self.report.error("E256", f"{count:,} layers are {'too many' if count else 'none'}", span,
-                          note=f"a model has 1 to {MAX_LAYERS:,} layers")
+        self.report.error(
+            "E256",
+            f"{count:,} layers are {'too many' if count else 'none'}",
+            span,
+            note=f"a model has 1 to {MAX_LAYERS:,} layers",
+        )
         return False
 
     def _ratio(self, node: YScalar, blocks: Sequence[str]) -> Runs:
         counts = [int(part) for part in node.text.split(":")]
         if len(counts) != len(blocks):
-            self.report.error("E258", f"the ratio `{node.text}` has {len(counts)} numbers for {len(blocks)} blocks", node.span,
-                              note=f"blocks: {', '.join(f'`{block}`' for block in blocks)}")
+            self.report.error(
+                "E258",
+                f"the ratio `{node.text}` has {len(counts)} numbers for {len(blocks)} blocks",
+                node.span,
+                note=f"blocks: {', '.join(f'`{block}`' for block in blocks)}",
+            )
             return []
         good = [self._count_fits(count, node.span) for count in counts]
         return list(zip(blocks, counts, strict=True)) if all(good) else []
@@ -99,17 +121,22 @@ class LayerReader:
         listed = fields.take("blocks")
         fields.finish(("ratio", "blocks"))
         words = [item for item in items_of(listed) if isinstance(item, YScalar)] if listed is not None else []
-        if not all([self._known(word.text, word.span) for word in words]) or ratio is None:
+        unknown = [word for word in words if not self._known(word.text, word.span)]
+        if unknown or ratio is None:
             return None
         if not _RATIO.match(ratio.text):
-            self.report.error("E255", f"`{shorten(ratio.text)}` is not a ratio", ratio.span, help="write `ratio: 3:1`")
+            self.report.error(
+                "E255", f"`{shorten(ratio.text)}` is not a ratio", ratio.span, help="write `ratio: 3:1`"
+            )
             return None
         return self._cycle(self._ratio(ratio, [word.text for word in words] or self.blocks), node.span)
 
     def _cycle(self, runs: Runs, span: Span) -> Layers | None:
         if not runs:
             if not self.report.diagnostics:
-                self.report.error("E255", "`layers:` is empty", span, help="name the blocks: `[3 linear, 1 full]`")
+                self.report.error(
+                    "E255", "`layers:` is empty", span, help="name the blocks: `[3 linear, 1 full]`"
+                )
             return None
         period = sum(count for _, count in runs)
         if not self._count_fits(period, span):
@@ -124,9 +151,13 @@ class LayerReader:
         return Layers(names, tuple(runs), span)
 
     def _disagree(self, count: int, span: Span) -> None:
-        self.report.error("E251", f"`layers:` has {count:,} layers and `n_layers` is {self.depth:,}", span,
-                          help="remove `n_layers`, or make them agree",
-                          labels=[Label(self.depth_span, f"`n_layers` is {self.depth:,} here")])
+        self.report.error(
+            "E251",
+            f"`layers:` has {count:,} layers and `n_layers` is {self.depth:,}",
+            span,
+            help="remove `n_layers`, or make them agree",
+            labels=[Label(self.depth_span, f"`n_layers` is {self.depth:,} here")],
+        )
 
     def _pattern(self, node: YMapping) -> Layers | None:
         fields = Fields(node, "`layers:`", self.report)
@@ -135,23 +166,40 @@ class LayerReader:
         fields.finish(("pattern", "letters"))
         if pattern is None or mapping is None:
             if "letters" not in {key.text for key, _ in node.entries}:
-                self.report.error("E203", "`pattern` needs `letters`", node.span, help="write `letters: {M: mamba, A: attend}`")
+                self.report.error(
+                    "E203",
+                    "`pattern` needs `letters`",
+                    node.span,
+                    help="write `letters: {M: mamba, A: attend}`",
+                )
             return None
         letters: dict[str, str] = {}
         for key, value in mapping.entries:
             if len(key.text) != 1 or not isinstance(value, YScalar):
-                self.report.error("E255", f"{describe(key)} is not a letter for a block", key.span,
-                                  help="write one character and a block: `M: mamba`")
+                self.report.error(
+                    "E255",
+                    f"{describe(key)} is not a letter for a block",
+                    key.span,
+                    help="write one character and a block: `M: mamba`",
+                )
             elif self._known(value.text, value.span):
                 letters[key.text] = value.text
             if key.text not in pattern.text:
-                self.report.error("E257", f"the letter `{shorten(key.text)}` is not in the pattern", key.span,
-                                  labels=[Label(pattern.span, "the pattern")])
+                self.report.error(
+                    "E257",
+                    f"the letter `{shorten(key.text)}` is not in the pattern",
+                    key.span,
+                    labels=[Label(pattern.span, "the pattern")],
+                )
         declared = {key.text for key, _ in mapping.entries}
         for letter in dict.fromkeys(pattern.text):
             if letter not in declared:
-                self.report.error("E257", f"the pattern has `{letter}`, which is no letter of a block", pattern.span,
-                                  labels=[Label(mapping.span, "the letters")])
+                self.report.error(
+                    "E257",
+                    f"the pattern has `{letter}`, which is no letter of a block",
+                    pattern.span,
+                    labels=[Label(mapping.span, "the letters")],
+                )
         if len(letters) < len(declared) or not set(pattern.text) <= declared:
             return None
         names = tuple(letters[letter] for letter in pattern.text)
@@ -165,7 +213,12 @@ class LayerReader:
     def _by_index(self, node: YMapping) -> Layers | None:
         """`{default: conv, linear: [1, 6, 10-12], full: -1}`: everything else is the default."""
         if self.depth is None:
-            self.report.error("E254", "layers by index need `n_layers`", node.span, help="add `n_layers` to the `model:` section")
+            self.report.error(
+                "E254",
+                "layers by index need `n_layers`",
+                node.span,
+                help="add `n_layers` to the `model:` section",
+            )
             return None
         fields = Fields(node, "`layers:`", self.report)
         default = fields.take_word("default", "the name of a block")
@@ -179,14 +232,23 @@ class LayerReader:
             for item in items_of(value):
                 for index in self._indices(item):
                     if index in places:
-                        self.report.error("E253", f"layer {index} is taken twice", item.span,
-                                          labels=[Label(places[index], f"layer {index} is taken here")])
+                        self.report.error(
+                            "E253",
+                            f"layer {index} is taken twice",
+                            item.span,
+                            labels=[Label(places[index], f"layer {index} is taken here")],
+                        )
                     places[index] = item.span
                     names[index] = key.text
         gaps = [index for index, name in enumerate(names) if name is None]
         if gaps:
-            self.report.error("E254", f"layer {gaps[0]} has no block", node.span, note="layers count from 0",
-                              help="add `default:` with the block of all layers that are not named")
+            self.report.error(
+                "E254",
+                f"layer {gaps[0]} has no block",
+                node.span,
+                note="layers count from 0",
+                help="add `default:` with the block of all layers that are not named",
+            )
         return Layers(tuple(name for name in names if name is not None), (), node.span)
 
     def _indices(self, node: YNode) -> range:
@@ -198,14 +260,20 @@ class LayerReader:
         elif _INDEX.match(text):
             first = last = int(text) + (self.depth if text.startswith("-") else 0)
         else:
-            self.report.error("E255", f"{describe(node)} is not a layer", node.span,
-                              help="write indices from 0, ranges such as `2-5`, or `-1` for the last layer")
+            self.report.error(
+                "E255",
+                f"{describe(node)} is not a layer",
+                node.span,
+                help="write indices from 0, ranges such as `2-5`, or `-1` for the last layer",
+            )
             return range(0)
         if not 0 <= first <= last < self.depth:
-            self.report.error("E252", f"layer {text} is not there", node.span,
-                              note=f"the layers of this model are 0 to {self.depth - 1}",
-                              labels=[Label(self.depth_span, f"`n_layers` is {self.depth:,} here")])
+            self.report.error(
+                "E252",
+                f"layer {text} is not there",
+                node.span,
+                note=f"the layers of this model are 0 to {self.depth - 1}",
+                labels=[Label(self.depth_span, f"`n_layers` is {self.depth:,} here")],
+            )
             return range(0)
         return range(first, last + 1)
-
-

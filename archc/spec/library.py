@@ -1,4 +1,4 @@
-"""Where bodies are found: the spec's own, folders beside it, `archc.toml`, installed packages, archc's own library."""
+"""Where bodies are found: in the spec, beside it, in configured folders, in packages, in archc's own library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from archc.spec import text, yaml_nodes
 from archc.spec.bodies import SECTIONS, find_cycle, read_body
 from archc.spec.diagnostics import Label, Reporter, Span
 from archc.spec.expressions import Call, Expr
-from archc.spec.fields import WORD, Fields, shorten, suggestion
+from archc.spec.fields import WORD, Fields, a_noun, noun, shorten, suggestion
 from archc.spec.spec import Body
 from archc.spec.yaml_nodes import YMapping, YScalar
 
@@ -24,7 +24,9 @@ ENTRY_POINTS = "archc.library"
 
 
 def shown(path: Path) -> str:
-    """How errors name a file: relative to the current folder where it lies below it."""
+    """How errors name a file: below `<archc>` in archc's own library, relative where it is below this folder."""
+    if path.is_relative_to(data_folder("specs")):
+        return f"<archc>/{path.relative_to(data_folder('specs')).as_posix()}"
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
@@ -34,8 +36,12 @@ def read_file(path: Path, name: str, sources: MutableMapping[str, str], report: 
     try:
         content = text.read(path, name, report)
     except OSError as error:
-        report.error("E200", f"cannot read {name}: {(error.strerror or 'not readable').lower()}", Span(name, 1, 1, 1, 1),
-                     help="check the path and its permissions")
+        report.error(
+            "E200",
+            f"cannot read {name}: {(error.strerror or 'not readable').lower()}",
+            Span(name, 1, 1, 1, 1),
+            help="check the path and its permissions",
+        )
         return None
     if content is None:
         return None
@@ -47,13 +53,18 @@ def read_text(content: str, name: str, report: Reporter) -> YMapping | None:
     """The mapping in a YAML text, or None after an error."""
     node = yaml_nodes.parse(content, name, report)
     if node is not None and not isinstance(node, YMapping):
-        report.error("E201", "a spec is a mapping: `key: value` lines", node.span, help="`archc new` writes a first spec")
+        report.error(
+            "E201",
+            "a spec is a mapping: `key: value` lines",
+            node.span,
+            help="`archc new` writes a first spec",
+        )
         return None
     return node
 
 
 def body_kind(node: YMapping) -> tuple[str, YScalar] | None:
-    """The kind and the name of a body file, from its key `mixer:`, `mlp:`, `block:` or `function:`; else None."""
+    """Kind and name of a body file, from its key `mixer:`, `mlp:`, `block:` or `function:`; else None."""
     if any(key.text in ("archc", "model", "blocks", "layers", "extends") for key, _ in node.entries):
         return None
     for key, value in node.entries:
@@ -72,7 +83,7 @@ def read_body_file(node: YMapping, kind: str, name: YScalar, report: Reporter) -
 
 
 def configured_folders(start: Path, report: Reporter) -> list[Path]:
-    """The folders that the nearest `archc.toml` at or above `start` names: `[library]`, `folders = ["lib"]`."""
+    """The `folders` in the table `[library]` of the nearest `archc.toml` at or above `start`."""
     for folder in (start, *start.parents):
         path = folder / "archc.toml"
         if not path.is_file():
@@ -85,20 +96,32 @@ def configured_folders(start: Path, report: Reporter) -> list[Path]:
             return []
         library = settings.get("library", {})
         names = library.get("folders", []) if isinstance(library, dict) else None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or set(library) - {"folders"}:
-            report.error("E215", f"the table `[library]` of {shown(path)} holds something else than folders", place,
-                         help='write `[library]` and below it `folders = ["path/to/library"]`')
+        if (
+            not isinstance(names, list)
+            or not all(isinstance(name, str) for name in names)
+            or set(library) - {"folders"}
+        ):
+            report.error(
+                "E215",
+                f"the table `[library]` of {shown(path)} holds something else than folders",
+                place,
+                help='write `[library]` and below it `folders = ["path/to/library"]`',
+            )
             return []
         missing = [name for name in names if not (folder / name).is_dir()]
         for name in missing:
-            report.error("E215", f"{shown(path)} names the library folder `{shorten(name)}`, which does not exist", place)
+            report.error(
+                "E215",
+                f"{shown(path)} names the library folder `{shorten(name)}`, which does not exist",
+                place,
+            )
         return [folder / name for name in names if name not in missing]
     return []
 
 
 @cache
 def installed_folders() -> tuple[Path, ...]:
-    """Folders of installed libraries: entry points of the group `archc.library`, as `package` or `package:folder`.
+    """Folders of installed libraries: entry points `package` or `package:folder` in `archc.library`.
 
     A package is located and not imported.
     """
@@ -141,21 +164,30 @@ class Library:
         kinds = tuple(kinds)
         found = [body for body in (self.lookup(kind, name.text) for kind in kinds) if body is not None]
         if len(found) > 1:
-            self.report.error("E214", f"`{name.text}` is the name of a mixer and of an MLP", name.span,
-                              help="rename one of them", labels=[Label(body.span, f"{body.kind} here") for body in found])
+            self.report.error(
+                "E214",
+                f"`{name.text}` is the name of a mixer and of an MLP",
+                name.span,
+                help="rename one of them",
+                labels=[Label(body.span, f"{noun(body.kind)} here") for body in found],
+            )
         if found:
             return found[0]
         if any(self._path(kind, name.text) for kind in kinds):
             return None  # the file is there and at fault, which has been reported
-        kind_text = " or ".join(kinds)
+        kind_text = " or ".join(noun(kind) for kind in kinds)
         other = next((kind for kind in FOLDERS if kind not in kinds and self.exists(kind, name.text)), None)
         if other:
-            self.report.error("E211", f"`{name.text}` is a {other}, and a {kind_text} stands here", name.span)
+            self.report.error("E211", f"`{name.text}` is {a_noun(other)}, and {' or '.join(map(a_noun, kinds))} stands here", name.span)
         else:
             names = {known for kind in kinds for known in self.names(kind)}
-            self.report.error("E210", f"there is no {kind_text} `{shorten(name.text)}`", name.span,
-                              note="searched in the spec, beside it, in `archc.toml`, in installed libraries and in archc's own",
-                              help=suggestion(name.text, names, "there are") or "`archc library` lists what there is")
+            self.report.error(
+                "E210",
+                f"there is no {kind_text} `{shorten(name.text)}`",
+                name.span,
+                note="searched: the spec, folders beside it, `archc.toml`, installed libraries, archc's own",
+                help=suggestion(name.text, names, "there are") or "`archc library` lists what there is",
+            )
         return None
 
     def exists(self, kind: str, name: str) -> bool:
@@ -166,7 +198,9 @@ class Library:
         """The names of all bodies of a kind that can be found."""
         names = {name for (known, name), body in self._found.items() if known == kind and body is not None}
         for folder in self._folders():
-            names.update(path.stem for path in (folder / FOLDERS[kind]).glob("*.yaml") if WORD.match(path.stem))
+            names.update(
+                path.stem for path in (folder / FOLDERS[kind]).glob("*.yaml") if WORD.match(path.stem)
+            )
         return names
 
     def _folders(self) -> Iterator[Path]:
@@ -187,19 +221,24 @@ class Library:
             return None
         found = body_kind(node)
         if found is None or found[0] != kind or found[1].text != name:
-            self.report.error("E212", f"{shown(path)} does not hold the {kind} `{name}`", node.span,
-                              note="a library file is found by its folder and its name",
-                              help=f"begin the file with `{kind}: {name}`")
+            self.report.error(
+                "E212",
+                f"{shown(path)} does not hold the {kind} `{name}`",
+                node.span,
+                note="a library file is found by its folder and its name",
+                help=f"begin the file with `{kind}: {name}`",
+            )
             return None
         body = read_body_file(node, kind, found[1], self.report)
         return body if len(self.report.diagnostics) == known else None
 
 
-def called_functions(bodies: Iterable[Body], extra: Iterable[str], inits: Iterable[Expr], library: Library,
-                     report: Reporter) -> dict[str, Body]:
-    """Every function that the bodies can reach, by name; functions that call each other in a circle are an error.
+def called_functions(
+    bodies: Iterable[Body], extra: Iterable[str], inits: Iterable[Expr], library: Library, report: Reporter
+) -> dict[str, Body]:
+    """Every function that the bodies can reach, by name; functions that call each other are an error.
 
-    `extra` are names that are called without standing in a call: the model's norm, parameters of type function.
+    `extra` are names that are called though no call names them: the model's norm, arguments of type function.
     """
     pending = [name for body in bodies for name in calls_of(body)]
     pending += [*extra, *(node.function for init in inits for node in init.walk() if isinstance(node, Call))]
@@ -218,8 +257,12 @@ def called_functions(bodies: Iterable[Body], extra: Iterable[str], inits: Iterab
             pending += edges[name]
     cycle = find_cycle(edges)
     if cycle:
-        report.error("E213", f"the functions {' -> '.join(f'`{name}`' for name in cycle)} call each other",
-                     functions[cycle[0]].span, note="a function is written out where it is called, so it cannot contain itself")
+        report.error(
+            "E213",
+            f"the functions {' -> '.join(f'`{name}`' for name in cycle)} call each other",
+            functions[cycle[0]].span,
+            note="a function is written out where it is called, so it cannot contain itself",
+        )
     return dict(sorted(functions.items()))
 
 
@@ -231,6 +274,9 @@ def calls_of(body: Body) -> list[str]:
     names = {node.function for expr in expressions for node in expr.walk() if isinstance(node, Call)}
     for part in body.parts.values():
         names.update(calls_of(part))
-    names.update(str(param.default) for param in body.params.values()
-                 if param.type == "function" and isinstance(param.default, str))
+    names.update(
+        str(param.default)
+        for param in body.params.values()
+        if param.type == "function" and isinstance(param.default, str)
+    )
     return sorted(names - own)

@@ -18,7 +18,7 @@ ELEMENTS = ("int", "number", "bool", "text", "any")
 
 
 def read_params(node: YMapping, known: frozenset[str], report: Reporter) -> dict[str, Param]:
-    """The declarations of a `params:` section, in order. `known` are the body's other static names (sizes)."""
+    """The declarations of a `params:` section, in order. `known` are the names of the body's sizes."""
     params: dict[str, Param] = {}
     words = known | STATICS | {key.text for key, _ in node.entries}
     for key, value in node.entries:
@@ -36,8 +36,12 @@ def read_params(node: YMapping, known: frozenset[str], report: Reporter) -> dict
 def read_param(key: YScalar, node: YNode, words: frozenset[str], report: Reporter) -> Param | None:
     """One declaration, or None after an error. Its type is empty where it follows from another parameter."""
     if is_null(node):
-        report.error("E226", f"`{key.text}` is declared without a type or a default", key.span,
-                     help=f"write `{key.text}: {{type: int}}`, or a default")
+        report.error(
+            "E226",
+            f"`{key.text}` is declared without a type or a default",
+            key.span,
+            help=f"write `{key.text}: {{type: int}}`, or a default",
+        )
         return None
     if isinstance(node, YMapping) and _is_long(node):
         return _read_long(key, node, words, report)
@@ -52,7 +56,9 @@ def _is_long(node: YMapping) -> bool:
 def _read_short(key: YScalar, node: YNode, words: frozenset[str], report: Reporter) -> Param | None:
     if isinstance(node, YMapping):
         entries = read_params(node, words, report)
-        defaults = {name: entry.default for name, entry in entries.items() if not isinstance(entry.default, Expr)}
+        defaults = {
+            name: entry.default for name, entry in entries.items() if not isinstance(entry.default, Expr)
+        }
         return Param(key.text, key.span, "mapping", default=defaults, entries=entries)
     read, value = _read_default(node, Param(key.text, key.span, "any"), words, report)
     if not read:
@@ -64,7 +70,9 @@ def _type_of(value: Expr | Static) -> str:
     return "" if isinstance(value, Name) else element_type(value, {})
 
 
-def _read_default(node: YNode, param: Param, words: frozenset[str], report: Reporter) -> tuple[bool, Expr | Static]:
+def _read_default(
+    node: YNode, param: Param, words: frozenset[str], report: Reporter
+) -> tuple[bool, Expr | Static]:
     """A default; a bare word that names nothing is a text, where the type is open."""
     if param.type == "any" and isinstance(node, YScalar) and node.style == "quoted":
         return True, node.text
@@ -79,9 +87,13 @@ def _read_long(key: YScalar, node: YMapping, words: frozenset[str], report: Repo
     known = len(report.diagnostics)
     kind = fields.take_word("type", "a type")
     if kind is not None and kind.text not in TYPES:
-        report.error("E226", f"`{key.text}` has an unknown type `{kind.text}`", kind.span,
-                     help=suggestion(kind.text, TYPES, "types"))
-        return None
+        report.error(
+            "E226",
+            f"`{key.text}` has an unknown type `{kind.text}`",
+            kind.span,
+            help=suggestion(kind.text, TYPES, "types"),
+        )
+        return Param(key.text, key.span, "any")
     default = fields.take("default")
     param = Param(key.text, key.span, kind.text if kind else "any", required=default is None)
     param = _read_of(param, fields, report)
@@ -109,7 +121,9 @@ def _read_long(key: YScalar, node: YMapping, words: frozenset[str], report: Repo
     return param if len(report.diagnostics) == known else replace(param, divides=None)
 
 
-def _with_default(param: Param, node: YNode, words: frozenset[str], *, inferred: bool, report: Reporter) -> Param:
+def _with_default(
+    param: Param, node: YNode, words: frozenset[str], *, inferred: bool, report: Reporter
+) -> Param:
     if isinstance(node, YScalar) and node.style == "plain" and node.text == "none":
         value: Expr | Static = "none" if "none" in param.choices else None
         return replace(param, default=value)
@@ -128,16 +142,24 @@ def _read_of(param: Param, fields: Fields, report: Reporter) -> Param:
     node = fields.take("of")
     if node is None:
         if param.type == "choice":
-            report.error("E226", f"`{param.name}` is a choice of nothing", param.span,
-                         help="list the choices: `{type: choice, of: [first, second]}`")
+            report.error(
+                "E226",
+                f"`{param.name}` is a choice of nothing",
+                param.span,
+                help="list the choices: `{type: choice, of: [first, second]}`",
+            )
         return param
     words = [item for item in items_of(node) if isinstance(item, YScalar)]
     if param.type == "choice":
         return replace(param, choices=tuple(word.text for word in words))
     _only_for(param, key or node, "of", ("choice", "list"), report)
     if param.type == "list" and (len(words) != 1 or words[0].text not in ELEMENTS):
-        report.error("E226", f"`of` names the type of the elements of `{param.name}`", node.span,
-                     help=f"types: {', '.join(f'`{name}`' for name in ELEMENTS)}")
+        report.error(
+            "E226",
+            f"`of` names the type of the elements of `{param.name}`",
+            node.span,
+            help=f"types: {', '.join(f'`{name}`' for name in ELEMENTS)}",
+        )
         return param
     return replace(param, of=words[0].text if words else None)
 
@@ -157,5 +179,9 @@ def _bound(param: Param, name: str, fields: Fields, report: Reporter) -> Fractio
 
 def _only_for(param: Param, node: YNode, key: str, types: tuple[str, ...], report: Reporter) -> None:
     if param.type not in types:
-        report.error("E226", f"`{key}` does not apply to `{param.name}`, which has the type {param.type}", node.span,
-                     note=f"`{key}` belongs to {' and '.join(types)}")
+        report.error(
+            "E226",
+            f"`{key}` does not apply to `{param.name}`, which has the type {param.type}",
+            node.span,
+            note=f"`{key}` belongs to {' and '.join(types)}",
+        )

@@ -8,13 +8,22 @@ from pathlib import Path
 
 from archc.spec.blocks import BlockReader, used_entries
 from archc.spec.bodies import SECTIONS, read_body
-from archc.spec.diagnostics import Reporter, Span
+from archc.spec.diagnostics import NOWHERE, Reporter, Span
 from archc.spec.emit import to_yaml
 from archc.spec.expressions import Expr
 from archc.spec.extends import extended
-from archc.spec.fields import Fields, describe, suggestion, unknown_key
+from archc.spec.fields import Fields, closest, describe, noun, suggestion, unknown_key
 from archc.spec.layers import LayerReader
-from archc.spec.library import FOLDERS, Library, body_kind, called_functions, configured_folders, read_body_file, read_file, read_text
+from archc.spec.library import (
+    FOLDERS,
+    Library,
+    body_kind,
+    called_functions,
+    configured_folders,
+    read_body_file,
+    read_file,
+    read_text,
+)
 from archc.spec.parser import check_name
 from archc.spec.settings import ModelSection, read_model
 from archc.spec.single import small_models
@@ -23,18 +32,35 @@ from archc.spec.uses import Binder
 from archc.spec.values import parse_scalar
 from archc.spec.yaml_nodes import YMapping, YScalar
 
-KEYS = ("archc", "name", "title", "source", "extends", "model", "mixers", "mlps", "functions", "blocks", "block",
-        "shared", "layers", "init")
+KEYS = (
+    "archc",
+    "name",
+    "title",
+    "source",
+    "extends",
+    "model",
+    "mixers",
+    "mlps",
+    "functions",
+    "blocks",
+    "block",
+    "shared",
+    "layers",
+    "init",
+)
 VERSION = "1"
 MAPPING = "<mapping>"  # how errors name a spec that was given as a Python mapping
 
 
-def load(source: str | Path | Mapping[str, object], report: Reporter,
-         sources: MutableMapping[str, str] | None = None) -> Spec | None:
-    """Load a model, or a single body inside a small model of its own; None after errors, all of them in `report`.
+def load(
+    source: str | Path | Mapping[str, object],
+    report: Reporter,
+    sources: MutableMapping[str, str] | None = None,
+) -> Spec | None:
+    """Load a model, or a single body inside a small model; None after errors, all of them in `report`.
 
-    `source` is a path or a mapping with the same content. `sources` receives the text of every file that was read,
-    by the name under which errors speak of it; texts of a spec that loads are in `Spec.sources` as well.
+    `source` is a path or a mapping with the same content. `sources` receives the text of every file that was
+    read, by the name under which errors speak of it; a spec that loads has them in `Spec.sources` too.
     """
     texts: MutableMapping[str, str] = {} if sources is None else sources
     path = None
@@ -56,8 +82,14 @@ def load_text(text: str, report: Reporter, name: str = "<text>", folder: Path | 
     return _load(node, folder or Path.cwd(), "model", None, texts, report) if node is not None else None
 
 
-def _load(node: YMapping, folder: Path, name: str, path: Path | None, texts: MutableMapping[str, str],
-          report: Reporter) -> Spec | None:
+def _load(
+    node: YMapping,
+    folder: Path,
+    name: str,
+    path: Path | None,
+    texts: MutableMapping[str, str],
+    report: Reporter,
+) -> Spec | None:
     single = body_kind(node)
     if single is not None:
         return _load_single(node, *single, _folders([folder], report), texts, report)
@@ -68,8 +100,14 @@ def _load(node: YMapping, folder: Path, name: str, path: Path | None, texts: Mut
     return _Resolver(node, name, Library(_folders(folders, report), report, texts), texts, report).resolve()
 
 
-def _load_single(node: YMapping, kind: str, name: YScalar, folders: list[Path], texts: MutableMapping[str, str],
-                 report: Reporter) -> Spec | None:
+def _load_single(
+    node: YMapping,
+    kind: str,
+    name: YScalar,
+    folders: list[Path],
+    texts: MutableMapping[str, str],
+    report: Reporter,
+) -> Spec | None:
     """A body inside the first small model that its declarations allow."""
     body = read_body_file(node, kind, name, report)
     if report.diagnostics:
@@ -91,7 +129,7 @@ def _load_single(node: YMapping, kind: str, name: YScalar, folders: list[Path], 
 
 
 def _folders(places: list[Path], report: Reporter) -> list[Path]:
-    """Where a spec's own library lies: beside it, above it when it stands in `models/`, and what `archc.toml` names."""
+    """Where a spec's own library lies: beside it, above `models/`, and where `archc.toml` says."""
     found: dict[Path, None] = {}
     for place in (place.resolve() for place in places):
         found[place] = None
@@ -102,16 +140,19 @@ def _folders(places: list[Path], report: Reporter) -> list[Path]:
 
 
 class _Resolver:
-    """One model file, section by section; each section reports what is wrong in it and the next one is read."""
+    """One model file, section by section; each reports what is wrong in it, and the next one is read."""
 
-    def __init__(self, node: YMapping, name: str, library: Library, texts: MutableMapping[str, str],
-                 report: Reporter) -> None:
+    def __init__(
+        self, node: YMapping, name: str, library: Library, texts: MutableMapping[str, str], report: Reporter
+    ) -> None:
         self.node = node
         self.default_name = name
         self.library = library
         self.texts = texts
         self.report = report
-        self.place = Span(node.span.path, node.span.line, node.span.column, node.span.line, node.span.column + 1)
+        self.place = Span(
+            node.span.path, node.span.line, node.span.column, node.span.line, node.span.column + 1
+        )
 
     def resolve(self) -> Spec | None:
         fields = Fields(self.node, "the spec", self.report)
@@ -126,36 +167,57 @@ class _Resolver:
         blocks = BlockReader(self.library, self.report, fields.take("block"))
         block_node = fields.take_mapping("blocks", "the blocks of the model by name")
         if block_node is None and "blocks" not in {key.text for key, _ in self.node.entries}:
-            self.report.error("E203", "the spec has no `blocks:`", self.place,
-                              help="add `blocks: {main: {mixer: {use: ...}, mlp: {use: ...}}}`")
+            self.report.error(
+                "E203",
+                "the spec has no `blocks:`",
+                self.place,
+                help="add `blocks: {main: {mixer: {use: ...}, mlp: {use: ...}}}`",
+            )
         entries = blocks.read_entries(block_node) if block_node is not None else {}
         for entry in entries.values():
             check_name(entry.name, entry.span, self.report, what="block")
         real = [entry.name for entry in entries.values() if not entry.template]
         layer_node = fields.take("layers")
         reader = LayerReader(real, model.n_layers, model.n_layers_span, self.report)
-        layers = reader.read(layer_node, model.span) if layer_node is not None or "layers" not in self._keys() else None
+        layers = None
+        if layer_node is not None or self._follows(model):
+            layers = reader.read(layer_node, model.span)
         init_node = fields.take_scalar("init", "an initialiser, such as `normal(0, 0.02)`")
         init = parse_scalar(init_node, self.report) if init_node is not None else None
         shared_node = fields.take_mapping("shared", "shared bodies by name, each with a `use:`")
         fields.finish(KEYS)
         binder = self._binder(model, len(layers.names) if layers else model.n_layers, shared_node)
         shared = self._bind_shared(shared_node, binder)
-        used = used_entries(entries, layers.names, self.report) if layers else [e for e in entries.values() if not e.template]
+        used = (
+            used_entries(entries, layers.names, self.report)
+            if layers
+            else [e for e in entries.values() if not e.template]
+        )
         uses = {entry.name: use for entry in used if (use := blocks.bind(entry, binder)) is not None}
         for name_, span in binder.shared.items():
             if name_ not in binder.used_shared:
-                self.report.error("E243", f"no block uses the shared body `{name_}`", span,
-                                  help=f"fill a slot with it, `{{shared: [{name_}]}}`, or remove it")
+                self.report.error(
+                    "E243",
+                    f"no block uses the shared body `{name_}`",
+                    span,
+                    help=f"fill a slot with it, `{{shared: [{name_}]}}`, or remove it",
+                )
         settings = model.settings(len(layers.names)) if layers is not None else None
         bodies = [body for use in (*uses.values(), *shared.values()) for body in bodies_of(use)]
         extra = [word for use in (*uses.values(), *shared.values()) for word in function_arguments(use)]
         extra += [word for word in (settings.norm, settings.embedding_norm) if word] if settings else []
         inits = [each for use in (*uses.values(), *shared.values()) for each in _inits(use)]
-        functions = called_functions(bodies, extra, [*inits, *([init] if init is not None else [])], self.library, self.report)
+        functions = called_functions(
+            bodies, extra, [*inits, *([init] if init is not None else [])], self.library, self.report
+        )
         if self.report.diagnostics or settings is None or layers is None:
             return None
         return Spec(name, self.place, settings, uses, shared, layers, functions, init, dict(self.texts))
+
+    def _follows(self, model: ModelSection) -> bool:
+        """Whether the layers can follow from a single block: nothing that says more was wrong."""
+        tried = "model" not in self._keys() or (model.n_layers is None and model.n_layers_span != NOWHERE)
+        return "layers" not in self._keys() and not tried
 
     def _keys(self) -> set[str]:
         return {key.text for key, _ in self.node.entries}
@@ -163,18 +225,26 @@ class _Resolver:
     def _not_a_model(self, fields: Fields) -> None:
         kinds = (*KEYS, *FOLDERS)
         for key, _ in fields.rest():
-            if key.text not in kinds:
+            if key.text not in kinds and closest(key.text, kinds):
                 unknown_key(key, "the spec", kinds, self.report)
-        self.report.error("E201", "this is neither a model nor a body", self.place,
-                          note="a model has `model:` and `blocks:`; a file with one body begins with `mixer: name`, "
-                               "`mlp: name`, `block: name` or `function: name`",
-                          help="`archc new` writes a first spec")
+        self.report.error(
+            "E201",
+            "this is neither a model nor a body",
+            self.place,
+            note="a model has `model:` and `blocks:`; a file with one body begins with `mixer: name`, "
+            "`mlp: name`, `block: name` or `function: name`",
+            help="`archc new` writes a first spec",
+        )
 
     def _check_version(self, fields: Fields) -> None:
         version = fields.take_scalar("archc", "the version of the language, 1")
         if version is not None and version.text != VERSION:
-            self.report.error("E207", f"this archc reads version {VERSION} of the language, not {describe(version)}", version.span,
-                              help=f"write `archc: {VERSION}`")
+            self.report.error(
+                "E207",
+                f"this archc reads version {VERSION} of the language, not {describe(version)}",
+                version.span,
+                help=f"write `archc: {VERSION}`",
+            )
 
     def _name(self, fields: Fields) -> str:
         node = fields.take_scalar("name", "the name of the model")
@@ -189,9 +259,11 @@ class _Resolver:
             node = fields.take_mapping(section, f"bodies of the kind {kind} by name")
             for key, value in node.entries if node is not None else ():
                 if not isinstance(value, YMapping):
-                    self.report.error("E204", f"{kind} `{key.text}` needs a mapping, not {describe(value)}", value.span)
+                    self.report.error(
+                        "E204", f"{noun(kind)} `{key.text}` needs a mapping, not {describe(value)}", value.span
+                    )
                 elif check_name(key.text, key.span, self.report, what=kind):
-                    inner = Fields(value, f"{kind} `{key.text}`", self.report)
+                    inner = Fields(value, f"{noun(kind)} `{key.text}`", self.report)
                     self.library.add(read_body(inner, kind, key.text, key.span, self.report))
                     inner.finish(SECTIONS)
 
@@ -208,8 +280,12 @@ class _Resolver:
             binder.owner = "shared"
             filled = binder.fill(value, ("mixer", "mlp"), key.text)
             if isinstance(filled, Shared):
-                self.report.error("E242", f"`{key.text}` is shared already and cannot be filled with a shared body", value.span,
-                                  help=suggestion("use", ("use",), ""))
+                self.report.error(
+                    "E242",
+                    f"`{key.text}` is shared already and cannot be filled with a shared body",
+                    value.span,
+                    help=suggestion("use", ("use",), ""),
+                )
             elif filled is not None:
                 found[key.text] = filled
         return found
@@ -226,8 +302,11 @@ def bodies_of(use: Use) -> list[Body]:
 
 def function_arguments(use: Use) -> list[str]:
     """The functions that a use and everything in its slots name as arguments of type function."""
-    found = [value for name, value in use.arguments.items()
-             if use.body.params[name].type == "function" and isinstance(value, str)]
+    found = [
+        value
+        for name, value in use.arguments.items()
+        if use.body.params[name].type == "function" and isinstance(value, str)
+    ]
     for filled in use.slots.values():
         if isinstance(filled, Use):
             found += function_arguments(filled)
@@ -240,5 +319,3 @@ def _inits(use: Use) -> list[Expr]:
         if isinstance(filled, Use):
             found += _inits(filled)
     return found
-
-

@@ -18,8 +18,8 @@ Data = dict[str, object]
 def resolved_text(spec: Spec) -> str:
     """What a spec came to, as YAML without `extends` and without anything that a library holds.
 
-    Every body that the model uses stands in it; parameters that keep their defaults are listed with the body that
-    declares them. The text depends on the content of the spec alone, and loading it gives an equal spec.
+    Every body that the model uses stands in it; parameters that keep their defaults are listed with the body
+    that declares them. The text depends on the content of the spec alone, and loading it gives an equal spec.
     """
     data: Data = {"archc": 1, "name": spec.name, "model": _settings(spec.settings)}
     if spec.init is not None:
@@ -105,14 +105,18 @@ def _body(body: Body) -> Data:
     if body.source:
         data["source"] = body.source
     if body.kind in NEED_INPUTS or any(item.axes is not None for item in body.inputs):
-        data["inputs"] = {item.name: f"[{', '.join(unparse(a) for a in item.axes.items)}]" if item.axes else "[d_model]"
-                          for item in body.inputs}
+        data["inputs"] = {
+            item.name: f"[{', '.join(unparse(a) for a in item.axes.items)}]" if item.axes else "[d_model]"
+            for item in body.inputs
+        }
     if body.params:
         data["params"] = {name: _param(param) for name, param in body.params.items()}
     if body.sizes:
         data["sizes"] = {name: unparse(expr) for name, expr in body.sizes.items()}
     if body.slots or body.kind == "block":
-        data["slots"] = {name: kinds[0] if len(kinds) == 1 else list(kinds) for name, kinds in body.slots.items()}
+        data["slots"] = {
+            name: kinds[0] if len(kinds) == 1 else list(kinds) for name, kinds in body.slots.items()
+        }
     if body.parts:
         data["parts"] = {name: _body(part) for name, part in body.parts.items()}
     if body.exports:
@@ -151,5 +155,3 @@ def _param(param: Param) -> Data:
 def _layers(layers: Layers) -> list[str]:
     runs = layers.cycle or tuple((name, len(list(group))) for name, group in groupby(layers.names))
     return [f"{count} {name}" if count > 1 else name for name, count in runs]
-
-

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from archc.spec.diagnostics import Label, Reporter, Span
 from archc.spec.expressions import Expr
-from archc.spec.fields import suggestion
+from archc.spec.fields import noun, suggestion
 from archc.spec.spec import Body, Param, Static, Use
 from archc.spec.statics import evaluate
 from archc.spec.values import STATICS, declared, fits, free_names, mistyped, show
@@ -29,9 +29,10 @@ class Scope:
         self._statics = statics
         self._values: dict[str, Static] = {}
         self._open: list[str] = []
+        self._circles: set[str] = set()
 
     def value(self, name: str) -> Static:
-        """The value of a parameter, a size or a static of the model. Raises `Unknown` where it has none here."""
+        """The value of a parameter, a size or a static of the model. Raises `Unknown` where it has none."""
         if name in self._values:
             return self._values[name]
         body = self.use.body
@@ -51,9 +52,16 @@ class Scope:
 
     def _evaluated(self, name: str, expr: Expr) -> Static:
         if name in self._open:
-            circle = [*self._open[self._open.index(name):], name]
-            self.report.error("E230", f"{' -> '.join(f'`{each}`' for each in circle)} depend on each other", expr.span,
-                              help="give one of them a value")
+            circle = [*self._open[self._open.index(name) :], name]
+            if self._circles & set(circle):
+                raise Unknown(name)
+            self._circles.update(circle)
+            self.report.error(
+                "E230",
+                f"{' -> '.join(f'`{each}`' for each in circle)} depend on each other",
+                expr.span,
+                help="give one of them a value",
+            )
             raise Unknown(name)
         self._open.append(name)
         try:
@@ -66,7 +74,9 @@ class Scope:
         found = Reporter()
         value = evaluate(expr, self.value, found)
         for each in found.diagnostics:
-            self.report.error(each.code, each.message, each.span, note=each.note, help=each.help, labels=each.labels)
+            self.report.error(
+                each.code, each.message, each.span, note=each.note, help=each.help, labels=each.labels
+            )
         if found.diagnostics:
             raise Unknown
         return value
@@ -75,7 +85,7 @@ class Scope:
 def check_use(use: Use, places: Mapping[str, Span], statics: Mapping[str, Static], report: Reporter) -> None:
     """Report every argument, default and size of a use that its declaration forbids.
 
-    `places` says where the arguments that a user wrote stand; what follows from defaults is reported at the use.
+    `places` says where the arguments that a user wrote stand; what defaults cause is reported at the use.
     """
     body = use.body
     for argument in use.arguments.values():
@@ -103,14 +113,19 @@ def known_names(expr: Expr, body: Body, report: Reporter) -> bool:
     for node in free_names(expr):
         if node.id not in known:
             good = False
-            report.error("E228", f"`{node.id}` is not known here", node.span,
-                         note=f"an argument is written in the names of {body.kind} `{body.name}`",
-                         help=suggestion(node.id, known, "known are"))
+            report.error(
+                "E228",
+                f"`{node.id}` is not known here",
+                node.span,
+                note=f"an argument is written in the names of {noun(body.kind)} `{body.name}`",
+                help=suggestion(node.id, known, "known are"),
+            )
     return good
 
 
-def _check_param(param: Param, value: Static, span: Span, scope: Scope, places: Mapping[str, Span],
-                 report: Reporter) -> None:
+def _check_param(
+    param: Param, value: Static, span: Span, scope: Scope, places: Mapping[str, Span], report: Reporter
+) -> None:
     if not fits(value, param):
         mistyped(value, param, span, report)
         return
@@ -118,23 +133,36 @@ def _check_param(param: Param, value: Static, span: Span, scope: Scope, places: 
         if isinstance(number, bool) or not isinstance(number, Fraction | float):
             continue
         if param.minimum is not None and number < param.minimum:
-            report.error("E223", f"`{param.name}` is {show(number)}, below its minimum {show(param.minimum)}", span,
-                         labels=declared(param))
+            report.error(
+                "E223",
+                f"`{param.name}` is {show(number)}, below its minimum {show(param.minimum)}",
+                span,
+                labels=declared(param),
+            )
         if param.maximum is not None and number > param.maximum:
-            report.error("E223", f"`{param.name}` is {show(number)}, above its maximum {show(param.maximum)}", span,
-                         labels=declared(param))
+            report.error(
+                "E223",
+                f"`{param.name}` is {show(number)}, above its maximum {show(param.maximum)}",
+                span,
+                labels=declared(param),
+            )
     if param.divides is not None and isinstance(value, Fraction):
         whole = scope.evaluate(param.divides)
         if isinstance(whole, Fraction) and (value == 0 or (whole / value).denominator != 1):
             names = [node.id for node in free_names(param.divides)]
             labels = [Label(places[name], f"`{name}` is {show(whole)}") for name in names if name in places]
             written = names[0] if len(names) == 1 else "a number"
-            report.error("E224", f"`{param.name}` is {show(value)} and does not divide `{written}`, which is {show(whole)}",
-                         span, labels=[*labels, *declared(param)])
+            report.error(
+                "E224",
+                f"`{param.name}` is {show(value)} and does not divide `{written}`, which is {show(whole)}",
+                span,
+                labels=[*labels, *declared(param)],
+            )
 
 
-def _check_size(name: str, expr: Expr, value: Static, scope: Scope, places: Mapping[str, Span],
-                report: Reporter) -> None:
+def _check_size(
+    name: str, expr: Expr, value: Static, scope: Scope, places: Mapping[str, Span], report: Reporter
+) -> None:
     if isinstance(value, Fraction) and not isinstance(value, bool) and value.denominator == 1 and value >= 0:
         return
     body = scope.use.body
@@ -143,5 +171,10 @@ def _check_size(name: str, expr: Expr, value: Static, scope: Scope, places: Mapp
     numbers = []
     for each in dict.fromkeys(culprits):
         numbers.append(f"{each} is {show(scope.value(each))}")
-    report.error("E227", f"size `{name}` of {body.kind} `{body.name}` is {show(value)}, and not a whole number", place,
-                 note=", ".join(numbers), labels=[Label(expr.span, f"`{name}` is worked out here")])
+    report.error(
+        "E227",
+        f"size `{name}` of {noun(body.kind)} `{body.name}` is {show(value)}, and not a whole number",
+        place,
+        note=", ".join(numbers),
+        labels=[Label(expr.span, f"`{name}` is worked out here")],
+    )

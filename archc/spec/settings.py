@@ -13,8 +13,20 @@ from archc.spec.spec import Param, Settings, Static
 from archc.spec.values import read_value
 from archc.spec.yaml_nodes import YMapping, YNode
 
-KEYS = ("vocab_size", "d_model", "n_layers", "context", "tie_embeddings", "norm", "norm_eps", "embedding_norm",
-        "embedding_scale", "logit_scale", "logit_softcap", "causal")
+KEYS = (
+    "vocab_size",
+    "d_model",
+    "n_layers",
+    "context",
+    "tie_embeddings",
+    "norm",
+    "norm_eps",
+    "embedding_norm",
+    "embedding_scale",
+    "logit_scale",
+    "logit_softcap",
+    "causal",
+)
 MAX_SIZE = 10**9
 
 
@@ -39,7 +51,9 @@ class ModelSection:
             return None
         soft = value.get("logit_softcap")
         return Settings(
-            vocab_size=_int(value["vocab_size"]), d_model=_int(value["d_model"]), n_layers=n_layers,
+            vocab_size=_int(value["vocab_size"]),
+            d_model=_int(value["d_model"]),
+            n_layers=n_layers,
             context=_int(value["context"]),
             tie_embeddings=value.get("tie_embeddings", False) is True,
             norm=str(value.get("norm", "rmsnorm")),
@@ -63,8 +77,12 @@ def _fraction(value: Expr | Static, otherwise: Fraction) -> Fraction:
 def read_model(node: YMapping | None, span: Span, report: Reporter) -> ModelSection:
     """Read the `model:` section; every mistake in it is reported."""
     if node is None:
-        report.error("E203", "the spec has no `model:` section", span,
-                     help="add `model: {vocab_size: 32000, d_model: 1024, n_layers: 24, context: 8192}`")
+        report.error(
+            "E203",
+            "the spec has no `model:` section",
+            span,
+            help="add `model: {vocab_size: 32000, d_model: 1024, n_layers: 24, context: 8192}`",
+        )
         return ModelSection({}, None, NOWHERE, span)
     fields = Fields(node, "the `model:` section", report)
     values: dict[str, Expr | Static] = {}

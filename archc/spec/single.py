@@ -1,4 +1,4 @@
-"""A small model around a single body, so that a file with one mixer can be checked, shown and built by itself."""
+"""A small model around a single body, so that a file with one mixer can be checked and built by itself."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ def small_models(body: Body) -> Iterator[str]:
     """YAML texts of models of two layers around `body`, the plainest first."""
     guesses = NUMBERS if any(param.required for param in body.params.values()) else NUMBERS[:1]
     for guess, width in product(guesses, WIDTHS):
-        yield "\n".join([
-            "archc: 1",
-            f"name: {body.name}",
-            "model:",
-            "  vocab_size: 256",
-            f"  d_model: {width}",
-            "  n_layers: 2",
-            "  context: 256",
-            "blocks:",
-            "  main:",
-            *("    " + line for line in _block(body, guess)),
-            "",
-        ])
+        yield "\n".join(
+            [
+                "archc: 1",
+                f"name: {body.name}",
+                "model:",
+                "  vocab_size: 256",
+                f"  d_model: {width}",
+                "  n_layers: 2",
+                "  context: 256",
+                "blocks:",
+                "  main:",
+                *("    " + line for line in _block(body, guess)),
+                "",
+            ]
+        )
 
 
 def _block(body: Body, guess: int) -> list[str]:
@@ -46,14 +48,29 @@ def _block(body: Body, guess: int) -> list[str]:
     names = [f"{item.name}_in" for item in body.inputs]
     lines += ["body:", "  u_normed: norm(x)"]
     for name, item in zip(names, body.inputs, strict=True):
-        axes = [unparse(axis) for axis in item.axes.items if unparse(axis) != "..."] if item.axes else ["d_model"]
+        axes = (
+            [unparse(axis) for axis in item.axes.items if unparse(axis) != "..."]
+            if item.axes
+            else ["d_model"]
+        )
         plain = item.axes is None or axes == ["d_model"]
-        lines.append(f"  {name}: u_normed" if plain else f"  {name}: linear(u_normed, [{', '.join(axes or ['width'])}])")
+        lines.append(
+            f"  {name}: u_normed"
+            if plain
+            else f"  {name}: linear(u_normed, [{', '.join(axes or ['width'])}])"
+        )
     if body.kind == "function":
-        given = [f"{param.name}={_word(param, guess, sizes)}" for param in body.params.values() if param.required]
+        given = [
+            f"{param.name}={_word(param, guess, sizes)}" for param in body.params.values() if param.required
+        ]
         return [*lines, f"  y: x + linear({body.name}({', '.join([*names, *given])}), d_model)"]
-    return [*lines, f"  y: x + {body.kind}({', '.join(names)})",
-            f"{body.kind}:", f"  use: {body.name}", *("  " + line for line in (*arguments, *fills))]
+    return [
+        *lines,
+        f"  y: x + {body.kind}({', '.join(names)})",
+        f"{body.kind}:",
+        f"  use: {body.name}",
+        *("  " + line for line in (*arguments, *fills)),
+    ]
 
 
 def _open_axes(body: Body) -> list[str]:
@@ -79,8 +96,14 @@ def _guess(param: Param, guess: int) -> str:
     if param.type == "list":
         return "[" + ", ".join(["1"] * (param.length or 1)) + "]"
     if param.type == "mapping":
-        return "{" + ", ".join(f"{e.name}: {_guess(e, guess)}" for e in param.entries.values() if e.required) + "}"
-    return {"bool": "false", "choice": (*param.choices, "none")[0], "function": "tanh"}.get(param.type, "none")
+        return (
+            "{"
+            + ", ".join(f"{e.name}: {_guess(e, guess)}" for e in param.entries.values() if e.required)
+            + "}"
+        )
+    return {"bool": "false", "choice": (*param.choices, "none")[0], "function": "tanh"}.get(
+        param.type, "none"
+    )
 
 
 def _word(param: Param, guess: int, sizes: dict[str, int]) -> str:

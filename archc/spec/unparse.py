@@ -80,7 +80,7 @@ def decimal(value: Fraction) -> str:
     if value.denominator == 1:
         digits = str(value.numerator)
         zeros = len(digits) - len(digits.rstrip("0"))
-        return digits if len(digits) <= 21 else f"{digits[:-zeros or None]}e{zeros}"
+        return digits if len(digits) <= 21 else f"{digits[: -zeros or None]}e{zeros}"
     shift = 0
     rest = value.denominator
     while rest % 10 == 0:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from archc.spec.bodies import SECTIONS, read_body, replace_equations
 from archc.spec.diagnostics import Label, Reporter, Span
 from archc.spec.expressions import Attribute, Expr, Name
-from archc.spec.fields import WORD, Fields, describe, items_of, unknown_key
+from archc.spec.fields import WORD, Fields, a_noun, describe, items_of, noun, unknown_key
 from archc.spec.library import Library
 from archc.spec.scope import check_use
 from archc.spec.spec import Body, Param, Shared, Static, Use
@@ -25,7 +25,9 @@ class Binder:
     report: Reporter
     shared: Mapping[str, Span] = field(default_factory=dict)
     used_shared: set[str] = field(default_factory=set)
-    owner: str = ""  # the block or shared body that is being bound; names bodies that are written out in a slot
+    owner: str = (
+        ""  # the block or shared body that is being bound; names bodies that are written out in a slot
+    )
     inline: set[str] = field(default_factory=set)
 
     def fill(self, node: YNode, kinds: Iterable[str], slot: str) -> Use | Shared | None:
@@ -33,8 +35,12 @@ class Binder:
         kinds = tuple(kinds)
         if not isinstance(node, YMapping):
             word = node.text if isinstance(node, YScalar) and WORD.match(node.text) else "name"
-            self.report.error("E204", f"`{slot}` needs a mapping, not {describe(node)}", node.span,
-                              help=f"write `{slot}: {{use: {word}}}`")
+            self.report.error(
+                "E204",
+                f"`{slot}` needs a mapping, not {describe(node)}",
+                node.span,
+                help=f"write `{slot}: {{use: {word}}}`",
+            )
             return None
         if node.get("shared") is not None:
             return self._fill_shared(node, slot)
@@ -46,8 +52,12 @@ class Binder:
             body = read_body(fields, kind, self._inline_name(slot), node.span, self.report)
             fields.finish(SECTIONS)
             return self.bind(body, Fields(replace(node, entries=()), f"`{slot}`", self.report), node.span)
-        self.report.error("E203", f"`{slot}` says not what it uses", node.span,
-                          help=f"begin with `use:`, for example `{slot}: {{use: name}}`")
+        self.report.error(
+            "E203",
+            f"`{slot}` says not what it uses",
+            node.span,
+            help=f"begin with `use:`, for example `{slot}: {{use: name}}`",
+        )
         return None
 
     def _inline_name(self, slot: str) -> str:
@@ -70,9 +80,15 @@ class Binder:
                 names.append(item.text)
                 self.used_shared.add(item.text)
             else:
-                self.report.error("E242", f"there is no shared body {describe(item)}", item.span,
-                                  note="shared bodies stand under `shared:` at the top of the spec",
-                                  help=f"there are: {', '.join(f'`{name}`' for name in self.shared)}" if self.shared else "")
+                self.report.error(
+                    "E242",
+                    f"there is no shared body {describe(item)}",
+                    item.span,
+                    note="shared bodies stand under `shared:` at the top of the spec",
+                    help=f"there are: {', '.join(f'`{name}`' for name in self.shared)}"
+                    if self.shared
+                    else "",
+                )
         return Shared(tuple(names), node.span) if names else None
 
     def use(self, fields: Fields, kinds: Iterable[str], span: Span) -> Use | None:
@@ -111,17 +127,33 @@ class Binder:
                     arguments[key.text] = argument
             else:
                 known = {*body.params, *body.slots}
-                unknown_key(key, f"a use of {body.kind} `{body.name}`", known, self.report, "E220",
-                            note="" if known else f"{body.kind} `{body.name}` has no parameters")
+                unknown_key(
+                    key,
+                    f"a use of {noun(body.kind)} `{body.name}`",
+                    known,
+                    self.report,
+                    "E220",
+                    note="" if known else f"{noun(body.kind)} `{body.name}` has no parameters",
+                )
         for slot, kinds in body.slots.items():
             if slot not in tried:
-                self.report.error("E240", f"slot `{slot}` of {body.kind} `{body.name}` is not filled", span,
-                                  help=f"add `{slot}: {{use: ...}}` with a {' or '.join(kinds)}",
-                                  labels=[Label(body.span, f"{body.kind} `{body.name}` is defined here")])
+                self.report.error(
+                    "E240",
+                    f"slot `{slot}` of {noun(body.kind)} `{body.name}` is not filled",
+                    span,
+                    help=f"add `{slot}: {{use: ...}}` with {' or '.join(map(a_noun, kinds))}",
+                    labels=[Label(body.span, f"{noun(body.kind)} `{body.name}` is defined here")],
+                )
         for name, param in body.params.items():
             if name not in given and param.required:
-                self.report.error("E221", f"{body.kind} `{body.name}` needs `{name}`", span, note=param.help,
-                                  help=f"add `{name}: ...`", labels=declared(param))
+                self.report.error(
+                    "E221",
+                    f"{noun(body.kind)} `{body.name}` needs `{name}`",
+                    span,
+                    note=param.help,
+                    help=f"add `{name}: ...`",
+                    labels=declared(param),
+                )
             elif name not in given:
                 arguments[name] = param.default
         ordered = {name: arguments[name] for name in body.params if name in arguments}
@@ -146,19 +178,33 @@ class Binder:
         expressions += body.sizes.values()
         expressions += [other.default for other in body.params.values() if isinstance(other.default, Expr)]
         nodes = [node for expr in expressions for node in expr.walk()]
-        read = {n.name for n in nodes if isinstance(n, Attribute) and isinstance(n.value, Name) and n.value.id == param.name}
+        read = {
+            n.name
+            for n in nodes
+            if isinstance(n, Attribute) and isinstance(n.value, Name) and n.value.id == param.name
+        }
         whole = passed_whole(expressions, param.name)
         if whole or not read:
             return
         for key, _ in node.entries:
             if key.text not in read:
-                unknown_key(key, f"`{param.name}` of {body.kind} `{body.name}`", read, self.report, "E220",
-                            note="no equation reads it")
+                unknown_key(
+                    key,
+                    f"`{param.name}` of {noun(body.kind)} `{body.name}`",
+                    read,
+                    self.report,
+                    "E220",
+                    note="no equation reads it",
+                )
         for name in sorted(read):
             if node.get(name) is None and all(key.text in read for key, _ in node.entries):
-                self.report.error("E221", f"`{param.name}` needs an entry `{name}`", node.span,
-                                  note=f"equations of {body.kind} `{body.name}` read `{param.name}.{name}`",
-                                  labels=declared(param))
+                self.report.error(
+                    "E221",
+                    f"`{param.name}` needs an entry `{name}`",
+                    node.span,
+                    note=f"equations of {noun(body.kind)} `{body.name}` read `{param.name}.{name}`",
+                    labels=declared(param),
+                )
 
 
 def passed_whole(expressions: Iterable[Expr], name: str) -> bool:
@@ -172,5 +218,3 @@ def passed_whole(expressions: Iterable[Expr], name: str) -> bool:
             if any(isinstance(operand, Name) and operand.id == name for operand in operands):
                 return True
     return False
-
-

@@ -1,4 +1,4 @@
-"""Values of parameters: from YAML nodes to exact statics or expressions, typed by the parameter's declaration."""
+"""Values of parameters: YAML nodes as exact statics or expressions, typed by the parameter's declaration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from archc.spec.diagnostics import Label, Reporter, Span
 from archc.spec.expressions import Binary, Call, Expr, ListExpr, Name, Number, Text, Unary
-from archc.spec.fields import WORD, describe, is_null, shorten, suggestion
+from archc.spec.fields import WORD, is_null, shorten, suggestion
 from archc.spec.parser import parse_equation
 from archc.spec.spec import Param, Static
 from archc.spec.statics import evaluate
@@ -21,11 +21,12 @@ WORDS = frozenset({"true", "false", "none"})
 
 _INFINITIES = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf}
 _SIMPLE = re.compile(r"-?[0-9]{1,15}\Z")
+_YAML_1_1 = ("yes", "no", "on", "off", "y", "n")  # truth values once, words in this language
 _NUMERIC = ("int", "number")
 
 
 def parse_scalar(node: YScalar, report: Reporter) -> Expr | None:
-    """The expression that a scalar holds; quotes around it are allowed here, so that flow style can hold commas."""
+    """The expression that a scalar holds; quotes are allowed here, so that flow style can hold commas."""
     return parse_equation(node, report, quoted_ok=True)
 
 
@@ -66,12 +67,16 @@ def free_names(expr: Expr) -> list[Name]:
 def read_value(node: YNode, param: Param, report: Reporter) -> tuple[bool, Expr | Static]:
     """The value that a node gives to a parameter: (True, value), or (False, None) after an error.
 
-    Whole numbers, words and other literals come as exact statics, everything else as an expression over the names
-    of the parameter's body. Ranges and `divides` are checked where those names have values.
+    Whole numbers, words and other literals come as exact statics, everything else as an expression over the
+    names of the parameter's body. Ranges and `divides` are checked where those names have values.
     """
     if is_null(node):
-        report.error("E209", f"`{param.name}` has no value", node.span,
-                     help="write `none` for a parameter without a value, or remove the key")
+        report.error(
+            "E209",
+            f"`{param.name}` has no value",
+            node.span,
+            help="write `none` for a parameter without a value, or remove the key",
+        )
         return False, None
     if isinstance(node, YMapping):
         return _read_mapping(node, param, report)
@@ -84,6 +89,9 @@ def read_value(node: YNode, param: Param, report: Reporter) -> tuple[bool, Expr 
             return True, Fraction(int(node.text))
         if node.text in _INFINITIES and param.type == "number":
             return True, _INFINITIES[node.text]
+    if param.type == "bool" and node.text.lower() in _YAML_1_1:
+        mistyped(node.text, param, node.span, report)
+        return False, None
     expr = parse_scalar(node, report)
     if expr is None:
         return False, None
@@ -105,8 +113,13 @@ def _read_word(node: YScalar, param: Param, report: Reporter) -> tuple[bool, Sta
     if param.type == "choice" and word not in param.choices:
         if word == "none" and param.default is None and not param.required:
             return True, None
-        report.error("E225", f"`{shorten(word)}` is no choice of `{param.name}`", node.span,
-                     help=suggestion(word, param.choices, "choices"), labels=declared(param))
+        report.error(
+            "E225",
+            f"`{shorten(word)}` is no choice of `{param.name}`",
+            node.span,
+            help=suggestion(word, param.choices, "choices"),
+            labels=declared(param),
+        )
         return False, None
     if word == "none" and param.type != "choice" and node.style == "plain":
         return True, None
@@ -117,14 +130,20 @@ def _read_list(node: YSequence, param: Param, report: Reporter) -> tuple[bool, E
     if param.type not in ("list", "axes", "any"):
         mistyped(None, param, node.span, report, "a list")
         return False, None
-    element = Param(param.name, param.span, "any" if param.type == "axes" else param.of or "any", default=param.default)
+    element = Param(
+        param.name, param.span, "any" if param.type == "axes" else param.of or "any", default=param.default
+    )
     found = [read_value(item, element, report) for item in node.items]
     if not all(good for good, _ in found):
         return False, None
     values = [value for _, value in found]
     if param.length is not None and len(values) != param.length:
-        report.error("E229", f"`{param.name}` has {len(values)} entries and needs {param.length}", node.span,
-                     labels=declared(param))
+        report.error(
+            "E229",
+            f"`{param.name}` has {len(values)} entries and needs {param.length}",
+            node.span,
+            labels=declared(param),
+        )
         return False, None
     if param.type == "axes" or any(isinstance(value, Expr) for value in values):
         spans = [item.span for item in node.items]
@@ -151,18 +170,27 @@ def _read_mapping(node: YMapping, param: Param, report: Reporter) -> tuple[bool,
     for key, child in node.entries:
         entry = param.entries.get(key.text, Param(key.text, param.span, "any"))
         if param.entries and key.text not in param.entries:
-            report.error("E220", f"`{param.name}` has no entry `{shorten(key.text)}`", key.span,
-                         help=suggestion(key.text, param.entries, "entries"), labels=declared(param))
+            report.error(
+                "E220",
+                f"`{param.name}` has no entry `{shorten(key.text)}`",
+                key.span,
+                help=suggestion(key.text, param.entries, "entries"),
+                labels=declared(param),
+            )
             good = False
             continue
         read, value = read_value(child, entry, report)
         value, constant_enough = _settled(value) if read else (None, False)
         if read and not constant_enough:
-            report.error("E222", f"`{param.name}.{key.text}` needs a value, not an expression", child.span,
-                         note="entries of a mapping are literals: numbers, words, `true`, `false`, `none`")
+            report.error(
+                "E222",
+                f"`{param.name}.{key.text}` needs a value, not an expression",
+                child.span,
+                note="entries of a mapping are literals: numbers, words, `true`, `false`, `none`",
+            )
         good = good and read and constant_enough
         values[key.text] = value
-    for name, entry in param.entries.items():
+    for name, entry in param.entries.items() if good else ():
         if name not in values and entry.required:
             report.error("E221", f"`{param.name}` needs an entry `{name}`", node.span, labels=declared(entry))
             good = False
@@ -181,7 +209,9 @@ def _settled(value: Expr | Static) -> tuple[Static, bool]:
 def fits(value: Static, param: Param) -> bool:
     """Whether a value has the type of a parameter; `none` fits where the default is `none`."""
     if value is None:
-        return param.type == "any" or (not param.required and param.default is None) or "none" in param.choices
+        return (
+            param.type == "any" or (not param.required and param.default is None) or "none" in param.choices
+        )
     if param.type == "int":
         return isinstance(value, Fraction) and value.denominator == 1
     if param.type == "number":
@@ -199,8 +229,16 @@ def fits(value: Static, param: Param) -> bool:
     return True
 
 
-_NOUNS = {"int": "a whole number", "number": "a number", "bool": "`true` or `false`", "list": "a list",
-          "mapping": "a mapping", "text": "a text", "function": "the name of a function", "axes": "axes"}
+_NOUNS = {
+    "int": "a whole number",
+    "number": "a number",
+    "bool": "`true` or `false`",
+    "list": "a list",
+    "mapping": "a mapping",
+    "text": "a text",
+    "function": "the name of a function",
+    "axes": "axes",
+}
 
 
 def mistyped(value: Static, param: Param, span: Span, report: Reporter, seen: str = "") -> None:
@@ -211,8 +249,13 @@ def mistyped(value: Static, param: Param, span: Span, report: Reporter, seen: st
         way_out = "`none` is a value only of parameters whose default is `none`"
     elif param.type == "int" and isinstance(value, Fraction):
         way_out = f"a parameter that takes fractions is declared `{param.name}: {{type: number, ...}}`"
-    report.error("E222", f"`{param.name}` needs {needs}, not {seen or f'`{show(value)}`'}", span, help=way_out,
-                 labels=declared(param))
+    report.error(
+        "E222",
+        f"`{param.name}` needs {needs}, not {seen or f'`{show(value)}`'}",
+        span,
+        help=way_out,
+        labels=declared(param),
+    )
 
 
 def declared(param: Param) -> tuple[Label, ...]:
