@@ -1,4 +1,4 @@
-"""The language model's loss over a chunk of tokens at a time: the logits of all tokens never exist at once."""
+"""The language model's loss, some tokens at a time: the logits of all tokens never exist at once."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def chunked_loss(
 
 
 def next_tokens(labels_BT: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
-    """`labels` moved one to the left within each sequence; -100 where a sequence, or the last one, has ended."""
+    """`labels` moved one to the left within each sequence; -100 at its end, and after the last sequence."""
     moved = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
     if cu_seqlens is None:
         return moved
@@ -74,9 +74,11 @@ def token_losses(
     logit_scale: float = 1.0,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy (0 where the target is -100) and log of the softmax's denominator: `[M]`, float32 or wider.
+    """Cross entropy (0 where the target is -100) and log of the softmax's denominator: `[M]` each.
 
-    `hidden [M, D]`, `weight [V, D]`, `targets [M]` int64. The backward computes each chunk's logits again.
+    `hidden [M, D]`, `weight [V, D]`, `targets [M]` int64. Float32 or wider.
+
+    The backward computes each chunk's logits again.
     """
     losses, log_sums = _forward(hidden, weight.to(hidden.dtype), targets, chunk, logit_scale, softcap or 0.0)
     return losses, log_sums

@@ -87,6 +87,15 @@ class Place:
         else:
             self.memory[self.prefix + key] = value.to(stored.dtype)
 
+    def export(self, name: str, value: Tensor) -> None:
+        """Publish a value for later layers: the first one stays, the previous one is replaced."""
+        self.memo.setdefault(("first", name), value)
+        self.memo["previous", name] = value
+
+    def loss(self, name: str, value: Tensor) -> None:
+        """Add an auxiliary loss of this layer."""
+        self.memo.setdefault("losses", {})[self.prefix + name] = value
+
     def keep(self, name: str, value: Tensor) -> Tensor:
         """Return `value`; record it if a pattern of `capture=` matches its full name."""
         if self.patterns:

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .place import Layout, Place, StateError
+
+
+class Entry(NamedTuple):
+    """One tensor of memory of an operation: `[N, *shape]`, or `[N, slots, *shape]` where tokens are kept.
+
+    `dtype` None is the model's. `grows`: as many slots as the state's `max_length`; `ring`: at most so many.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
+    grows: bool = False
+    ring: int | None = None
+    fill: float = 0.0
+
+    def tensor(self, rows: int, max_length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The start value for `rows` sequences."""
+        slots = (
+            (max_length,) if self.grows else (min(self.ring, max_length),) if self.ring is not None else ()
+        )
+        return torch.full((rows, *slots, *self.shape), self.fill, dtype=self.dtype or dtype, device=device)
 
 
 class State:

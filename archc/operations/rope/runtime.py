@@ -26,14 +26,14 @@ def rope(
     `frequencies`. The tables are computed once a call for each set of arguments.
     """
     dims = int(x.shape[-1] * fraction)
-    name = "rope", dims, theta, None if scaling is None else id(scaling)
+    name = "rope", dims, theta, None if scaling is None else tuple(scaling.items())
     if name not in place.memo:
         positions = place.layout.positions_BT
         if place.layout.uniform:
             positions = positions[:1]
-        tables = rope_tables(positions, dims, theta, scaling, place.layout.longest, x.shape[-1])
-        place.memo[name] = (*tables, scaling)  # holding `scaling` keeps its id its own
-    cos, sin, _ = place.memo[name]
+        longest = place.layout.longest
+        place.memo[name] = rope_tables(positions, dims, theta, scaling, longest, x.shape[-1])
+    cos, sin = place.memo[name]
     return rotate(x, cos, sin, layout)
 
 
@@ -83,11 +83,12 @@ def frequencies(
 ) -> tuple[Tensor, float]:
     """Angles per token `[dims / 2]`, float32, and the factor on cosines and sines.
 
-    `scaling["type"]` and the other keys it reads (`original`: the context before scaling):
-    "linear" factor (Chen et al. 2023); "ntk" factor; "dynamic" factor, original; "yarn" factor, original,
-    beta_fast, beta_slow, truncate, mscale, mscale_all_dim, attention_factor (Peng et al. 2023); "llama3" factor,
-    original, low_freq_factor, high_freq_factor; "longrope" factor, original, long_factor, short_factor,
-    attention_factor (Ding et al. 2024); "proportional": exponents count the whole head, the rest stands still.
+    `scaling["type"]` and the other keys it reads (`original`: the context before scaling; lists are tuples):
+    "linear" factor (Chen et al. 2023). "ntk" factor. "dynamic" factor, original. "yarn" factor, original,
+    beta_fast, beta_slow, truncate, mscale, mscale_all_dim, attention_factor (Peng et al. 2023). "llama3"
+    factor, original, low_freq_factor, high_freq_factor. "longrope" factor, original, long_factor,
+    short_factor, attention_factor (Ding et al. 2024). "proportional" factor: exponents count the whole head,
+    whose other pairs stand still, `[head_dim / 2]`.
     "dynamic" and "longrope" turn by the call's longest length: tokens cached before keep their old angles.
     """
     given = dict(scaling or {"type": "none"})
@@ -105,7 +106,8 @@ def frequencies(
     if kind in ("none", "ntk", "dynamic"):
         return inverse, 1.0
     if kind == "proportional":
-        return inverse / factor, 1.0
+        still = (head_dim or dims) // 2 - inverse.shape[0]
+        return torch.nn.functional.pad(inverse / factor, (0, still)), 1.0
     if kind == "linear":
         return inverse / factor, 1.0
     if kind == "llama3":

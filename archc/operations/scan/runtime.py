@@ -70,9 +70,9 @@ def _loop(g: Tensor, b: Tensor) -> Tensor:
 
 
 def _chunked(g_BTC: Tensor, b_BTC: Tensor) -> Tensor:
-    """All chunks advance side by side from zero; then the chunks' ends are chained, and added where they reach.
+    """All chunks advance side by side from zero; then their ends are chained, and added where they reach.
 
-    With about sqrt(T) tokens a chunk, 2 sqrt(T) steps; exponents are sums of decays, never differences.
+    With about sqrt(T) tokens a chunk, 2 sqrt(T) steps; decays are multiplied, never divided by.
     """
     batch, length, channels = b_BTC.shape
     size = max(1, math.isqrt(length))
