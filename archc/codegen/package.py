@@ -1,0 +1,281 @@
+"""A graph as the files of a package."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from archc.codegen.config import config_view
+from archc.codegen.format import format_files
+from archc.codegen.letters import assign_letters
+from archc.codegen.module import ClassView, ModuleWriter
+from archc.data import data_folder
+from archc.graph.types import Graph, Module, Node, Run
+from archc.spec import statics
+from archc.spec.exact import __file__ as exact_file
+from archc.tiles.kind import RecurrenceKind
+
+STANDARD = ("math",)
+ALWAYS = ("language_model", "place", "state")
+NORMS = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}
+
+
+def package_files(graph: Graph, *, spec_name: str = "", facts: Iterable[str] = ()) -> dict[str, str]:
+    """Path -> source of the package, formatted; the same bytes for the same graph on every machine."""
+    return format_files(_Package(graph, spec_name, tuple(facts)).files())
+
+
+def camel(key: str) -> str:
+    """`gated_mixer_2` -> `GatedMixer2`."""
+    return "".join(part[:1].upper() + part[1:] for part in key.split("_"))
+
+
+def recurrence_name(kind: RecurrenceKind) -> str:
+    """What a class of recurrence is called in a package: `head_decay_delta`."""
+    parts = [] if kind.decay == "none" else [f"{kind.decay}_decay"]
+    parts += {"none": [], "delta": ["delta"], "pair": [f"erase_{kind.erase_from}"]}[kind.erase]
+    parts += ["factors"] if kind.factors else []
+    parts += ["exclusive"] if kind.read == "exclusive" else []
+    parts += [f"normalized_{kind.normalize}"] if kind.normalize != "none" else []
+    parts += ["log_input"] if kind.log_input else []
+    parts += ["bounded"] if kind.decay_bounded and kind.decay == "key" else []
+    parts += [f"chunk_{kind.chunk}"] if kind.chunk != 64 else []
+    return "_".join(parts) if parts else "no_decay"
+
+
+class _Package:
+    """Renders one graph."""
+
+    def __init__(self, graph: Graph, spec_name: str, facts: tuple[str, ...]) -> None:
+        self.graph = graph
+        self.spec_name = spec_name
+        self.facts = facts
+        self.letters = assign_letters(graph)
+        self.kinds: dict[str, RecurrenceKind] = {}
+        self.class_names = self._class_names()
+        self.needs_layer = self._needs_layer()
+        self.environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(data_folder("templates") / "package"), undefined=jinja2.StrictUndefined,
+            trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)
+
+    def files(self) -> dict[str, str]:
+        """All files, unformatted."""
+        classes, used = self._classes()
+        found = {"config.py": self._config(used), "model.py": self._model(classes),
+                 "__init__.py": self._render("__init__.py.jinja", title=self._title(), spec_name=self.spec_name
+                                             or f"{self.graph.name}.yaml", package=self.graph.name,
+                                             vocab_size=self.graph.settings.vocab_size)}
+        needed = {file for view in classes for file, _ in view.imports} | set(ALWAYS) | self._norm_files()
+        needed -= set(self.kinds)
+        for name, kind in sorted(self.kinds.items()):
+            found[f"{name}.py"] = self._recurrence(kind, name)
+        if "from .exact import" in found["config.py"]:
+            needed.add("exact")
+        found |= self._runtime(needed, found.values())
+        found["py.typed"] = ""
+        return found
+
+    # -- names ----------------------------------------------------------------------------------------------
+
+    def _class_names(self) -> dict[str, str]:
+        taken = {"Model", "Config", "LanguageModel", "Tensor", "Place", "Entry", "RMSNorm", "LayerNorm",
+                 "CausalConv1d", "BlockLinear", "PerEntryLinear", "F"}
+        blocks = set(self.graph.layers())
+        found: dict[str, str] = {}
+        for key in self.graph.modules:
+            name = camel(key) + ("Block" if key in blocks and not key.endswith("block") else "")
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            found[key] = name
+        return found
+
+    def _needs_layer(self) -> dict[str, bool]:
+        found: dict[str, bool] = {}
+        for key, module in self.graph.modules.items():
+            own = any("layer" in _static_names(node) for node in module.subgraph.nodes)
+            found[key] = own or any(found.get(inner, False) for keys in module.slots.values() for inner in keys)
+        return found
+
+    def _recurrence_function(self, kind: Any) -> str:
+        name = recurrence_name(kind)
+        self.kinds[name] = kind
+        return name
+
+    # -- parts ----------------------------------------------------------------------------------------------
+
+    def _classes(self) -> tuple[list[ClassView], dict[str, list[str]]]:
+        views: list[ClassView] = []
+        used: dict[str, dict[str, None]] = {}
+        for module in self.graph.modules.values():
+            writer = ModuleWriter(module, self.class_names, self.letters, self._recurrence_function,
+                                  self.needs_layer, self.graph.settings)
+            view = writer.view()
+            view.imports |= {(recurrence_name(node.attrs["kind"]), recurrence_name(node.attrs["kind"]))
+                             for node in module.subgraph.nodes if node.op == "recurrence"}
+            views.append(view)
+            used.setdefault(module.prefix, {}).update(writer.printer.numbers)
+        return views, {prefix: list(names) for prefix, names in used.items()}
+
+    def _config(self, used: Mapping[str, list[str]]) -> str:
+        view = config_view(self.graph, used)
+        exact = sorted(view.imports - {"Fraction", "math", "whole"})
+        imports = view.imports | ({"Fraction"} if "whole" in view.imports else set())
+        return self._render("config.py.jinja", name=self.graph.name, fields=view.fields, properties=view.properties,
+                            imports=imports, exact=exact)
+
+    def _model(self, classes: list[ClassView]) -> str:
+        settings = self.graph.settings
+        imports: dict[str, set[str]] = {"language_model": {"LanguageModel"}, "place": {"Place"}}
+        for view in classes:
+            for file, name in view.imports:
+                imports.setdefault(file, set()).add(name)
+        imports.setdefault("norm_modules", set()).add(NORMS[settings.norm])
+        if settings.embedding_norm is not None:
+            imports["norm_modules"].add(NORMS[settings.embedding_norm])
+        layer = any(self.needs_layer[key] for key in set(self.graph.layers()))
+        eps = repr(float(settings.norm_eps))
+        lines, text = self._layers()
+        embedding_norm = None if settings.embedding_norm is None else \
+            f"{NORMS[settings.embedding_norm]}((config.d_model,), eps={eps})"
+        return self._render(
+            "model.py.jinja", title=self._title(), facts=self.facts, classes=classes,
+            legend=[(letter, str(axis)) for axis, letter in sorted(self.letters.items(), key=lambda item: item[1])],
+            standard=sorted({m for view in classes for m in view.modules_used if m in STANDARD}),
+            functional=any("F" in view.modules_used for view in classes),
+            imports=sorted((file, sorted(names)) for file, names in imports.items()),
+            layers_text=text, layer_lines=lines, make_layer="block(config, layer)" if layer else "block(config)",
+            layer=layer, final_norm=f"{NORMS[settings.norm]}((config.d_model,), eps={eps})",
+            embedding_norm=embedding_norm, tied=settings.tie_embeddings, float32=self._float32(),
+            logit_scale=self._setting(settings.logit_scale, 1), softcap=self._setting(settings.logit_softcap, None),
+            embed=self._embed())
+
+    def _setting(self, value: Any, neutral: Any) -> str:
+        """A setting of the model as source, empty where it changes nothing."""
+        if value is None or value == neutral:
+            return ""
+        return self._setting_source(value)
+
+    def _setting_source(self, value: Any) -> str:
+        from archc.spec.expressions import Expr
+        if isinstance(value, Expr):
+            from archc.codegen.printer import Printer
+
+            first = next(iter(self.graph.modules.values()))
+            return Printer(first, {}, lambda kind: "").number(value).text.replace("self.", "config.")
+        return repr(int(value)) if value == int(value) else repr(float(value))
+
+    def _embed(self) -> str:
+        settings = self.graph.settings
+        scale = self._setting(settings.embedding_scale, 1)
+        text = "self.embedding(tokens_BT)" + (f" * ({scale.replace('config.', 'self.config.')})" if scale else "")
+        if settings.embedding_norm is not None:
+            return f"self.embedding_norm({text})"
+        return text if scale else ""
+
+    def _float32(self) -> list[str]:
+        """Ends of the names of parameters that keep float32."""
+        found: dict[str, None] = {}
+        for module in self.graph.modules.values():
+            for node in module.subgraph.nodes:
+                if node.op == "param" and node.attrs.get("float32"):
+                    found[f".{node.name}"] = None
+        return sorted(found)
+
+    def _layers(self) -> tuple[list[str], str]:
+        """The body of `layer_classes`, and the order of the layers in words."""
+        graph = self.graph
+
+        def items(runs: tuple[Run, ...]) -> str:
+            return " + ".join(f"[{self.class_names[run.module]}]" + (f" * {run.count}" if run.count > 1 else "")
+                              for run in runs) or "[]"
+
+        def words(runs: tuple[Run, ...]) -> str:
+            return ", ".join(f"{run.count} {self.class_names[run.module]}" for run in runs)
+
+        if not graph.cycle and len(graph.runs) == 1:
+            name = self.class_names[graph.runs[0].module]
+            return [f"return [{name}] * n_layers"], f"{name} in every layer"
+        head = words(graph.runs) + ", then " if graph.runs and graph.cycle else words(graph.runs)
+        cycle_keys = [run.module for run in graph.cycle for _ in range(run.count)]
+        tail_keys = [run.module for run in graph.tail for _ in range(run.count)]
+        if graph.cycle and tail_keys == cycle_keys[:len(tail_keys)]:
+            lines = [f"cycle: list[type[nn.Module]] = {items(graph.cycle)}"]
+            if graph.runs:
+                lines += [f"head: list[type[nn.Module]] = {items(graph.runs)}",
+                          "rest = range(max(n_layers - len(head), 0))",
+                          "return (head + [cycle[index % len(cycle)] for index in rest])[:n_layers]"]
+            else:
+                lines.append("return [cycle[layer % len(cycle)] for layer in range(n_layers)]")
+            return lines, f"{head}{words(graph.cycle)} in turn"
+        parts = [items(graph.runs)] if graph.runs else []
+        parts += [f"({items(graph.cycle)}) * {graph.repeats}"] if graph.cycle else []
+        parts += [items(graph.tail)] if graph.tail else []
+        lines = [f"classes: list[type[nn.Module]] = {' + '.join(parts)}", "if len(classes) != n_layers:",
+                 '    raise ValueError(f"the layers were listed one by one: {len(classes)}, not {n_layers}")',
+                 "return classes"]
+        text = head + (f"{graph.repeats} times ({words(graph.cycle)})" if graph.cycle else "")
+        return lines, text + (f", then {words(graph.tail)}" if graph.tail else "")
+
+    def _title(self) -> str:
+        return self.graph.name
+
+    # -- run-time sources -----------------------------------------------------------------------------------
+
+    def _norm_files(self) -> set[str]:
+        return {"norm_modules"}
+
+    def _recurrence(self, kind: RecurrenceKind, name: str) -> str:
+        from archc.tiles.torch_source import emit
+
+        return emit(kind, name)
+
+    def _runtime(self, needed: set[str], sources: Iterable[str]) -> dict[str, str]:
+        """Run-time files that are needed, and those that they import in turn."""
+        pending = set(needed)
+        for source in sources:
+            pending |= _relative_imports(source)
+        found: dict[str, str] = {}
+        own = {"config", "model", *self.kinds}
+        while pending:
+            name = pending.pop()
+            if f"{name}.py" in found or name in own:
+                continue
+            source = runtime_path(name).read_text(encoding="utf-8")
+            found[f"{name}.py"] = source
+            pending |= _relative_imports(source)
+        return found
+
+    def _render(self, template: str, **values: Any) -> str:
+        return self.environment.get_template(template).render(**values)
+
+
+def runtime_path(name: str) -> Path:
+    """Where a run-time source lies: beside the templates, or in an operation's folder."""
+    if name == "exact":
+        return Path(exact_file)
+    shared = data_folder("templates") / "runtime" / f"{name}.py"
+    return shared if shared.exists() else Path(__file__).parent.parent / "operations" / name / "runtime.py"
+
+
+def _relative_imports(source: str) -> set[str]:
+    return set(re.findall(r"^\s*from \.(\w+) import", source, re.MULTILINE))
+
+
+def _static_names(node: Node) -> set[str]:
+    """Static names that an operation's attributes read."""
+    from archc.spec.expressions import Expr
+
+    found: set[str] = set()
+    for value in node.attrs.values():
+        for entry in value if isinstance(value, tuple) else (value,):
+            if isinstance(entry, Expr):
+                found |= statics.free_names(entry)
+    return found
+
+
+__all__ = ["Module", "package_files"]

@@ -1,0 +1,1 @@
+"""Equations as typed operations on named axes."""

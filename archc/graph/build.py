@@ -1,0 +1,318 @@
+"""From a resolved spec to a graph: one module for each distinct body, layers as runs of modules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from archc.graph.elaborate import Elaborator, Signature
+from archc.graph.scope import LAYER_NAMES, literal
+from archc.graph.types import Decision, Graph, Module, Run, Subgraph, ValueType
+from archc.spec import expressions as ex
+from archc.spec import statics
+from archc.spec.axes import Axis
+from archc.spec.diagnostics import NOWHERE, Reporter
+from archc.spec.spec import Body, Shared, Spec, Static, Use
+
+MODEL_NAMES = ("d_model", "n_layers", "vocab_size", "context")
+
+
+@dataclass(slots=True)
+class _Instance:
+    """A use of a body: its static names as expressions and as values, and the classes made of it so far."""
+
+    use: Use
+    prefix: str
+    statics: dict[str, ex.Expr]
+    sizes: dict[str, ex.Expr]
+    values: dict[str, Static]
+    n_sites: int = 0
+    variants: list[Module] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Layer:
+    """The layer being built: its number, and how often each body was used before it."""
+
+    index: int
+    sites: Counter[str]
+
+
+class GraphBuilder:
+    """Builds the graph of one spec. Use `build_graph`."""
+
+    def __init__(self, spec: Spec, report: Reporter) -> None:
+        self.spec = spec
+        self.report = report
+        self.modules: dict[str, Module] = {}
+        self.instances: dict[int, _Instance] = {}
+        self.by_text: dict[str, _Instance] = {}
+        self.prefixes: dict[str, str] = {}
+        self.exported: dict[str, ValueType] = {}
+        self.failed: set[tuple[int, tuple[bool, ...]]] = set()
+        self.site_totals = self._count_sites()
+
+    def run(self) -> Graph | None:
+        """The graph, or None after errors."""
+        keys: list[str] = []
+        sites: Counter[str] = Counter()
+        for index, block in enumerate(self.spec.layers.names):
+            use = self.spec.blocks[block]
+            key = self._module(use, block, _Layer(index, sites), top=True)
+            if key is None:
+                if len(self.report.diagnostics) > 200 or block in self.failed_blocks:
+                    return None
+                self.failed_blocks.add(block)
+                sites.update(self._bodies(use))
+                continue
+            keys.append(key)
+            self.exported.update(self._exports_of(key))
+            sites.update(self._bodies(use))
+        if self.report.diagnostics:
+            return None
+        runs, cycle, repeats, tail = compress(keys)
+        shared = {name: key for name, key in self.shared_keys.items()}
+        return Graph(self.spec.name, self.spec.settings, self.modules, runs, cycle, repeats, tail, shared,
+                     self.spec.init)
+
+    failed_blocks: set[str]
+    shared_keys: dict[str, str]
+
+    # -- sites ----------------------------------------------------------------------------------------------
+
+    def _bodies(self, use: Use) -> list[str]:
+        """The bodies that one layer of a block uses, by name: what `site` counts."""
+        found = [self._site_name(use.body)]
+        for filler in use.slots.values():
+            if isinstance(filler, Use):
+                found += self._bodies(filler)
+        return found
+
+    def _site_name(self, body: Body) -> str:
+        return f"{body.kind}:{body.name}"
+
+    def _count_sites(self) -> Counter[str]:
+        totals: Counter[str] = Counter()
+        per_block = {name: self._bodies(use) for name, use in self.spec.blocks.items()}
+        for name, count in Counter(self.spec.layers.names).items():
+            for body in per_block[name]:
+                totals[body] += count
+        self.failed_blocks = set()
+        self.shared_keys = {}
+        return totals
+
+    # -- modules --------------------------------------------------------------------------------------------
+
+    def _module(self, use: Use, name: str, layer: _Layer, *, top: bool = False) -> str | None:
+        """The key of the class that serves a use at this layer; made where there is none yet."""
+        instance = self._instance(use, name, top)
+        environment = self._environment(instance, layer)
+        fillers: dict[str, Signature] = {}
+        for slot, filler in use.slots.items():
+            signature = self._filler(filler, slot, name, layer)
+            if signature is None:
+                return None
+            fillers[slot] = signature
+        slots = {slot: signature.modules for slot, signature in fillers.items()}
+        for module in instance.variants:
+            used = {slot: keys for slot, keys in slots.items() if slot in module.slots}
+            if dict(module.slots) == used and self._holds(module.decisions, environment):
+                return module.key
+        return self._new_module(instance, fillers, environment)
+
+    def _holds(self, decisions: tuple[Decision, ...], environment: Mapping[str, Static]) -> bool:
+        return all(bool(statics.evaluate(d.test, environment, self.report)) == d.value for d in decisions)
+
+    def _new_module(self, instance: _Instance, fillers: Mapping[str, Signature],
+                    environment: Mapping[str, Static]) -> str | None:
+        body = instance.use.body
+        for part_name, part in body.parts.items():
+            signature = self._part(part, part_name, instance, environment)
+            if signature is None:
+                return None
+            fillers = {**fillers, part_name: signature}
+        elaborator = Elaborator(body, self.spec.settings, self.spec.functions, instance.statics, instance.sizes,
+                                environment, fillers, self.exported, self.report)
+        subgraph = elaborator.run()
+        if subgraph is None:
+            return None
+        count = len(instance.variants)
+        key = instance.prefix if not count else f"{instance.prefix}_{count + 1}"
+        shared = frozenset(slot for slot, signature in fillers.items() if signature.shared)
+        module = Module(key, instance.prefix, body, instance.sizes, dict(environment), subgraph,
+                        elaborator.builder.decision_list(), dict(elaborator.builder.slots), shared)
+        instance.variants.append(module)
+        self.modules[key] = module
+        return key
+
+    def _part(self, part: Body, name: str, instance: _Instance, environment: Mapping[str, Static]) -> Signature | None:
+        """A part shares the namespace of the body that it stands in."""
+        elaborator = Elaborator(part, self.spec.settings, self.spec.functions, instance.statics, instance.sizes,
+                                environment, {}, self.exported, self.report)
+        subgraph = elaborator.run()
+        if subgraph is None:
+            return None
+        key = f"{instance.prefix}_{name}"
+        self.modules[key] = Module(key, instance.prefix, part, instance.sizes, dict(environment), subgraph,
+                                   elaborator.builder.decision_list(), {})
+        inputs = tuple(subgraph.type_of(ref).axes for ref in subgraph.inputs.values())
+        return Signature(inputs, subgraph.type_of(subgraph.output), (key,))
+
+    def _filler(self, filler: Use | Shared, slot: str, block: str, layer: _Layer) -> Signature | None:
+        uses = [filler] if isinstance(filler, Use) else [self.spec.shared[name] for name in filler.names]
+        names = [f"{block}_{slot}"] if isinstance(filler, Use) else list(filler.names)
+        keys: list[str] = []
+        for use, name in zip(uses, names):
+            key = self._module(use, name, layer)
+            if key is None:
+                return None
+            keys.append(key)
+            if isinstance(filler, Shared):
+                self.shared_keys[name] = key
+        subgraph = self.modules[keys[0]].subgraph
+        instance = self._instance(uses[0], names[0], False)
+        inputs = tuple(tuple(self._outer(axis, instance) for axis in subgraph.type_of(ref).axes)
+                       for ref in subgraph.inputs.values())
+        output = subgraph.type_of(subgraph.output)
+        axes = tuple(self._outer(axis, instance) for axis in output.axes)
+        type_ = ValueType(axes, output.rate, output.low, output.high)
+        return Signature(inputs, type_, tuple(keys), isinstance(filler, Shared))
+
+    def _outer(self, axis: Axis, instance: _Instance) -> Axis:
+        """An axis of an inner body in names that every body knows; a number where it has no such name."""
+        for _ in range(20):
+            wider = axis.substitute({name: Axis.of(e) for name, e in {**instance.statics, **instance.sizes}.items()
+                                     if isinstance(instance.values.get(name), Fraction) and name not in MODEL_NAMES
+                                     and e != ex.Name(e.span, name)})
+            if wider == axis:
+                break
+            axis = wider
+        return axis
+
+    # -- statics --------------------------------------------------------------------------------------------
+
+    def _instance(self, use: Use, name: str, top: bool) -> _Instance:
+        """The instance of a use: uses of the same body with the same arguments are one."""
+        found = self.instances.get(id(use))
+        if found is not None:
+            return found
+        body = use.body
+        statics_, sizes, values = self._statics(use)
+        text = repr((body.kind, body.name, [e.text for e in body.equations], sorted(map(str, values.items())),
+                     {slot: getattr(f, "names", None) or self._instance(f, f"{name}_{slot}", False).prefix
+                      for slot, f in use.slots.items() if isinstance(f, (Use, Shared))}, name if top else ""))
+        found = self.by_text.get(text)
+        if found is None:
+            wanted = name if top else (body.name or name)
+            prefix = wanted if wanted not in self.prefixes else (f"{wanted}_{name}" if not top else wanted)
+            while prefix in self.prefixes or prefix in MODEL_NAMES:
+                prefix += "_block" if top else "_2"
+            self.prefixes[prefix] = text
+            found = _Instance(use, prefix, statics_, sizes, values, self.site_totals[self._site_name(body)])
+            self.by_text[text] = found
+        self.instances[id(use)] = found
+        return found
+
+    def _statics(self, use: Use) -> tuple[dict[str, ex.Expr], dict[str, ex.Expr], dict[str, Static]]:
+        """Static names of a use: name -> expression read in equations, name -> definition, name -> value."""
+        definitions: dict[str, ex.Expr | Static] = {name: use.arguments.get(name, param.default)
+                                                    for name, param in use.body.params.items()}
+        definitions |= use.body.sizes
+        values: dict[str, Static] = dict(self._model_values())
+        names: dict[str, ex.Expr] = {name: ex.Name(NOWHERE, name) for name in MODEL_NAMES}
+        sizes: dict[str, ex.Expr] = {}
+        busy: set[str] = set()
+
+        def value_of(name: str) -> Any:
+            if name in values or name not in definitions:
+                return values.get(name)
+            definition = definitions[name]
+            if isinstance(definition, ex.Expr) and name not in busy:
+                busy.add(name)
+                for other in statics.free_names(definition):
+                    value_of(other)
+                values[name] = statics.evaluate(definition, values, self.report)
+            elif not isinstance(definition, ex.Expr):
+                values[name] = definition
+            return values.get(name)
+
+        for name, definition in definitions.items():
+            value = value_of(name)
+            span = definition.span if isinstance(definition, ex.Expr) else use.span
+            if isinstance(definition, ex.Expr) and isinstance(value, (Fraction, float)) and \
+                    not isinstance(value, bool) and not isinstance(definition, ex.Number):
+                sizes[name] = definition
+                names[name] = ex.Name(span, name)
+            elif isinstance(value, (Fraction, float)) and not isinstance(value, bool):
+                names[name] = ex.Name(span, name)
+            else:
+                names[name] = literal(value, span) or ex.Name(span, name)
+        for name in ("n_sites",):
+            names[name] = ex.Name(NOWHERE, name)
+        return names, sizes, values
+
+    def _model_values(self) -> dict[str, Static]:
+        settings = self.spec.settings
+        return {"d_model": Fraction(settings.d_model), "n_layers": Fraction(settings.n_layers),
+                "vocab_size": Fraction(settings.vocab_size), "context": Fraction(settings.context)}
+
+    def _environment(self, instance: _Instance, layer: _Layer) -> dict[str, Static]:
+        site = layer.sites[self._site_name(instance.use.body)]
+        return {**instance.values, "layer": Fraction(layer.index), "site": Fraction(site),
+                "n_sites": Fraction(max(instance.n_sites, 1))}
+
+    # -- exports --------------------------------------------------------------------------------------------
+
+    def _exports_of(self, key: str) -> dict[str, ValueType]:
+        module = self.modules[key]
+        found = {name: module.subgraph.type_of(ref) for name, ref in module.subgraph.exports.items()}
+        for keys in module.slots.values():
+            for inner in keys:
+                found |= self._exports_of(inner)
+        return found
+
+
+def compress(keys: list[str]) -> tuple[tuple[Run, ...], tuple[Run, ...], int, tuple[Run, ...]]:
+    """Layers as runs: a head, a repeated cycle, a tail; the shortest such description by number of runs."""
+    runs = _runs(keys)
+    best: tuple[int, tuple[tuple[Run, ...], tuple[Run, ...], int, tuple[Run, ...]]] = \
+        (len(runs), (tuple(runs), (), 0, ()))
+    for head in range(min(len(runs), 4)):
+        start = sum(run.count for run in runs[:head])
+        rest = keys[start:]
+        for period_runs in range(1, min(len(runs) - head, 16) + 1):
+            period = sum(run.count for run in runs[head:head + period_runs])
+            repeats = 1
+            while rest[repeats * period:(repeats + 1) * period] == rest[:period]:
+                repeats += 1
+            if repeats < 2:
+                continue
+            tail = _runs(rest[repeats * period:])
+            cost = head + period_runs + len(tail)
+            if cost < best[0]:
+                best = (cost, (tuple(runs[:head]), tuple(runs[head:head + period_runs]), repeats, tuple(tail)))
+    return best[1]
+
+
+def _runs(keys: list[str]) -> list[Run]:
+    found: list[Run] = []
+    for key in keys:
+        if found and found[-1].module == key:
+            found[-1] = Run(key, found[-1].count + 1)
+        else:
+            found.append(Run(key, 1))
+    return found
+
+
+def build_graph(spec: Spec, report: Reporter) -> Graph | None:
+    """The graph of a spec, or None with the errors recorded in `report`."""
+    builder = GraphBuilder(spec, report)
+    before = len(report.diagnostics)
+    graph = builder.run()
+    return None if len(report.diagnostics) > before else graph
+
+
+__all__ = ["LAYER_NAMES", "Subgraph", "build_graph", "compress"]

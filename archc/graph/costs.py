@@ -1,0 +1,59 @@
+"""What an operation costs, as whole numbers: parameters, FLOPs a token, FLOPs a visible key, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+
+from archc.spec import statics
+from archc.spec.axes import Axis
+from archc.spec.diagnostics import Reporter
+from archc.spec.expressions import Expr
+from archc.spec.spec import Static
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Costs of one operation for one token of one sequence.
+
+    `matrix_flops` are multiply-adds of matrix products (counted twice), `flops` everything else.
+    `key_flops` are spent on each key that a query sees; `window` bounds how many those are.
+    """
+
+    parameters: int = 0
+    matrix_flops: int = 0
+    flops: int = 0
+    key_flops: int = 0
+    window: int | None = None
+
+    def __add__(self, other: Cost) -> Cost:
+        """Sums everything but the window, which belongs to a single operation."""
+        totals = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "window"}
+        return Cost(**totals)
+
+
+class Sizes:
+    """The numbers that axes and static expressions come to in one module."""
+
+    def __init__(self, values: Mapping[str, Static], report: Reporter | None = None) -> None:
+        self.values = values
+        self.report = report or Reporter()
+
+    def number(self, expr: Expr) -> float:
+        """The value of a static expression."""
+        found = statics.evaluate(expr, self.values, self.report)
+        if isinstance(found, Fraction):
+            return float(found)
+        return float(found) if isinstance(found, (int, float)) else 0
+
+    def axis(self, axis: Axis) -> int:
+        """The size of one axis."""
+        return int(self.number(axis.expr()))
+
+    def product(self, axes: Sequence[Axis]) -> int:
+        """How many entries the axes have together."""
+        total = 1
+        for axis in axes:
+            total *= self.axis(axis)
+        return total

@@ -1,0 +1,158 @@
+"""The graph: immutable typed operations on named axes, one subgraph for each distinct body."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import networkx as nx
+
+from archc.spec.axes import Axis
+from archc.spec.diagnostics import Span
+from archc.spec.expressions import Expr
+from archc.spec.spec import Body, Settings
+
+RATES = ("static", "model", "sequence", "token", "block")  # from slow to fast; a slower value lifts to a faster one
+
+
+@dataclass(frozen=True, slots=True)
+class ValueType:
+    """What a value is: feature axes in order, how often it changes, and bounds that are proven for it."""
+
+    axes: tuple[Axis, ...]
+    rate: str = "token"
+    low: float = float("-inf")
+    high: float = float("inf")
+    block: Expr | None = None  # tokens a block, for values at block rate
+    absent: bool = False  # entries may be absent (after `topk`)
+
+    def __str__(self) -> str:
+        text = f"{self.rate} [{', '.join(str(axis) for axis in self.axes)}]"
+        if self.low > float("-inf") or self.high < float("inf"):
+            text += f" in [{self.low:g}, {self.high:g}]"
+        return text + (" absent" if self.absent else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """One result of a node."""
+
+    node: int
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation. `name` is the attribute it owns (weights, state); `equation` the equation it stands in."""
+
+    id: int
+    op: str
+    inputs: tuple[Ref, ...]
+    attrs: Mapping[str, Any]
+    types: tuple[ValueType, ...]
+    span: Span
+    name: str = ""
+    equation: str = ""
+
+    @property
+    def type(self) -> ValueType:
+        """The type of the first result."""
+        return self.types[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Subgraph:
+    """The operations of one body in an order in which inputs come first.
+
+    `inputs`: the body's inputs by name. `equations`: the value of each equation's target that exists here.
+    `output`: what the body returns. `exports`: values that later layers may read. `losses`: auxiliary losses.
+    """
+
+    nodes: tuple[Node, ...]
+    inputs: Mapping[str, Ref]
+    equations: Mapping[str, Ref]
+    output: Ref
+    exports: Mapping[str, Ref] = field(default_factory=dict)
+    losses: Mapping[str, Ref] = field(default_factory=dict)
+
+    def type_of(self, ref: Ref) -> ValueType:
+        """The type of one result."""
+        return self.nodes[ref.node].types[ref.index]
+
+    def users(self) -> dict[int, list[int]]:
+        """For each node the ids of the nodes that read it."""
+        found: dict[int, list[int]] = {node.id: [] for node in self.nodes}
+        for node in self.nodes:
+            for ref in node.inputs:
+                found[ref.node].append(node.id)
+        return found
+
+    def roots(self) -> Iterator[Ref]:
+        """What must be computed: the output, the exports, the losses."""
+        yield self.output
+        yield from self.exports.values()
+        yield from self.losses.values()
+
+    def digraph(self) -> nx.DiGraph:
+        """The dependencies as a networkx graph: an edge from each node to its readers."""
+        graph: nx.DiGraph = nx.DiGraph()
+        graph.add_nodes_from(node.id for node in self.nodes)
+        graph.add_edges_from((ref.node, node.id) for node in self.nodes for ref in node.inputs)
+        return graph
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A static condition that depends on the layer, and how it was decided in this class of layers."""
+
+    test: Expr  # over the names of the instance, `layer` and `site`
+    value: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One class of the generated package: a body bound to its arguments, with its conditions decided.
+
+    `key` names it within the graph; `prefix` names its numbers in the config; `slots` maps a slot or part to the
+    key of the module that fills it (several for a shared slot).
+    """
+
+    key: str
+    prefix: str
+    body: Body
+    definitions: Mapping[str, Expr]  # parameters and sizes that follow from others
+    values: Mapping[str, Any]  # every static name and its value (at the first layer that uses the class)
+    subgraph: Subgraph
+    decisions: tuple[Decision, ...]
+    slots: Mapping[str, tuple[str, ...]]
+    shared: frozenset[str] = frozenset()  # slots whose module belongs to the model
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`count` layers in a row of the same class."""
+
+    module: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A whole model: its classes, and the order of the layers as runs. Depth costs nothing here."""
+
+    name: str
+    settings: Settings
+    modules: Mapping[str, Module]  # by key, dependencies first
+    runs: tuple[Run, ...]  # before the cycle
+    cycle: tuple[Run, ...]  # repeated `repeats` times
+    repeats: int
+    tail: tuple[Run, ...] = ()  # after the cycle
+    shared: Mapping[str, str] = field(default_factory=dict)  # shared name -> module key
+    init: Expr | None = None
+
+    def layers(self) -> Iterator[str]:
+        """The module key of each layer."""
+        for run in (*self.runs, *(self.cycle * self.repeats), *self.tail):
+            for _ in range(run.count):
+                yield run.module

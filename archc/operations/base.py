@@ -1,0 +1,115 @@
+"""What every operation says of itself: its signature, shape rule, printed form, state and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from archc.codegen.printer import Code, Printer
+    from archc.graph.calls import Call
+    from archc.graph.costs import Cost, Sizes
+    from archc.graph.types import Node, Ref, Subgraph
+    from archc.graph.values import Value
+    from archc.spec.axes import Axis
+
+KINDS = ("value", "values", "axes", "pieces", "static", "word", "words", "pair", "init", "cut")
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument: its kind says how it is read.
+
+    value: a traced or static value.  values: any number of them.  axes: one axis or a list.  pieces: any number of
+    axes or lists.  static: a static expression.  word(s): bare words that the operation declares, never looked up.
+    pair: an expression over `i`, `j`, `s`.  init: an expression over random draws.  cut: a list of values.
+    """
+
+    name: str
+    kind: str
+    required: bool
+    keyword_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The arguments of an operation, parsed from `x, axes: axes, *, bias: static?`; `?` marks optional ones."""
+
+    arguments: tuple[Argument, ...]
+
+    @staticmethod
+    def parse(text: str) -> Signature:
+        """Read the short form. Raises ValueError for an unknown kind."""
+        found: list[Argument] = []
+        keyword_only = False
+        for piece in filter(None, (part.strip() for part in text.split(","))):
+            if piece == "*":
+                keyword_only = True
+                continue
+            optional = piece.endswith("?")
+            name, _, kind = piece.rstrip("?").partition(":")
+            kind = kind.strip() or "value"
+            if kind not in KINDS:
+                raise ValueError(f"unknown argument kind {kind!r} in {text!r}")
+            found.append(Argument(name.strip(), kind, not optional, keyword_only))
+        return Signature(tuple(found))
+
+    def __str__(self) -> str:
+        return ", ".join(a.name + ("" if a.required else "?") for a in self.arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpec:
+    """One tensor of memory of an operation: `[N, *shape]`, called `<member><suffix>`.
+
+    `dtype`: "float32" or "compute". `slots`: tokens kept, before `shape`: "all" up to the state's maximum, an axis
+    for a ring of so many, or None. `fill`: what it starts from.
+    """
+
+    name: str
+    shape: tuple[Axis, ...]
+    dtype: str
+    slots: Axis | str | None = None
+    fill: str = "zeros"
+
+
+class Operation:
+    """One operation of the language.
+
+    Subclasses set `name` and `signature` and define `build` and `emit`; those with weights also `declare` and
+    `initial`, those with memory `states`. `runtime` names the run-time sources that the printed form needs.
+    """
+
+    name: ClassVar[str]
+    signature: ClassVar[Signature]
+    runtime: ClassVar[tuple[str, ...]] = ()
+    suffix: ClassVar[str] = ""  # of the attribute name: `q` + `conv` -> `q_conv`; empty for the equation's own name
+    weighted: ClassVar[bool] = False
+    title: ClassVar[str] = ""
+
+    def build(self, call: Call) -> Value:
+        """Check the call and add its node. Errors go through `call.fail`."""
+        raise NotImplementedError
+
+    def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
+        """The operation as a Python expression over its printed inputs."""
+        raise NotImplementedError
+
+    def declare(self, node: Node, printer: Printer) -> list[str]:
+        """Constructor lines for the attribute `self.<node.name>`; none for operations without weights."""
+        return []
+
+    def initial(self, node: Node) -> list[tuple[str, tuple[Axis, ...], Ref | None]]:
+        """The weights by attribute path, with their axes and the value they start from (None: the default)."""
+        return []
+
+    def states(self, node: Node, graph: Subgraph) -> list[StateSpec]:
+        """The memory the operation keeps between calls."""
+        return []
+
+    def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
+        """Parameters, and FLOPs a token as a function of the context."""
+        from archc.graph.costs import Cost
+
+        return Cost()

@@ -1,0 +1,129 @@
+"""elementwise: functions of the entries, operands aligned by axis name; and the values that stand for themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from archc.codegen.printer import Code, Printer
+from archc.graph.costs import Cost, Sizes
+from archc.graph.types import Node, Subgraph
+from archc.operations.base import Operation, Signature
+from archc.operations.elementwise.table import FUNCTIONS
+
+
+class Elementwise(Operation):
+    """One entry of the table of functions. Built by the reader of expressions, never called by this name."""
+
+    name = "elementwise"
+    title = "functions of the entries"
+    signature = Signature.parse("")
+
+    def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
+        """The function over its operands, each indexed so that it broadcasts."""
+        name = node.attrs["function"]
+        function = FUNCTIONS[name]
+        types = [printer.type_of(ref) for ref in node.inputs]
+        aligned = [printer.align(code, type_, node.type) for code, type_ in zip(inputs, types)]
+        numbers = [type_.rate == "static" for type_ in types]
+        if name in ("min", "max") and any(numbers):
+            value, bound = (1, 0) if numbers[0] else (0, 1)
+            limit = "max" if name == "min" else "min"
+            return Code(f"{aligned[value].at(12)}.clamp({limit}={aligned[bound].text})")
+        if name == "clip" and numbers[1] and numbers[2]:
+            return Code(f"{aligned[0].at(12)}.clamp({aligned[1].text}, {aligned[2].text})")
+        if any(numbers) and name in ("logaddexp", "min", "max", "clip"):
+            like = aligned[numbers.index(False)].at(12)
+            aligned = [Code(f"{like}.new_tensor({code.text})") if fixed else code
+                       for code, fixed in zip(aligned, numbers)]
+        if function.torch.startswith("F."):
+            printer.modules_used.add("F")
+        if name == "inverse_softplus":
+            printer.use("initial", "inverse_softplus")
+        if function.level == 12:
+            receiver = "{0}." in function.torch
+            return Code(function.torch.format(*(code.at(12) if receiver else code.text for code in aligned)))
+        left = function.level + (1 if name == "pow" else 0)
+        right = function.level if name in ("add", "mul", "pow") else function.level + 1
+        if name in ("add", "mul"):
+            right = function.level + 1 if aligned[-1].level == function.level else function.level
+        levels = [left, right] if len(aligned) == 2 else [function.level]
+        return Code(function.torch.format(*(c.at(level) for c, level in zip(aligned, levels))), function.level)
+
+    def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
+        """One or several operations an entry; values of the model are computed once and count nothing a token."""
+        if node.type.rate in ("static", "model"):
+            return Cost()
+        return Cost(flops=FUNCTIONS[node.attrs["function"]].flops * sizes.product(node.type.axes))
+
+
+class StaticNumber(Operation):
+    """A static number among traced operands."""
+
+    name = "static"
+    signature = Signature.parse("")
+
+    def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
+        """The number."""
+        return printer.number(node.attrs["expr"])
+
+
+class Input(Operation):
+    """An input of the body; printed by name, never by an expression of its own."""
+
+    name = "input"
+    signature = Signature.parse("")
+
+    def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
+        """The argument of `forward`."""
+        return Code(f"{node.name}{printer.suffix(node.type)}")
+
+
+class Embedding(Operation):
+    """The embedding of the token, handed down from the model."""
+
+    name = "embedding"
+    signature = Signature.parse("")
+
+    def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
+        """Read from the call's memo, where the model put it."""
+        return Code(f'{printer.place()}.memo["embedding"]')
+
+
+class Earlier(Operation):
+    """`first(v)` and `previous(v)`: an exported value of an earlier layer."""
+
+    name = "earlier"
+    signature = Signature.parse("")
+
+    def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
+        """Read from the call's memo, where the exporting layer put it."""
+        return Code(f'{printer.place()}.memo["{node.attrs["which"]}", "{node.attrs["export"]}"]')
+
+
+class Slot(Operation):
+    """A call of a slot or part: a module of its own."""
+
+    name = "slot"
+    signature = Signature.parse("")
+
+    def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
+        """`self.mixer(x, place.at("mixer"))`."""
+        inner = f'{printer.place()}.at("{node.name}")'
+        return Code(f"self.{node.name}({', '.join([*(code.text for code in inputs), inner])})")
+
+
+class Draw(Operation):
+    """A random draw in an init; takes the shape of the weight that it starts."""
+
+    name = "draw"
+    signature = Signature.parse("")
+
+    def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
+        """`uniform(like, a, b)` of the run-time file of draws."""
+        kind = node.attrs["kind"]
+        printer.use("initial", kind)
+        numbers = [printer.number(expr).text for expr in node.attrs["args"]]
+        return Code(f"{kind}({', '.join([printer.drawn, *numbers])})")
+
+
+OPERATIONS = (Elementwise(), StaticNumber(), Input(), Embedding(), Earlier(), Slot(), Draw())

@@ -1,0 +1,53 @@
+"""Head axes of attention and recurrences: which one the others are grouped under (rule 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from archc.graph.calls import Call
+from archc.graph.values import Traced
+from archc.spec import expressions as ex
+from archc.spec.axes import Axis
+from archc.spec.diagnostics import Label
+
+
+def split_heads(value: Traced) -> tuple[Axis | None, Axis]:
+    """The head axis, if there is one, and the last axis."""
+    *heads, last = value.type.axes
+    return (heads[-1] if heads else None), last
+
+
+def widest_heads(call: Call, groups: Mapping[str, Sequence[Axis]]) -> Axis | None:
+    """The head axis that the others divide. Those that differ must be tied by `divides:`."""
+    axes = {name: heads[-1] for name, heads in groups.items() if heads}
+    if not axes:
+        return None
+    name, widest = max(axes.items(), key=lambda item: call.size(item[1]))
+    for other_name, other in axes.items():
+        if other == widest or _divides(call, other, widest):
+            continue
+        span = call.span_of(other_name)
+        labels = [Label(param.span, f"`{axis}` declared here") for axis in (other, widest)
+                  for param in [call.scope.body.params.get(str(axis))] if param is not None]
+        call.fail("E372", f"`{other_name}` has the heads `{other}`, `{name}` has `{widest}`", span, labels=labels,
+                  note="head counts that differ are grouped only where one is declared to divide the other",
+                  help=f"declare it: {other}: {{type: int, divides: {widest}}}")
+    return widest
+
+
+def _divides(call: Call, small: Axis, wide: Axis) -> bool:
+    """Whether a chain of `divides:` leads from one axis to the other."""
+    seen: set[str] = set()
+    current = str(small)
+    while current not in seen:
+        seen.add(current)
+        param = call.scope.body.params.get(current)
+        if param is None or param.divides is None:
+            return False
+        target = param.divides
+        if Axis.of(target) == wide:
+            return True
+        if not isinstance(target, ex.Name):
+            return False
+        current = target.id
+    return False

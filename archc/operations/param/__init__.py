@@ -1,0 +1,106 @@
+"""param: a free parameter of the model; arange, ones, zeros: constant values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from archc.codegen.printer import Code, Printer
+from archc.graph.calls import Call
+from archc.graph.costs import Cost, Sizes
+from archc.graph.types import Node, Ref, Subgraph, ValueType
+from archc.graph.values import Value
+from archc.operations.base import Operation, Signature
+from archc.spec.axes import Axis
+
+
+class Param(Operation):
+    """`param(A_log, [n_heads], init=...)`: its name is the first argument, its start an equation."""
+
+    name = "param"
+    title = "a free parameter"
+    signature = Signature.parse("label: word, axes: axes, *, init: init, frozen: static?")
+    weighted = True
+
+    def build(self, call: Call) -> Value:
+        """Shapes: a value of the model, `axes`."""
+        axes = call.axes("axes") or ()
+        label = call.word("label")
+        member = call.scope.member_name(call, label, "")
+        first = call.scope.builder.member_nodes.get(member)
+        if first is not None:
+            node = call.scope.builder.nodes[first]
+            if node.op != self.name or node.type.axes != axes:
+                call.fail("E362", f"`{member}` is the name of another weight of this body", call.span)
+        attrs = {"init": call.init("init", axes), "frozen": call.flag("frozen"),
+                 "share": call.word("share", ("none", "mixer", "site", "model"))}
+        found = call.add([], ValueType(axes, "model"), attrs, name=member)
+        call.scope.builder.member_nodes.setdefault(member, found.ref.node)
+        return found
+
+    def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
+        """The attribute."""
+        return Code(f"self.{node.name}")
+
+    def declare(self, node: Node, printer: Printer) -> list[str]:
+        """`self.A_log = nn.Parameter(torch.empty(...))`."""
+        return [f"self.{node.name} = nn.Parameter(torch.empty({printer.sizes(node.type.axes) or '()'}))"]
+
+    def initial(self, node: Node) -> list[tuple[str, tuple[Axis, ...], Ref | None]]:
+        """The parameter with its init."""
+        return [(node.name, node.type.axes, node.attrs["init"])]
+
+    def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
+        """Its entries."""
+        return Cost(parameters=sizes.product(node.type.axes))
+
+
+class Arange(Operation):
+    """0, 1, 2, ... over all entries of the axes, the last one fastest."""
+
+    name = "arange"
+    title = "0, 1, 2, ... over the axes"
+    signature = Signature.parse("axes: axes")
+
+    def build(self, call: Call) -> Value:
+        """Shapes: a value of the model, `axes`."""
+        axes = call.axes("axes") or ()
+        top = 1.0
+        for axis in axes:
+            top *= float(call.size(axis))
+        return call.add([], ValueType(axes, "model", 0.0, top - 1), {})
+
+    def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
+        """`torch.arange(n)`, on the device of the module."""
+        text = f"torch.arange({printer.product(node.type.axes)}, device={printer.device()})"
+        return printer.unfold(Code(text), node.type.axes)
+
+
+class Filled(Operation):
+    """The same number everywhere."""
+
+    title = "the same number everywhere"
+    signature = Signature.parse("axes: axes")
+
+    def build(self, call: Call) -> Value:
+        """Shapes: a value of the model, `axes`."""
+        value = 1.0 if self.name == "ones" else 0.0
+        return call.add([], ValueType(call.axes("axes") or (), "model", value, value), {})
+
+    def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
+        """`torch.ones(n)`, on the device of the module."""
+        return Code(f"torch.{self.name}({printer.sizes(node.type.axes)}, device={printer.device()})")
+
+
+class Ones(Filled):
+    """1 everywhere."""
+
+    name = "ones"
+
+
+class Zeros(Filled):
+    """0 everywhere."""
+
+    name = "zeros"
+
+
+OPERATIONS = (Param(), Arange(), Ones(), Zeros())

@@ -1,0 +1,203 @@
+"""recurrence: a matrix state per head that decays, is erased from, and is written to (the algebra of docs/algebra.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from archc.codegen.printer import Code, Printer, call
+from archc.graph.calls import Call
+from archc.graph.costs import Cost, Sizes
+from archc.graph.types import Node, Subgraph, ValueType
+from archc.graph.values import Traced, Value
+from archc.operations.base import Operation, Signature, StateSpec
+from archc.operations.heads import widest_heads
+from archc.spec import expressions as ex
+from archc.spec.axes import Axis
+from archc.tiles.kind import RecurrenceKind, form_of
+
+OUTPUTS = ("out", "numerator", "denominator")
+
+
+class Recurrence(Operation):
+    """S_t = D_t S_{t-1} + w_t (r_t^T S'_{t-1}) + k_t v_t^T,  o_t = scale * S_t^T q_t.
+
+    The decay's kind follows from its axes. `beta=` is the delta rule; `erase_write=, erase_read=, erase_from=` the
+    general erase. `scale` must be said: `scale=1`, or `scale=auto` for K ** -0.5.
+    """
+
+    name = "recurrence"
+    title = "a matrix state that decays, is erased from and written to"
+    signature = Signature.parse(
+        "q, k, v, *, decay?, decay_v?, beta?, erase_write?, erase_read?, erase_from: word?, read: word?, "
+        "log_input?, normalize: word?, factors: axes?, eps: static?, scale: static?, bonus?, chunk: static?, "
+        "name: word?")
+
+    def build(self, call: Call) -> Value:
+        """Shapes: q [Hq, K], k [Hk, K], v [Hv, V] -> [H, V], H the head count that the others divide."""
+        factors = call.axes("factors")
+        parts: dict[str, Traced] = {}
+        for name in ("q", "k", "v", "decay", "decay_v", "beta", "erase_write", "erase_read", "log_input"):
+            value = call.optional(name)
+            if value is not None:
+                parts[name] = value
+        factor = factors[0] if factors else None
+        axes = {name: tuple(axis for axis in value.type.axes if axis != factor) for name, value in parts.items()}
+        for name in ("q", "k", "v"):
+            if parts[name].type.rate != "token" or not 1 <= len(axes[name]) <= 2:
+                call.fail("E370", f"`{name}` needs tokens and the axes [heads, size] or [size]", call.span_of(name))
+        key, value_axis = axes["q"][-1], axes["v"][-1]
+        for name in ("k", "erase_write", "erase_read"):
+            if name in axes and axes[name][-1] != key:
+                call.fail("E371", f"the last axis of `{name}` is `{axes[name][-1]}`, that of q is `{key}`",
+                          call.span_of(name))
+        decay, decay_name = self._decay(call, parts, axes, key, value_axis)
+        groups: dict[str, tuple[Axis, ...]] = {name: axes[name][:-1] for name in ("q", "k", "v")}
+        for name in ("erase_write", "erase_read"):
+            if name in axes:
+                groups[name] = axes[name][:-1]
+        for name in ("beta", "log_input"):
+            if name in axes:
+                groups[name] = axes[name]
+                if len(axes[name]) > 1:
+                    call.fail("E373", f"`{name}` is one number a head, this has [{', '.join(map(str, axes[name]))}]",
+                              call.span_of(name))
+        if decay_name:
+            groups[decay_name] = tuple(a for a in axes[decay_name] if a not in (key, value_axis))
+        heads = widest_heads(call, groups)
+        kind = self._kind(call, decay, parts, decay_name)
+        verdict = form_of(kind)
+        if verdict.form == "error":
+            call.fail("E374", "this combination has no form over chunks", call.span, note=verdict.reason)
+        scale = self._scale(call)
+        order = ["q", "k", "v", *([decay_name] if decay_name else []),
+                 *(n for n in ("beta", "erase_write", "erase_read", "log_input") if n in parts)]
+        attrs = {"kind": kind, "order": tuple(order), "heads": heads, "key": key, "value": value_axis,
+                 "scale": scale, "factor": factor, "eps": call.static("eps"), "decay": decay_name,
+                 "grouped": {name: (group[-1] if group else None) for name, group in groups.items()}}
+        out = ValueType((*((heads,) if heads is not None else ()), value_axis))
+        name = call.word("name") or call.scope.local or call.scope.equation
+        name = f"{call.scope.prefix}_{name}" if call.scope.prefix else name
+        result = call.add([parts[n] for n in order], out, attrs, name=call.scope.state_name(call, name))
+        if call.has("bonus"):
+            return self._bonus(call, result, parts, call.value("bonus"))
+        return result
+
+    def _decay(self, call: Call, parts: dict[str, Traced], axes: dict[str, tuple[Axis, ...]], key: Axis,
+               value: Axis) -> tuple[str, str]:
+        """The decay's kind from its axes, and the argument it came by (rule 5)."""
+        if "decay" in parts and "decay_v" in parts:
+            call.fail("E312", "a recurrence has one decay: decay= or decay_v=", call.span_of("decay_v"))
+        name = next((n for n in ("decay", "decay_v") if n in parts), "")
+        if not name:
+            return "none", ""
+        type_ = parts[name].type
+        if type_.high > 0:
+            call.fail("E375", "this decay is not known to be at most 0, so the state could grow without bound",
+                      call.span_of(name), note=f"decay is the logarithm of what is kept, archc finds at most "
+                      f"{type_.high:g}", help="-exp(...) * softplus(...), logsigmoid(...), or min(..., 0)")
+        last = axes[name][-1:] if axes[name] else ()
+        if key in axes[name] and value in axes[name] and key != value:
+            return "elementwise", name
+        if name == "decay_v":
+            if last != (value,):
+                call.fail("E373", f"decay_v needs the last axis of v, `{value}`", call.span_of(name))
+            return "value", name
+        if last == (key,) and len(axes[name]) >= 1 and (len(axes[name]) == 2 or len(axes["k"]) == 1):
+            return "key", name
+        if value in axes[name]:
+            call.fail("E373", f"a decay along `{value}` is written decay_v=", call.span_of(name))
+        return ("head" if type_.rate == "token" else "constant"), name
+
+    def _kind(self, call: Call, decay: str, parts: dict[str, Traced], decay_name: str) -> RecurrenceKind:
+        pair = [n for n in ("erase_write", "erase_read") if n in parts]
+        if len(pair) == 1:
+            call.fail("E376", "an erase needs both erase_write= and erase_read=", call.span_of(pair[0]))
+        if pair and "beta" in parts:
+            call.fail("E376", "beta= is an erase of its own; give it or the pair", call.span_of("beta"))
+        erase_from = call.word("erase_from", ("previous", "decayed"))
+        if pair and erase_from is None:
+            call.fail("E376", "a general erase must say which state it reads", call.span,
+                      help="write erase_from=previous or erase_from=decayed")
+        erase = "pair" if pair else "delta" if "beta" in parts else "none"
+        bounded = bool(decay_name) and parts[decay_name].type.low >= -5
+        read = call.word("read", ("inclusive", "exclusive")) or ("exclusive" if call.has("bonus") else "inclusive")
+        chunk = int(call.number("chunk", Fraction(64)))
+        return RecurrenceKind(decay, erase, erase_from or "decayed", read,  # type: ignore[arg-type]
+                              call.word("normalize", ("sum", "max", "none")) or "none",  # type: ignore[arg-type]
+                              "log_input" in parts, call.has("factors"), chunk, bounded)
+
+    def _scale(self, call: Call) -> ex.Expr | None:
+        """The static scale, or None for `auto`."""
+        given = call.given.get("scale")
+        if given is None:
+            call.fail("E377", "a recurrence must say its scale", call.span,
+                      note="published mixers differ, and the wrong one is off without an error",
+                      help="write scale=1, or scale=auto for K ** -0.5")
+        if isinstance(given, ex.Name) and given.id == "auto":
+            return None
+        return call.static("scale")
+
+    def _bonus(self, call: Call, result: Traced, parts: dict[str, Traced], bonus: Traced) -> Traced:
+        """(q^T (u * k)) v beside an exclusive read (RWKV-4 to 6)."""
+        scope, span = call.scope, call.span
+        weighted = scope.elementwise("mul", [scope.elementwise("mul", [parts["q"], parts["k"]], span), bonus], span)
+        summed = scope.add("sum", [weighted], (ValueType(weighted.type.axes[:-1]),),
+                           {"over": weighted.type.axes[-1:]}, span)[0]
+        return scope.elementwise("add", [result, scope.elementwise("mul", [parts["v"], summed], span)], span)
+
+    def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
+        """`head_decay_delta(q, k, v, decay, beta, scale=..., place=place, key="o")`."""
+        function = printer.recurrence(node.attrs["kind"])
+        attrs, factor = node.attrs, node.attrs["factor"]
+        args: dict[str, Code] = {}
+        for name, code, ref in zip(attrs["order"], inputs, node.inputs):
+            args["decay" if name == "decay_v" else name] = self._shaped(name, code, printer.type_of(ref), node, printer)
+        scale = printer.number(attrs["scale"]).text if attrs["scale"] is not None else \
+            f"{printer.size(attrs['key']).at(11)} ** -0.5"
+        eps = None if attrs["eps"] is None else printer.number(attrs["eps"])
+        found = call(function, *args.values(), scale=scale, eps=eps, place=printer.place(), key=f'"{node.name}"')
+        del factor
+        return found if attrs["heads"] is not None else Code(f"{found.text}.squeeze(2)")
+
+    def _shaped(self, name: str, code: Code, type_: ValueType, node: Node, printer: Printer) -> Code:
+        """The operand in the order [factors, heads, K, V], with a head axis of 1 where it has none."""
+        attrs = node.attrs
+        head = attrs["grouped"].get(name)
+        wanted = [attrs["factor"]] if attrs["factor"] in type_.axes else []
+        wanted += [head] if head is not None else []
+        wanted += [axis for axis in (attrs["key"], attrs["value"]) if axis in type_.axes and axis != head
+                   and axis not in wanted]
+        wanted += [axis for axis in type_.axes if axis not in wanted]
+        if tuple(wanted) != type_.axes:
+            lead = 2 if type_.rate == "token" else 0
+            places = ", ".join(str(type_.axes.index(axis) + lead) for axis in wanted)
+            code = Code(f"{code.at(12)}.permute({'0, 1, ' if lead else ''}{places})")
+        if head is None:
+            at = (2 if type_.rate == "token" else 0) + (1 if attrs["factor"] in type_.axes else 0)
+            code = Code(f"{code.at(12)}.unsqueeze({at})")
+        return code
+
+    def states(self, node: Node, graph: Subgraph) -> list[StateSpec]:
+        """The state `[H, K, V]`, and for a normaliser `[H, K]` and `[H]`; float32."""
+        attrs = node.attrs
+        heads = attrs["heads"] if attrs["heads"] is not None else Axis.number(1)
+        found = [StateSpec(node.name, (heads, attrs["key"], attrs["value"]), "float32")]
+        kind: RecurrenceKind = attrs["kind"]
+        if kind.normalize != "none":
+            found.append(StateSpec(f"{node.name}.normaliser", (heads, attrs["key"]), "float32"))
+        if kind.normalize == "max":
+            found.append(StateSpec(f"{node.name}.maximum", (heads,), "float32", fill="-inf"))
+        return found
+
+    def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
+        """The chunk form's FLOPs, from the tile program."""
+        from archc.tiles.costs import count
+
+        attrs = node.attrs
+        heads = sizes.axis(attrs["heads"]) if attrs["heads"] is not None else 1
+        counted = count(attrs["kind"], sizes.axis(attrs["key"]), sizes.axis(attrs["value"]), attrs["kind"].chunk)
+        return Cost(matrix_flops=int(heads * counted.forward.flop))
+
+
+OPERATIONS = (Recurrence(),)

@@ -1,0 +1,87 @@
+"""The compiler on one screen.
+
+    takes              gives              in
+    text               Spec               archc/spec/
+    Spec               Graph              archc/graph/
+    Graph              Graph              archc/passes/, in the order of `PASSES`
+    Graph              {path: source}     archc/codegen/ and templates/
+    {path: source}     a package          archc/output/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from archc.graph.types import Graph
+from archc.output.write import WriteReport
+from archc.spec.diagnostics import Diagnostic, Reporter, SpecError
+from archc.spec.spec import Spec
+
+Source = str | Path | Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a build did: the model's name, the files, what was written."""
+
+    name: str
+    files: tuple[str, ...]
+    written: WriteReport
+
+
+def load_spec(source: Source, report: Reporter, sources: MutableMapping[str, str] | None = None) -> Spec | None:
+    """Text to a resolved spec; None after errors, which are in `report`."""
+    from archc.spec.resolve import load
+
+    return load(source, report, sources)
+
+
+def make_graph(spec: Spec, report: Reporter, after: str | None = None) -> Graph | None:
+    """A spec to a graph, through all passes or up to the one called `after`."""
+    from archc.graph.build import build_graph
+    from archc.passes import run_passes
+
+    graph = build_graph(spec, report)
+    return None if graph is None else run_passes(graph, after)
+
+
+def check(source: Source, sources: MutableMapping[str, str] | None = None) -> list[Diagnostic]:
+    """Every mistake of a spec, in the order of their places; an empty list if there is none."""
+    report = Reporter()
+    spec = load_spec(source, report, sources)
+    if spec is not None:
+        make_graph(spec, report)
+    return sorted(report.diagnostics, key=lambda found: found.span)
+
+
+def graph_of(source: Source, after: str | None = None) -> Graph:
+    """The graph of a spec. Raises SpecError with everything that is wrong with it."""
+    report = Reporter()
+    spec = load_spec(source, report)
+    graph = None if spec is None else make_graph(spec, report, after)
+    if graph is None or report.diagnostics:
+        raise SpecError(sorted(report.diagnostics, key=lambda found: found.span))
+    return graph
+
+
+def sources_of(source: Source) -> dict[str, str]:
+    """Path -> text of the package. Raises SpecError with everything that is wrong with the spec."""
+    from archc.codegen.package import package_files
+
+    name = "" if isinstance(source, Mapping) else Path(source).name
+    return package_files(graph_of(source), spec_name=name)
+
+
+def build(source: Source, out: str | Path, target: str = "cpu", force: bool = False, keep: bool = False) -> Report:
+    """Write the package of a model into `out`.
+
+    Raises SpecError for mistakes in the spec and for a folder that holds something else or hand edits, MachineError
+    where the machine cannot write.
+    """
+    from archc.output.write import write_package
+
+    files = sources_of(source)
+    written = write_package(files, Path(out), force=force, keep=keep)
+    return Report(Path(out).name, tuple(sorted(files)), written)
