@@ -17,19 +17,32 @@ LENGTH = 70  # longer than a chunk of 64 and than every window, no multiple of e
 
 SIZES: dict[str, dict[str, Any]] = {
     "attention": {
-        **{"n_heads": 6, "n_kv_heads": 2, "head_dim": 32, "theta": 10000.0, "fraction": 0.5, "window": 48},
-        **{"qk_norm": "head", "output_gate": "element"},
+        "n_heads": 6,
+        "n_kv_heads": 2,
+        "head_dim": 32,
+        "theta": 10000.0,
+        "fraction": 0.5,
+        "window": 48,
+        "qk_norm": "head",
+        "output_gate": "element",
     },
     "gla": {"n_heads": 3, "n_kv_heads": 3, "head_dim": 32, "v_dim": 64, "gate_rank": 16, "tau": 16},
     "mamba2": {"n_heads": 12, "head_dim": 32, "d_state": 32, "n_groups": 2},
     "gated_deltanet": {
-        **{"n_heads": 3, "n_v_heads": 6, "head_dim": 32, "v_dim": 32},
-        **{"negative_eigenvalues": True},
+        "n_heads": 3,
+        "n_v_heads": 6,
+        "head_dim": 32,
+        "v_dim": 32,
+        "negative_eigenvalues": True,
     },
     "kda": {"n_heads": 6, "head_dim": 32, "v_dim": 32, "rank": 32},
     "rwkv7": {
-        **{"n_heads": 6, "head_dim": 32},
-        **{"decay_rank": 32, "a_rank": 32, "value_rank": 32, "gate_rank": 64},
+        "n_heads": 6,
+        "head_dim": 32,
+        "decay_rank": 32,
+        "a_rank": 32,
+        "value_rank": 32,
+        "gate_rank": 64,
     },
 }
 ORACLES: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any], Tensor], Tensor]] = {
