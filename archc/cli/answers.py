@@ -15,6 +15,7 @@ from typing import TextIO
 
 import typer
 
+from archc.data import data_folder
 from archc.spec.diagnostics import Diagnostic, MachineError, SpecError
 
 DONE, INPUT, USAGE, MACHINE = 0, 1, 2, 3
@@ -105,13 +106,20 @@ def _fail(message: str, code: int, as_json: bool) -> None:
     raise typer.Exit(code) from None
 
 
+def _file(shown: str) -> Path:
+    """The file that diagnostics call `shown`: archc's own library stands under `<archc>`."""
+    if shown.startswith("<archc>/"):
+        return data_folder("specs") / shown.removeprefix("<archc>/")
+    return Path(shown)
+
+
 def _sources(found: Iterable[Diagnostic]) -> dict[str, str]:
     """The text of every file that a diagnostic points into, where it can be read."""
     sources: dict[str, str] = {}
     for span in (s for d in found for s in (d.span, *(label.span for label in d.labels))):
         if span.path and span.path not in sources:
             try:
-                with Path(span.path).open("rb") as file:
+                with _file(span.path).open("rb") as file:
                     sources[span.path] = file.read(_LARGEST_EXCERPT).decode(errors="replace")
             except (OSError, ValueError):
                 continue

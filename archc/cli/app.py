@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Annotated
 
@@ -55,6 +56,9 @@ def options(
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the input is at fault, 2 usage, 3 the machine is at fault."""
+    gc.set_threshold(
+        100_000
+    )  # a compilation is short and keeps what it makes: looking for cycles is a tenth of it
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(

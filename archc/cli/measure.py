@@ -85,7 +85,7 @@ def measure(spec: Path, weights: Path | None, *, rounds: int, tell: Callable[[st
         from archc.weights import load_gguf
 
         tell("loading weights")
-        model.load_state_dict(load_gguf(weights))
+        model.load(load_gguf(weights))
         tell("loading the peer")
         peer = _peer(weights)
     with torch.inference_mode():
