@@ -26,23 +26,20 @@ class Loss(NamedTuple):
 def chunked_loss(
     hidden_BTD: Tensor,
     weight: Tensor,
-    labels_BT: Tensor,
-    *,
+    targets_BT: Tensor,
     chunk: int = 1024,
     logit_scale: float = 1.0,
     softcap: float | None = None,
     z_loss: float = 0.0,
-    cu_seqlens: Tensor | None = None,
     aux: Tensor | None = None,
 ) -> Loss:
-    """Cross entropy of the next token, averaged over the tokens that have one.
+    """Mean cross entropy of `targets [B, T]` (see `next_tokens`), over those that are not -100.
 
-    `labels` are the tokens themselves: position t is asked for `labels[t + 1]` of the same sequence; -100 is
-    ignored. Logits are `logit_scale * hidden @ weight.T` (`weight [vocab, D]`), then
+    Logits are `logit_scale * hidden @ weight.T` (`weight [vocab, D]`), then
     `softcap * tanh(logits / softcap)`. `z_loss` weighs the mean squared log of the softmax's denominator
     (Chowdhery et al. 2022); it and `aux` make up `Loss.aux`.
     """
-    targets = next_tokens(labels_BT, cu_seqlens).flatten()
+    targets = targets_BT.flatten()
     losses, log_sums = token_losses(hidden_BTD.flatten(0, 1), weight, targets, chunk, logit_scale, softcap)
     counted = targets != IGNORED
     count = counted.sum().clamp(min=1)
@@ -54,7 +51,10 @@ def chunked_loss(
 
 
 def next_tokens(labels_BT: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
-    """`labels` moved one to the left within each sequence; -100 at its end, and after the last sequence."""
+    """What each position is asked for: `labels`, which are the tokens themselves, moved one to the left.
+
+    The last token of a sequence has no target (-100), nor has anything after the last sequence.
+    """
     moved = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
     if cu_seqlens is None:
         return moved

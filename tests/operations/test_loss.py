@@ -31,10 +31,11 @@ def test_dense(package: Any, chunk: int, scale: float, softcap: float | None, z_
     labels = torch.randint(VOCAB, (2, 7))
     labels[0, 3] = -100
     extra = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)
+    targets = package.loss.next_tokens(labels)
     loss = package.loss.chunked_loss(
-        hidden, weight, labels, chunk=chunk, logit_scale=scale, softcap=softcap, z_loss=z_loss, aux=extra
+        hidden, weight, targets, chunk=chunk, logit_scale=scale, softcap=softcap, z_loss=z_loss, aux=extra
     )
-    targets = torch.cat([labels[:, 1:], torch.full((2, 1), -100)], 1)
+    assert torch.equal(targets, torch.cat([labels[:, 1:], torch.full((2, 1), -100)], 1))
     main = definition(hidden.flatten(0, 1), weight, targets.flatten(), scale, softcap, 0.0)
     want = definition(hidden.flatten(0, 1), weight, targets.flatten(), scale, softcap, z_loss) + extra
     torch.testing.assert_close(loss.main, main)
@@ -60,9 +61,8 @@ def test_packed_and_padded(package: Any) -> None:
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0] * 6, [1] * 6])
     tokens = torch.randint(VOCAB, (4, 6))
     padding = package.place.pack_padding(mask)
-    loss = package.loss.chunked_loss(
-        padding.pack(hidden), weight, padding.pack(tokens), cu_seqlens=padding.cu_seqlens
-    )
+    moved = package.loss.next_tokens(padding.pack(tokens), padding.cu_seqlens)
+    loss = package.loss.chunked_loss(padding.pack(hidden), weight, moved)
     rows = [row.nonzero().flatten() for row in mask]
     inputs = torch.cat([hidden[n, row[:-1]] for n, row in enumerate(rows)])
     targets = torch.cat([tokens[n, row[1:]] for n, row in enumerate(rows)])
@@ -71,7 +71,7 @@ def test_packed_and_padded(package: Any) -> None:
 
 def test_no_targets_at_all(package: Any) -> None:
     hidden = torch.randn(1, 1, WIDTH, requires_grad=True)
-    loss = package.loss.chunked_loss(hidden, torch.randn(VOCAB, WIDTH), torch.zeros(1, 1, dtype=torch.int64))
+    loss = package.loss.chunked_loss(hidden, torch.randn(VOCAB, WIDTH), torch.full((1, 1), -100))
     loss.total.backward()
     assert loss.total.item() == 0 and hidden.grad is not None and not hidden.grad.any()
 

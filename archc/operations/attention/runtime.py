@@ -125,11 +125,12 @@ def _attend(
     length = q.shape[1]
     k, v = seen.values.to(q.dtype), v.to(q.dtype)
     aligned = seen.kind == "fresh"
-    if aligned and pairs.window is not None and pairs.causal and not torch.compiler.is_compiling():
-        if pairs.window >= length:
+    window = pairs.window
+    if aligned and window is not None and pairs.causal and not torch.compiler.is_compiling():
+        if window >= length:
             pairs = pairs._replace(window=None)
-        elif length > 2 * pairs.window and "probs" not in scoring.outputs:
-            return _banded(q, k, v, pairs, pairs.window, scoring)
+        elif length > 2 * window and "probs" not in scoring.outputs:
+            return _banded(q, k, v, pairs, window, scoring)
     if scoring.score is not None or scoring.sink is not None or scoring.outputs != ("out",):
         return _explicit(q, k, v, pairs, scoring)
     if pairs.mask is not None:
@@ -194,7 +195,7 @@ def _banded(q: Tensor, k: Tensor, v: Tensor, pairs: _Pairs, window: int, scoring
 
     def own(x: Tensor, fill: int = 0) -> Tensor:
         filled = F.pad(x, (0, 0) * (x.dim() - 2) + (0, blocks * window - length), value=fill)
-        return filled.unflatten(1, (blocks, window))
+        return filled.view(x.shape[0], blocks, window, *x.shape[2:])
 
     def with_previous(x: Tensor, fill: int = 0) -> Tensor:
         block = own(x, fill)
@@ -208,7 +209,7 @@ def _banded(q: Tensor, k: Tensor, v: Tensor, pairs: _Pairs, window: int, scoring
         results = _explicit(q, k, v, folded, scoring)
     else:
         results = [_masked(q, k, v, scoring.scale, folded)]
-    return [result.unflatten(0, (rows, blocks)).flatten(1, 2)[:, :length] for result in results]
+    return [result.reshape(rows, blocks * window, *result.shape[2:])[:, :length] for result in results]
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, pairs: _Pairs, scoring: _Scoring) -> list[Tensor]:
@@ -230,10 +231,10 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, pairs: _Pairs, scoring: _Scoring)
 
 def _scores(q: Tensor, k: Tensor, v: Tensor, pairs: _Pairs, start: int, scoring: _Scoring) -> list[Tensor]:
     rows, length, heads, _ = q.shape
-    groups, width = k.shape[2], v.shape[3]
+    groups, keys, width = k.shape[2], k.shape[1], v.shape[3]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    per_group = q.to(wide).unflatten(2, (groups, heads // groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    s = scoring.scale * (per_group @ k.to(wide).permute(0, 2, 3, 1)).view(rows, heads, length, k.shape[1])
+    per_group = q.to(wide).transpose(1, 2).reshape(rows, groups, heads // groups * length, q.shape[3])
+    s = scoring.scale * (per_group @ k.to(wide).permute(0, 2, 3, 1)).view(rows, heads, length, keys)
     if scoring.score is not None:
         s = scoring.score(s, *pairs.at(start, start + length)).to(wide)
     s = s.masked_fill(~pairs.allowed(start, start + length), float("-inf"))
@@ -252,7 +253,7 @@ def _scores(q: Tensor, k: Tensor, v: Tensor, pairs: _Pairs, start: int, scoring:
     found = []
     for output in scoring.outputs:
         if output == "out":
-            per_group = (weights / divisor).view(rows, groups, -1, k.shape[1])
+            per_group = (weights / divisor).view(rows, groups, -1, keys)
             out = (per_group @ v.to(wide).transpose(1, 2)).view(rows, heads, length, width)
             found.append(out.transpose(1, 2).to(q.dtype))
         elif output == "lse":

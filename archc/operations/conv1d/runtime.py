@@ -134,8 +134,8 @@ def _backward(
     else:
         assert cu_seqlens is not None
         dx = dextended[:, rows]
-        dpast = dextended[0, past_rows(cu_seqlens, width - 1)].unflatten(0, (-1, width - 1))
-    dpast = x_BTC.new_empty(0) if past is None else dpast.to(past.dtype).clone()
+        dpast = dextended[0, past_rows(cu_seqlens, width - 1)]
+    dpast = x_BTC.new_empty(0) if past is None else dpast.reshape(past.shape).to(past.dtype, copy=True)
     return dx.to(x_BTC.dtype, copy=True), dweight.to(weight.dtype), dbias.to(weight.dtype), dpast
 
 
@@ -150,7 +150,7 @@ def _(
 
 def _save(ctx: FunctionCtx, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
     x_BTC, weight, bias, past, cu_seqlens = inputs
-    ctx.save_for_backward(x_BTC, weight, past, cu_seqlens)
+    ctx.save_for_backward(x_BTC, weight, past, cu_seqlens)  # type: ignore[arg-type]
     ctx.has_bias = bias is not None  # type: ignore[attr-defined]
 
 

@@ -16,12 +16,12 @@ _NAMESPACE = re.sub(r"\W", "_", __name__)
 
 
 def scan(g: Tensor, b: Tensor, place: Place, key: str) -> Tensor:
-    """`h [B, T, ...]` in the dtype of `b`, from log decays `g <= 0` that broadcast against `b [B, T, ...]`.
+    """`h [B, T, ...]` in the dtype of `b`, from log decays `g <= 0` that expand to `b [B, T, ...]`.
 
     Computed in float32 or wider; the state entry is h after the last token, `[N, ...]`, in that precision.
     """
     layout, wide = place.layout, torch.float64 if b.dtype == torch.float64 else torch.float32
-    g_wide, b_wide = torch.broadcast_tensors(g.to(wide), b.to(wide))
+    g_wide, b_wide = g.to(wide).expand(b.shape), b.to(wide)
     before = place.read(key)
     if before is not None and b.shape[1] == 1 and layout.cu_seqlens is None:
         after = torch.exp(g_wide[:, 0]) * before + b_wide[:, 0]
