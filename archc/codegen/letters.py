@@ -20,7 +20,7 @@ def assign_letters(graph: Graph) -> dict[Axis, str]:
     free = [letter for letter in string.ascii_uppercase if letter not in TAKEN]
     axes = list(dict.fromkeys(_axes(graph)))
     named = [axis for axis in axes if str(axis) in USUAL]
-    for axis in [*named, *(a for a in axes if a not in named and not a.constant())]:
+    for axis in [*named, *(a for a in axes if a not in named and a.constant is None)]:
         for letter in _wishes(axis):
             if letter in free:
                 free.remove(letter)

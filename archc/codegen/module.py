@@ -32,7 +32,6 @@ class ClassView:
     states: list[str] = field(default_factory=list)
     signature: str = ""
     forward: list[str] = field(default_factory=list)
-    kept: list[tuple[str, str]] = field(default_factory=list)
     result: str = ""
     layer: bool = False
     imports: set[tuple[str, str]] = field(default_factory=set)
@@ -58,8 +57,7 @@ class ModuleWriter:
         """The class, ready for the template."""
         body = self.module.body
         found = ClassView(self.class_names[self.module.key], body.title or body.name.replace("_", " "), body.source,
-                          [f"{', '.join(t.name for t in e.targets)}: {' '.join(e.text.split())}"
-                           for e in body.equations])
+                          list(self.graph.texts))
         reached = self._reached(self.graph.roots())
         self._forward(found, reached)
         constructor = self._constructor(reached)
@@ -107,9 +105,6 @@ class ModuleWriter:
             found.forward.append(f'{self.printer.place()}.export("{name}", {self.codes[ref].text})')
         for name, ref in self.graph.losses.items():
             found.forward.append(f'{self.printer.place()}.loss("{name}", {self.codes[ref].text})')
-        found.kept = [(name, self.codes[ref].text) for name, ref in self.graph.equations.items()
-                      if ref.node in reached and ref in self.codes and self.graph.type_of(ref).rate == "token"
-                      and self.codes[ref].text in self.taken]
         found.signature = ", ".join(["self", *args, "place: Place"])
 
     def _labels(self) -> dict[Ref, str]:
@@ -218,22 +213,41 @@ class ModuleWriter:
         return lines
 
     def _initial(self, reached: set[int]) -> list[str]:
-        """Lines that draw the weights whose equations say how they start."""
+        """Lines that draw the weights whose equations say how they start; values they share come first."""
+        wanted = [(f"self.{path}", axes, ref) for node in self._owned(reached)
+                  for path, axes, ref in operations()[node.op].initial(node) if ref is not None]
+        if not wanted:
+            return []
         lines: list[str] = []
-        for node in self._owned(reached):
-            for path, axes, ref in operations()[node.op].initial(node):
-                if ref is not None:
-                    lines += self._initial_value(f"self.{path}", axes, ref)
+        codes: dict[Ref, Code] = {}
+        labels, taken = self._labels(), set[str]()
+        self.printer.drawn = wanted[0][0]
+        for number in sorted(self._reached(ref for _, _, ref in wanted)):
+            node, ref = self.graph.nodes[number], Ref(number)
+            if self._draws(ref):
+                continue
+            codes[ref] = operations()[node.op].emit(node, [codes[given] for given in node.inputs], self.printer)
+            if ref in labels and node.op != "static":
+                variable = labels[ref] + self.printer.suffix(node.type)
+                if variable not in taken:
+                    taken.add(variable)
+                    lines.append(f"{variable} = {codes[ref].text}")
+                    codes[ref] = Code(variable)
+        for target, axes, ref in wanted:
+            lines += self._initial_value(target, axes, ref, codes)
         return lines
 
-    def _initial_value(self, target: str, axes: tuple[Axis, ...], ref: Ref) -> list[str]:
+    def _draws(self, ref: Ref) -> bool:
+        return any(self.graph.nodes[number].op == "draw" for number in self._reached([ref]))
+
+    def _initial_value(self, target: str, axes: tuple[Axis, ...], ref: Ref, shared: Mapping[Ref, Code]) -> list[str]:
         printer = self.printer
         printer.drawn = target
-        codes: dict[Ref, Code] = {}
-        for node in self.graph.nodes:
-            if node.id in self._reached([ref]):
-                inputs = [codes[input_] for input_ in node.inputs]
-                codes[Ref(node.id)] = operations()[node.op].emit(node, inputs, printer)
+        codes = dict(shared)
+        for number in sorted(self._reached([ref])):
+            node = self.graph.nodes[number]
+            if Ref(number) not in codes:
+                codes[Ref(number)] = operations()[node.op].emit(node, [codes[i] for i in node.inputs], printer)
         printer.drawn = ""
         type_ = self.graph.type_of(ref)
         if type_.rate == "static":
@@ -243,7 +257,9 @@ class ModuleWriter:
         code = printer.align(codes[ref], type_, ValueType(axes, "model"))
         if len(type_.axes) < len(axes):
             code = Code(f"{code.at(12)}.expand({printer.sizes(axes)})")
-        return [f"{target}.copy_({code.at(12)}.reshape({target}.shape))"]
+        own_shape = target.count(".") == 1 or len(axes) == 1
+        return [f"{target}.copy_({code.text})" if own_shape else
+                f"{target}.copy_({code.at(12)}.reshape({target}.shape))"]
 
     def _states(self, reached: set[int]) -> list[str]:
         """`"q_conv": Entry((3, 64))` for each tensor of memory."""

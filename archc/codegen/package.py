@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,17 +83,32 @@ class _Package:
     # -- names ----------------------------------------------------------------------------------------------
 
     def _class_names(self) -> dict[str, str]:
+        """The class of each module. Of the variants of one body the most used has the plain name."""
         taken = {"Model", "Config", "LanguageModel", "Tensor", "Place", "Entry", "RMSNorm", "LayerNorm",
                  "CausalConv1d", "BlockLinear", "PerEntryLinear", "F"}
-        blocks = set(self.graph.layers())
+        layers = Counter(self.graph.layers())
+        first = next(self.graph.layers())
+        uses: Counter[str] = Counter()
+        for key, count in layers.items():
+            uses.update(dict.fromkeys(self._below(key), count))
         found: dict[str, str] = {}
-        for key in self.graph.modules:
-            name = camel(key) + ("Block" if key in blocks and not key.endswith("block") else "")
+        for key in sorted(self.graph.modules, key=lambda key: -uses[key]):
+            module = self.graph.modules[key]
+            name = camel(module.prefix if module.body.kind != "part" else key)
+            name += "Block" if key in layers and not name.endswith("Block") else ""
+            if name in taken and key in self._below(first) and uses[key] == 1:
+                name = f"First{name}"
+            plain, number = name, 2
             while name in taken:
-                name += "_"
+                name, number = f"{plain}Variant{number}", number + 1
             taken.add(name)
             found[key] = name
         return found
+
+    def _below(self, key: str) -> list[str]:
+        """A module and those that fill its slots."""
+        return [key, *(inner for keys in self.graph.modules[key].slots.values() for k in keys
+                       for inner in self._below(k))]
 
     def _needs_layer(self) -> dict[str, bool]:
         found: dict[str, bool] = {}
@@ -182,7 +198,7 @@ class _Package:
         found: dict[str, None] = {}
         for module in self.graph.modules.values():
             for node in module.subgraph.nodes:
-                if node.op == "param" and node.attrs.get("float32"):
+                if node.op == "param" and node.attrs.get("float32", False):
                     found[f".{node.name}"] = None
         return sorted(found)
 

@@ -61,10 +61,10 @@ class GraphBuilder:
         sites: Counter[str] = Counter()
         for index, block in enumerate(self.spec.layers.names):
             use = self.spec.blocks[block]
+            if block in self.failed_blocks:
+                continue
             key = self._module(use, block, _Layer(index, sites), top=True)
             if key is None:
-                if len(self.report.diagnostics) > 200 or block in self.failed_blocks:
-                    return None
                 self.failed_blocks.add(block)
                 sites.update(self._bodies(use))
                 continue

@@ -14,6 +14,7 @@ from archc.spec import expressions as ex
 from archc.spec.axes import Axis
 from archc.spec.diagnostics import Label, Reporter, Span
 from archc.spec.spec import Body, Equation, Settings, Static
+from archc.spec.unparse import unparse
 
 MAX_INLINE_DEPTH = 20
 
@@ -44,7 +45,7 @@ class Elaborator:
         self.report = report
         self.builder = Builder()
         self.scope = Scope(self, self.builder, body, statics, environment, report)
-        self._order: dict[str, Equation] = {}
+        self.texts: list[str] = []
 
     # -- the body -------------------------------------------------------------------------------------------
 
@@ -77,6 +78,8 @@ class Elaborator:
 
     def _finish(self, inputs: Mapping[str, Ref]) -> Subgraph | None:
         output = self.scope.values.get(self._output_name())
+        if any(value is None for value in self.scope.values.values()):
+            return None
         span = self.body.span
         try:
             result = self.scope.traced(output, span) if output is not None else None
@@ -91,7 +94,7 @@ class Elaborator:
         exports = {target.name: named[target.name] for target in self.body.exports if target.name in named}
         losses = {target.name: named[target.name] for equation in self.body.losses for target in equation.targets
                   if target.name in named}
-        return Subgraph(tuple(self.builder.nodes), dict(inputs), named, result.ref, exports, losses)
+        return Subgraph(tuple(self.builder.nodes), dict(inputs), named, result.ref, exports, losses, tuple(self.texts))
 
     def _output_name(self) -> str:
         return "y"
@@ -171,10 +174,20 @@ class Elaborator:
         scope.targets = len(equation.targets)
         try:
             value = scope.read(equation.expr)
+            if scope is self.scope:
+                self._remember(equation, scope)
             self._assign(equation, value, scope)
         except Abandon:
             for target in equation.targets:
                 scope.values[target.name] = None
+
+    def _remember(self, equation: Equation, scope: Scope) -> None:
+        """The equation as it stands at this layer, unless it only renames another."""
+        decided = scope.decided(equation.expr)
+        if isinstance(decided, ex.Name) and decided.id in scope.body_equations():
+            return
+        names = ", ".join(target.name for target in equation.targets)
+        self.texts.append(f"{names}: {unparse(decided)}")
 
     def _assign(self, equation: Equation, value: Value, scope: Scope) -> None:
         count = len(value.items) if isinstance(value, Several) else 1

@@ -453,14 +453,14 @@ class Scope:
             found[name.id] = self.traced(value, name.span)
             return name
 
-        resolved = rewrite_names(self._decided(expr), replace)
+        resolved = rewrite_names(self.decided(expr), replace)
         for node in resolved.walk():
             if isinstance(node, ex.Call) and node.function not in elementwise.FUNCTIONS:
                 raise self.fail("E305", f"`{node.function}` cannot stand in a mask or score", node.function_span,
                                 help="elementwise functions can: exp, tanh, abs, min, max, where, ...")
         return Pair(resolved, tuple(found.items()))
 
-    def _decided(self, expr: ex.Expr) -> ex.Expr:
+    def decided(self, expr: ex.Expr) -> ex.Expr:
         """The expression with its static conditionals taken."""
         return rewrite(expr, lambda node: (node.then if self.decide(node.test) else node.otherwise)
                        if isinstance(node, ex.Conditional) else None)

@@ -75,6 +75,7 @@ class Subgraph:
     output: Ref
     exports: Mapping[str, Ref] = field(default_factory=dict)
     losses: Mapping[str, Ref] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()  # the equations that exist here, static conditions taken
 
     def type_of(self, ref: Ref) -> ValueType:
         """The type of one result."""

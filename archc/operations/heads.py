@@ -22,7 +22,9 @@ def widest_heads(call: Call, groups: Mapping[str, Sequence[Axis]]) -> Axis | Non
     axes = {name: heads[-1] for name, heads in groups.items() if heads}
     if not axes:
         return None
-    name, widest = max(axes.items(), key=lambda item: call.size(item[1]))
+    by_size = sorted(axes.items(), key=lambda item: -call.size(item[1]))
+    name, widest = next((item for item in by_size if all(other == item[1] or _divides(call, other, item[1])
+                                                         for other in axes.values())), by_size[0])
     for other_name, other in axes.items():
         if other == widest or _divides(call, other, widest):
             continue

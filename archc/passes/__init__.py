@@ -1,20 +1,37 @@
-"""Passes over the graph: one file each, run in the order of `PASSES`."""
+"""Passes over the graph: one file each, run in the order of `PASSES`; the graph is checked before every one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from archc.graph.types import Graph
+from archc.graph.invariants import check_graph
+from archc.graph.types import Graph, Subgraph
+from archc.passes.merge_equal import merge_equal
+from archc.passes.precision import keep_float32
+from archc.passes.remove_unused import remove_unused
+from archc.passes.safe_expressions import make_safe
 
-Pass = Callable[[Graph], Graph]
+SubgraphPass = Callable[[Subgraph], Subgraph]
 
-PASSES: tuple[tuple[str, Pass], ...] = ()
+PASSES: tuple[tuple[str, SubgraphPass], ...] = (
+    ("remove_unused", remove_unused),
+    ("safe_expressions", make_safe),
+    ("merge_equal", merge_equal),
+    ("precision", keep_float32),
+    ("tidy", remove_unused),
+)
 
 
 def run_passes(graph: Graph, after: str | None = None) -> Graph:
-    """The graph after all passes, or after the one called `after`."""
+    """The graph after all passes, or after the one called `after` ("build": before all of them)."""
+    check_graph(graph)
+    if after == "build":
+        return graph
     for name, change in PASSES:
-        graph = change(graph)
+        modules = {key: replace(module, subgraph=change(module.subgraph)) for key, module in graph.modules.items()}
+        graph = replace(graph, modules=modules)
+        check_graph(graph)
         if name == after:
             break
     return graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -96,6 +97,13 @@ class Place:
         """Add an auxiliary loss of this layer."""
         self.memo.setdefault("losses", {})[self.prefix + name] = value
 
+    def keep_all(self, variables: Mapping[str, object]) -> None:
+        """Record the variables of a `forward` that a pattern matches, named without their axes: `q_BTHK` is `q`."""
+        for variable, value in variables.items():
+            if isinstance(value, Tensor):
+                name, _, axes = variable.rpartition("_")
+                self.keep(name if name and axes.isupper() else variable, value)
+
     def keep(self, name: str, value: Tensor) -> Tensor:
         """Return `value`; record it if a pattern of `capture=` matches its full name."""
         if self.patterns:
@@ -119,7 +127,8 @@ class Padding(NamedTuple):
     def unpack(self, x_packed: Tensor) -> Tensor:
         """`[1, B * T, ...]` -> `[B, T, ...]`; masked places hold finite values without meaning."""
         rows = self.cu_seqlens.shape[0] - 1
-        return x_packed[0][self.inverse].unflatten(0, (rows, -1))
+        length = self.order.shape[0] // rows
+        return x_packed[0][self.inverse].view(rows, length, *x_packed.shape[2:])
 
 
 def pack_padding(mask_BT: Tensor) -> Padding:

@@ -126,4 +126,15 @@ class Draw(Operation):
         return Code(f"{kind}({', '.join([printer.drawn, *numbers])})")
 
 
-OPERATIONS = (Elementwise(), StaticNumber(), Input(), Embedding(), Earlier(), Slot(), Draw())
+class CastLike(Operation):
+    """A float32 result back in the dtype of the activations."""
+
+    name = "cast_like"
+    signature = Signature.parse("")
+
+    def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
+        """`x.to(like.dtype)`, or `x.type_as(like)` in short."""
+        return Code(f"{inputs[0].at(12)}.type_as({inputs[1].text})")
+
+
+OPERATIONS = (CastLike(), Elementwise(), StaticNumber(), Input(), Embedding(), Earlier(), Slot(), Draw())

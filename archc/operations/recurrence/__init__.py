@@ -149,7 +149,7 @@ class Recurrence(Operation):
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """`head_decay_delta(q, k, v, decay, beta, scale=..., place=place, key="o")`."""
         function = printer.recurrence(node.attrs["kind"])
-        attrs, factor = node.attrs, node.attrs["factor"]
+        attrs = node.attrs
         args: dict[str, Code] = {}
         for name, code, ref in zip(attrs["order"], inputs, node.inputs):
             args["decay" if name == "decay_v" else name] = self._shaped(name, code, printer.type_of(ref), node, printer)
@@ -157,7 +157,6 @@ class Recurrence(Operation):
             f"{printer.size(attrs['key']).at(11)} ** -0.5"
         eps = None if attrs["eps"] is None else printer.number(attrs["eps"])
         found = call(function, *args.values(), scale=scale, eps=eps, place=printer.place(), key=f'"{node.name}"')
-        del factor
         return found if attrs["heads"] is not None else Code(f"{found.text}.squeeze(2)")
 
     def _shaped(self, name: str, code: Code, type_: ValueType, node: Node, printer: Printer) -> Code:
@@ -166,8 +165,8 @@ class Recurrence(Operation):
         head = attrs["grouped"].get(name)
         wanted = [attrs["factor"]] if attrs["factor"] in type_.axes else []
         wanted += [head] if head is not None else []
-        wanted += [axis for axis in (attrs["key"], attrs["value"]) if axis in type_.axes and axis != head
-                   and axis not in wanted]
+        last = dict.fromkeys((attrs["key"], attrs["value"]))  # one axis where K and V are the same
+        wanted += [axis for axis in last if axis in type_.axes and axis != head]
         wanted += [axis for axis in type_.axes if axis not in wanted]
         if tuple(wanted) != type_.axes:
             lead = 2 if type_.rate == "token" else 0

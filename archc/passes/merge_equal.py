@@ -1,0 +1,27 @@
+"""Makes equal expressions one: the same operation on the same values, where it owns nothing."""
+
+from __future__ import annotations
+
+from archc.graph.types import Node, Ref, Subgraph
+from archc.passes.rebuild import Rebuilder, rebuild
+
+MERGED = ("elementwise", "static", "arange", "ones", "zeros", "embedding", "earlier", "l2norm", "rope", "reshape",
+          "select", "repeat")
+
+
+def merge_equal(graph: Subgraph) -> Subgraph:
+    """The same subgraph with each pure expression computed once."""
+    known: dict[object, Ref] = {}
+
+    def change(node: Node, made: Rebuilder) -> Ref | None:
+        if node.op not in MERGED or len(node.types) > 1:
+            return None
+        inputs = tuple(made.refs[ref] for ref in node.inputs)
+        key = (node.op, inputs, repr(sorted(node.attrs.items(), key=lambda item: item[0])) if node.op != "static"
+               else node.attrs["expr"], node.types[0].axes)
+        if key in known:
+            return known[key]
+        known[key] = Ref(len(made.nodes))
+        return None
+
+    return rebuild(graph, change)

@@ -1,0 +1,76 @@
+"""Keeps float32 what must not be rounded: everything that feeds a decay or an input gate (language rule 15).
+
+Going back from such an operand, elementwise operations and their parameters are float32, up to the nearest linear
+map, convolution, norm or recurrence, whose result is converted. Where a float32 value meets others elsewhere, the
+result goes back to the dtype of the activations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from archc.graph.types import Node, Ref, Subgraph
+from archc.passes.rebuild import Rebuilder
+
+FEEDS = ("decay", "decay_v", "log_input")  # operands that start a float32 region
+INSIDE = ("elementwise", "param", "static", "reshape", "select", "repeat", "split", "arange", "ones", "zeros", "sum",
+          "mean", "cumsum", "softmax", "concat", "outer")
+
+
+def keep_float32(graph: Subgraph) -> Subgraph:
+    """The same subgraph with conversions at the borders of its float32 regions; parameters inside are marked."""
+    wide = _regions(graph)
+    if not wide:
+        return graph
+    made = Rebuilder(graph)
+    converted: dict[Ref, Ref] = {}
+    for node in graph.nodes:
+        if node.id in wide:
+            _copy_wide(node, made, wide, converted)
+            continue
+        fresh = made.copy(node)
+        if node.op == "elementwise" and node.type.rate == "token" and any(r.node in wide for r in node.inputs):
+            narrow = [r for r in node.inputs if r.node not in wide and graph.type_of(r).rate == "token"]
+            if narrow:
+                like = made.refs[narrow[0]]
+                made.refs[Ref(node.id)] = made.add("cast_like", (Ref(fresh.id), like), node.type, {}, node.span,
+                                                   node.equation)
+    return made.finish()
+
+
+def _regions(graph: Subgraph) -> set[int]:
+    """The nodes that are float32: those that only elementwise steps part from a decay."""
+    pending: list[int] = []
+    for node in graph.nodes:
+        order = node.attrs.get("order", ())
+        pending += [ref.node for name, ref in zip(order, node.inputs) if name in FEEDS]
+        if node.op == "scan":
+            pending.append(node.inputs[1].node)
+        if node.op == "elementwise" and node.attrs["function"] == "fp32":
+            pending.append(node.inputs[0].node)
+    found: set[int] = set()
+    while pending:
+        number = pending.pop()
+        node = graph.nodes[number]
+        if number in found or node.op not in INSIDE:
+            continue
+        if node.op == "split" and graph.nodes[node.inputs[0].node].op not in INSIDE:
+            continue  # the pieces are converted one by one
+        found.add(number)
+        pending += [ref.node for ref in node.inputs]
+    return found
+
+
+def _copy_wide(node: Node, made: Rebuilder, wide: set[int], converted: dict[Ref, Ref]) -> None:
+    inputs = []
+    for ref in node.inputs:
+        new = made.refs[ref]
+        if ref.node not in wide and made.type_of(new).rate == "token":
+            if new not in converted:
+                converted[new] = made.add("elementwise", (new,), made.type_of(new), {"function": "fp32"}, node.span,
+                                          node.equation)
+            new = converted[new]
+        inputs.append(new)
+    fresh = made.copy(node)
+    attrs = {**fresh.attrs, "float32": True} if node.op == "param" else fresh.attrs
+    made.nodes[-1] = replace(fresh, inputs=tuple(inputs), attrs=attrs)
