@@ -10,10 +10,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from archc.graph.totals import CostReport
 from archc.graph.types import Graph
 from archc.output.write import WriteReport
 from archc.spec.diagnostics import Diagnostic, Reporter, SpecError
@@ -85,3 +87,45 @@ def build(source: Source, out: str | Path, target: str = "cpu", force: bool = Fa
     files = sources_of(source)
     written = write_package(files, Path(out), force=force, keep=keep)
     return Report(Path(out).name, tuple(sorted(files)), written)
+
+
+def show(source: Source, resolved: bool = False, after: str | None = None, params: bool = False) -> str:
+    """A spec as text: resolved, as the graph after a pass, or as its parameters with their shapes.
+
+    Raises SpecError for mistakes in the spec and for a pass that does not exist.
+    """
+    if after is not None:
+        from archc.graph.text import graph_text
+        from archc.passes import PASSES
+
+        names = ["build", *(name for name, _ in PASSES)]
+        if after not in names:
+            raise SpecError([Diagnostic("E399", f"there is no pass `{after}`", help=f"passes: {', '.join(names)}")])
+        return graph_text(graph_of(source, after))
+    if params:
+        shapes = parameters(source)
+        total = sum(math.prod(shape) for shape in shapes.values())
+        width = max(len(name) for name in shapes)
+        lines = [f"{name:<{width}}  {list(shape)}" for name, shape in shapes.items()]
+        return "\n".join([*lines, f"{total:,} parameters in {len(shapes)} tensors"])
+    from archc.spec.resolved_text import resolved_text
+
+    report = Reporter()
+    spec = load_spec(source, report)
+    if spec is None or report.diagnostics:
+        raise SpecError(sorted(report.diagnostics, key=lambda found: found.span))
+    return resolved_text(spec)
+
+
+def parameters(source: Source) -> dict[str, tuple[int, ...]]:
+    """Every parameter of a model by name, with its shape. Raises SpecError for mistakes in the spec."""
+    from archc.graph.totals import parameter_shapes
+
+    return parameter_shapes(graph_of(source))
+
+
+def cost(source: Source, batch_size: int = 1, tokens: int | None = None) -> CostReport:
+    """What a model costs for sequences of `tokens` (default: its context). Raises SpecError."""
+    from archc.graph.totals import cost_report
+
+    return cost_report(graph_of(source), batch_size=batch_size, tokens=tokens)

@@ -17,12 +17,16 @@ from archc.spec.spec import Static
 class Cost:
     """Costs of one operation for one token of one sequence.
 
-    `matrix_flops` are multiply-adds of matrix products (counted twice), `flops` everything else.
-    `key_flops` are spent on each key that a query sees; `window` bounds how many those are.
+    `matrix_flops` are spent on matrices of weights (a multiply-add counts two), `chunk_flops` and
+    `chunk_backward_flops` on recurrences over chunks, `step_flops` on the same while decoding, `flops` on everything
+    else. `key_flops` are spent on each key that a query sees; `window` bounds how many those are.
     """
 
     parameters: int = 0
     matrix_flops: int = 0
+    chunk_flops: int = 0
+    chunk_backward_flops: int = 0
+    step_flops: int = 0
     flops: int = 0
     key_flops: int = 0
     window: int | None = None

@@ -104,6 +104,10 @@ class Operation:
         """The weights by attribute path, with their axes and the value they start from (None: the default)."""
         return []
 
+    def parameters(self, node: Node, sizes: Sizes) -> list[tuple[str, tuple[int, ...]]]:
+        """The weights by attribute path, with their shapes as torch has them."""
+        return [(path, tuple(sizes.axis(axis) for axis in axes)) for path, axes, _ in self.initial(node)]
+
     def states(self, node: Node, graph: Subgraph) -> list[StateSpec]:
         """The memory the operation keeps between calls."""
         return []

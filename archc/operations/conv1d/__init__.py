@@ -56,6 +56,12 @@ class Conv1d(Operation):
             found.append((f"{node.name}.bias", node.type.axes, node.attrs["bias_init"]))
         return found
 
+    def parameters(self, node: Node, sizes: Sizes) -> list[tuple[str, tuple[int, ...]]]:
+        """`[channels, width]`, as in torch's Conv1d without its middle axis."""
+        channels, width = sizes.product(node.type.axes), int(sizes.number(node.attrs["width"]))
+        found: list[tuple[str, tuple[int, ...]]] = [(f"{node.name}.weight", (channels, width))]
+        return [*found, (f"{node.name}.bias", (channels,))] if node.attrs["bias"] else found
+
     def states(self, node: Node, graph: Subgraph) -> list[StateSpec]:
         """The last width - 1 inputs."""
         return [StateSpec(node.name, (Axis.of(node.attrs["width"]) - Axis.number(1), total(node.type.axes)), "compute")]

@@ -105,6 +105,20 @@ class Linear(Operation):
             found.append((f"{node.name}.bias", (*per, *out), node.attrs["bias_init"]))
         return found
 
+    def parameters(self, node: Node, sizes: Sizes) -> list[tuple[str, tuple[int, ...]]]:
+        """`[out, over]` as in torch, `[blocks, out / blocks, over / blocks]`, or an entry's own matrices."""
+        attrs = node.attrs
+        if attrs["per"]:
+            return super().parameters(node, sizes)
+        out, over = sizes.product(attrs["out"]), sizes.product(attrs["over"])
+        found: list[tuple[str, tuple[int, ...]]]
+        if attrs["blocks"] is not None:
+            count = int(sizes.number(attrs["blocks"]))
+            found = [(f"{node.name}.weight", (count, out // count, over // count))]
+        else:
+            found = [(f"{node.name}.weight", (out, over))]
+        return [*found, (f"{node.name}.bias", (out,))] if attrs["bias"] else found
+
     def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
         """2 FLOPs for each weight and token."""
         over, out, kept, per = (sizes.product(node.attrs[key]) for key in ("over", "out", "kept", "per"))

@@ -88,6 +88,11 @@ class WeightedNorm(Norm):
             return []
         return [(f"{node.name}.weight", node.attrs["weight"], node.attrs["init"])]
 
+    def parameters(self, node: Node, sizes: Sizes) -> list[tuple[str, tuple[int, ...]]]:
+        """Weight and bias."""
+        found = super().parameters(node, sizes)
+        return [*found, (f"{node.name}.bias", found[0][1])] if node.attrs["bias"] else found
+
 
 class RmsNorm(WeightedNorm):
     """x / sqrt(mean(x^2) + eps) * weight."""

@@ -190,13 +190,16 @@ class Recurrence(Operation):
         return found
 
     def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
-        """The chunk form's FLOPs, from the tile program."""
+        """The chunk form's FLOPs from the tile program; decoding touches each element of the state a few times."""
         from archc.tiles.costs import count
 
         attrs = node.attrs
         heads = sizes.axis(attrs["heads"]) if attrs["heads"] is not None else 1
-        counted = count(attrs["kind"], sizes.axis(attrs["key"]), sizes.axis(attrs["value"]), attrs["kind"].chunk)
-        return Cost(matrix_flops=int(heads * counted.forward.flop))
+        key, value = sizes.axis(attrs["key"]), sizes.axis(attrs["value"])
+        found = count(attrs["kind"], key, value)
+        factors = sizes.axis(attrs["factor"]) if attrs["factor"] is not None else 1
+        return Cost(chunk_flops=int(heads * factors * found.forward.flop), step_flops=int(heads * found.decode.flop),
+                    chunk_backward_flops=int(heads * factors * found.backward.flop))
 
 
 OPERATIONS = (Recurrence(),)

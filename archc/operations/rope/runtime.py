@@ -57,16 +57,17 @@ def rope_tables(
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: str = "half") -> Tensor:
     """Turn the first `2 * cos.shape[-1]` channels of `x [B, T, ..., K]`; products are float32 or wider."""
-    half = cos.shape[-1]
+    half, wide = cos.shape[-1], x if x.dtype == torch.float64 else x.float()
     if x.dim() > 3:
         shape = (*cos.shape[:2], *(1,) * (x.dim() - 3), half)
         cos, sin = cos.view(shape), sin.view(shape)
     if layout == "half":
-        a, b = x[..., :half], x[..., half : 2 * half]
-        turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+        a, b = wide[..., :half], wide[..., half : 2 * half]
+        turned = torch.cat([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)], -1)
     elif layout == "interleaved":
-        a, b = x[..., 0 : 2 * half : 2], x[..., 1 : 2 * half : 2]
-        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+        a, b = wide[..., 0 : 2 * half : 2], wide[..., 1 : 2 * half : 2]
+        turned = torch.stack([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)], -1)
+        turned = turned.flatten(-2)
     else:
         raise ValueError(f'rope layout {layout!r}: "half" or "interleaved"')
     turned = turned.to(x.dtype)

@@ -46,7 +46,8 @@ class Scan(Operation):
 
     def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
         """An exponential, a product and a sum an entry."""
-        return Cost(flops=6 * sizes.product(node.type.axes))
+        return Cost(chunk_flops=6 * sizes.product(node.type.axes), step_flops=6 * sizes.product(node.type.axes),
+                    chunk_backward_flops=12 * sizes.product(node.type.axes))
 
 
 OPERATIONS = (Scan(),)

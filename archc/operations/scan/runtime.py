@@ -46,7 +46,7 @@ def scan(g: Tensor, b: Tensor, place: Place, key: str) -> Tensor:
         h = elementwise_scan(g_wide.flatten(2), b_wide.flatten(2)).view(b_wide.shape)
     if before is not None:
         if layout.cu_seqlens is None:
-            place.write(key, h[:, -1] if h.shape[1] else before)
+            place.write(key, h[:, -1].clone() if h.shape[1] else before)
         else:
             last = h[0][(layout.cu_seqlens[1:] - 1).clamp(min=0)]
             some = (layout.cu_seqlens.diff() > 0).view(-1, *(1,) * (b.dim() - 2))

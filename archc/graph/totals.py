@@ -1,0 +1,187 @@
+"""Totals of a whole model: parameters by name, FLOPs, bytes of memory, before anything runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from archc.graph.costs import Cost, Sizes
+from archc.graph.types import Graph, Module, Node
+from archc.operations.base import StateSpec
+from archc.operations.registry import operations
+from archc.spec.axes import Axis
+
+Shape = tuple[int, ...]
+
+
+def parameter_shapes(graph: Graph) -> dict[str, Shape]:
+    """Every parameter of the model by its name in the state dict, with its shape."""
+    settings = graph.settings
+    width = settings.d_model
+    found: dict[str, Shape] = {"embedding.weight": (settings.vocab_size, width)}
+    if settings.embedding_norm is not None:
+        found |= _norm("embedding_norm", settings.embedding_norm, width)
+    for index, key in enumerate(graph.layers()):
+        found |= _module_parameters(graph, key, f"layers.{index}.")
+    found |= _norm("norm", settings.norm, width)
+    if not settings.tie_embeddings:
+        found["head.weight"] = (settings.vocab_size, width)
+    return found
+
+
+def _norm(name: str, kind: str, width: int) -> dict[str, Shape]:
+    found: dict[str, Shape] = {f"{name}.weight": (width,)}
+    return found | ({f"{name}.bias": (width,)} if kind == "layernorm" else {})
+
+
+def _module_parameters(graph: Graph, key: str, prefix: str) -> dict[str, Shape]:
+    module = graph.modules[key]
+    sizes = Sizes(module.values)
+    found: dict[str, Shape] = {}
+    for node in module.subgraph.nodes:
+        for path, shape in operations()[node.op].parameters(node, sizes):
+            found.setdefault(prefix + path, shape)
+    for slot, keys in module.slots.items():
+        found |= _module_parameters(graph, keys[0], f"{prefix}{slot}.")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class CostReport:
+    """What a model costs. FLOPs count a multiply-add as two; bytes are for `batch_size` sequences.
+
+    `cache_bytes_per_token`: keys and values of full attention, a token of one sequence.
+    `window_bytes`: rings of windows, once full. `state_bytes`: everything that does not grow with the length.
+    """
+
+    name: str
+    parameters: int
+    parameter_bytes: int
+    tokens: int
+    batch_size: int
+    prefill_flops: int
+    decode_flops: int
+    training_flops: int
+    matrix_flops_per_token: int
+    cache_bytes_per_token: int
+    cache_bytes: int
+    window_bytes: int
+    state_bytes: int
+
+    def __str__(self) -> str:
+        rows = [
+            ("parameters", f"{self.parameters:,}", f"{_bytes(self.parameter_bytes)} in bfloat16"),
+            ("prefill", _count(self.prefill_flops), f"FLOPs for {self.batch_size} x {self.tokens:,} tokens"),
+            ("decode", _count(self.decode_flops), f"FLOPs a step at context {self.tokens:,}"),
+            ("training", _count(self.training_flops), f"FLOPs a step of {self.batch_size} x {self.tokens:,} tokens"),
+            ("cache", _bytes(self.cache_bytes), f"keys and values at {self.tokens:,} tokens, "
+                                                f"{self.cache_bytes_per_token:,} bytes a token"),
+            ("windows", _bytes(self.window_bytes), "keys and values of windows, once full"),
+            ("state", _bytes(self.state_bytes), "whatever the length"),
+        ]
+        wide = max(len(value) for _, value, _ in rows)
+        return "\n".join([self.name, *(f"  {name:<11}{value:>{wide}}  {note}" for name, value, note in rows)])
+
+
+def _count(value: float) -> str:
+    for unit in ("", "K", "M", "G", "T", "P", "E"):
+        if value < 1000:
+            return f"{value:.3g} {unit}".strip()
+        value /= 1000
+    return f"{value:.3g} Z"
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            return f"{value:.3g} {unit}" if value < 1000 else f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.3g} PiB"
+
+
+def cost_report(graph: Graph, *, batch_size: int = 1, tokens: int | None = None, bytes_per_value: int = 2) -> CostReport:
+    """The costs of a model for sequences of `tokens` (default: its context), activations of 2 bytes."""
+    length = graph.settings.context if tokens is None else tokens
+    layers = Counter(graph.layers())
+    per_module = {key: _module_costs(graph, key) for key in layers}
+    head = Cost(matrix_flops=2 * graph.settings.d_model * graph.settings.vocab_size)
+    prefill = decode = training = batch_size * length * head.matrix_flops
+    decode = batch_size * head.matrix_flops
+    training *= 3
+    matrix = head.matrix_flops
+    for key, count in layers.items():
+        for cost in per_module[key]:
+            matrix += count * cost.matrix_flops
+            pairs = _pairs(length, cost.window)
+            seen = min(length, cost.window or length)
+            prefill += count * batch_size * (length * (cost.matrix_flops + cost.chunk_flops + cost.flops)
+                                             + pairs * cost.key_flops)
+            decode += count * batch_size * (cost.matrix_flops + cost.step_flops + cost.flops + seen * cost.key_flops)
+            training += count * batch_size * (
+                length * (3 * cost.matrix_flops + cost.chunk_flops + cost.chunk_backward_flops + 3 * cost.flops)
+                + 3 * pairs * cost.key_flops)
+    memory = _memory(graph, layers, bytes_per_value)
+    parameters = sum(_product(shape) for shape in parameter_shapes(graph).values())
+    return CostReport(graph.name, parameters, 2 * parameters, length, batch_size, prefill, decode, training, matrix,
+                      memory["grows"], batch_size * length * memory["grows"],
+                      batch_size * memory["ring"], batch_size * memory["fixed"])
+
+
+def _pairs(length: int, window: int | None) -> int:
+    """How many (query, visible key) pairs a causal sequence has."""
+    if window is None or window >= length:
+        return length * (length + 1) // 2
+    return window * (window + 1) // 2 + (length - window) * window
+
+
+def _product(shape: Shape) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _nodes(graph: Graph, key: str) -> Iterator[tuple[Module, Node]]:
+    """The nodes of a module and of those in its slots."""
+    module = graph.modules[key]
+    for node in module.subgraph.nodes:
+        yield module, node
+    for keys in module.slots.values():
+        yield from _nodes(graph, keys[0])
+
+
+def _module_costs(graph: Graph, key: str) -> list[Cost]:
+    """One cost for everything without a window, and one for each windowed attention."""
+    total, windowed = Cost(), []
+    for module, node in _nodes(graph, key):
+        cost = operations()[node.op].cost(node, module.subgraph, Sizes(module.values))
+        if cost.window is None:
+            total = total + cost
+        else:
+            windowed.append(cost)
+    return [total, *windowed]
+
+
+def _memory(graph: Graph, layers: Counter[str], width: int) -> dict[str, int]:
+    """Bytes of one sequence: a token of the growing caches, full rings, constant states."""
+    found = {"grows": 0, "ring": 0, "fixed": 0}
+    for key, count in layers.items():
+        seen: set[tuple[str, str]] = set()
+        for module, node in _nodes(graph, key):
+            for state in operations()[node.op].states(node, module.subgraph):
+                if (module.key, state.name) not in seen:
+                    seen.add((module.key, state.name))
+                    kind, size = _state_bytes(state, Sizes(module.values), width)
+                    found[kind] += count * size
+    return found
+
+
+def _state_bytes(state: StateSpec, sizes: Sizes, width: int) -> tuple[str, int]:
+    size = sizes.product(state.shape) * (4 if state.dtype == "float32" else width)
+    if isinstance(state.slots, Axis):
+        return "ring", size * sizes.axis(state.slots)
+    return ("fixed", size) if state.slots is None else ("grows", size)
+
+
+__all__ = ["CostReport", "cost_report", "parameter_shapes"]
