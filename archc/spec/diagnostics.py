@@ -63,12 +63,16 @@ class Reporter:
 
     def __init__(self) -> None:
         self.diagnostics: list[Diagnostic] = []
+        self._places: set[tuple[str, Span]] = set()
 
     def error(self, code: str, message: str, span: Span = NOWHERE, *, note: str = "", help: str = "",
               labels: Iterable[Label] = ()) -> Diagnostic:
         """Record a mistake and go on. The same code at the same place is recorded once."""
         found = Diagnostic(code, message, span, note, help, tuple(labels))
-        if not any(d.code == code and d.span == span for d in self.diagnostics):
+        if len(self._places) != len(self.diagnostics):  # someone took diagnostics back
+            self._places = {(each.code, each.span) for each in self.diagnostics}
+        if (code, span) not in self._places:
+            self._places.add((code, span))
             self.diagnostics.append(found)
         return found
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 Number = int | Fraction
 
+_MAX_BITS = 8_192  # an exact fractional power has at most so many, so that none takes long
 # Enough digits that rounding twice, to these and then to a double, is rounding once.
 _CONTEXT = Context(prec=60, rounding=ROUND_HALF_EVEN, Emin=-999_999, Emax=999_999)
 
@@ -50,7 +51,7 @@ def power(base: Number, exponent: Number) -> Fraction:
             raise ZeroDivisionError("a negative power of zero")
         return Fraction(0)
     root = _root(base, exponent.denominator)
-    if root is not None and abs(exponent.numerator) <= 4_096:
+    if root is not None and abs(exponent.numerator) * _bits(root) <= _MAX_BITS:
         return root ** exponent.numerator
     try:
         return _double(_CONTEXT.power(_decimal(base), _decimal(exponent)))
@@ -66,6 +67,10 @@ def round_up(x: Number, multiple: Number) -> Fraction:
 def round_down(x: Number, multiple: Number) -> Fraction:
     """The largest multiple of `multiple` that is not above x."""
     return Fraction(math.floor(Fraction(x) / multiple) * multiple)
+
+
+def _bits(x: Fraction) -> int:
+    return max(x.numerator.bit_length(), x.denominator.bit_length())
 
 
 def _decimal(x: Number) -> Decimal:

@@ -9,6 +9,7 @@ from fractions import Fraction
 
 MAX_DIGITS = 40
 MAX_EXPONENT = 400
+MAX_LENGTH = 4_000
 
 _TOKEN = re.compile(
     r"""(?P<space>[ \r\n]+)
@@ -57,7 +58,12 @@ def unmatched_bracket(tokens: list[Token]) -> Token | None:
 
 
 def has_unmatched_bracket(text: str) -> bool:
-    """Whether the brackets of a piece of text fail to pair up; text in quotes does not count."""
+    """Whether the brackets of a piece of text fail to pair up; text in quotes does not count.
+
+    Text that is too long for an equation is not looked at.
+    """
+    if len(text) > MAX_LENGTH:
+        return False
     return any(bracket in text for bracket in "()[]{}") and unmatched_bracket(tokenize(text)) is not None
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from archc.spec.diagnostics import Reporter, Span
 from archc.spec.expressions import Expr, ListExpr
-from archc.spec.lexer import tokenize
+from archc.spec.lexer import MAX_LENGTH, tokenize
 from archc.spec.names import check_name, check_weight_name, parse_targets
 from archc.spec.text import Lines
-from archc.spec.token_checks import MAX_DEPTH, MAX_LENGTH, Check
+from archc.spec.token_checks import MAX_DEPTH, Check
 from archc.spec.tree import Converter
 from archc.spec.yaml_nodes import YMapping, YNode, YScalar, YSequence
 

@@ -21,7 +21,11 @@ def render(diagnostics: Iterable[Diagnostic], sources: Mapping[str, str], *, col
     `sources` maps paths to their text; places in other files are shown without an excerpt. `colour` adds ANSI
     codes.
     """
-    shown = [_one(diagnostic, sources, _Paint(colour)) for diagnostic in diagnostics]
+    found = list(diagnostics)
+    spans = [span for each in found for span in (each.span, *(label.span for label in each.labels))]
+    paths = {span.path for span in spans} & sources.keys()
+    lines = {path: sources[path].removeprefix("\ufeff").split("\n") for path in paths}
+    shown = [_one(diagnostic, lines, _Paint(colour)) for diagnostic in found]
     return "\n".join(shown)
 
 
@@ -65,7 +69,7 @@ class _Mark:
     text: str
 
 
-def _one(diagnostic: Diagnostic, sources: Mapping[str, str], paint: _Paint) -> str:
+def _one(diagnostic: Diagnostic, sources: Mapping[str, list[str]], paint: _Paint) -> str:
     out = [f"{paint('error', f'error[{diagnostic.code}]')}: {paint('word', clean(diagnostic.message))}"]
     main = diagnostic.span
     marks: dict[str, list[_Mark]] = {main.path: [_mark(main, "^", "")]}
@@ -103,8 +107,7 @@ def _mark(span: Span, sign: str, text: str) -> _Mark:
     return _Mark(span.line, span.column, span.end_column if span.end_line == span.line else None, sign, text)
 
 
-def _excerpt(source: str, marks: list[_Mark], gutter: int, paint: _Paint) -> list[str]:
-    lines = source.removeprefix("\ufeff").split("\n")
+def _excerpt(lines: list[str], marks: list[_Mark], gutter: int, paint: _Paint) -> list[str]:
     bar = paint("place", "|")
     out = [f"{' ' * gutter} {bar}"]
     previous = 0

@@ -244,7 +244,7 @@ class _Evaluator:
         if name in ("min", "max", "abs"):
             numbers = [self._number(argument) for argument in expr.args]
             if name == "abs":
-                return abs(numbers[0])
+                return -numbers[0] if numbers[0] < 0 else numbers[0]
             chosen = numbers[0]
             for number in numbers[1:]:
                 chosen = number if (number < chosen) is (name == "min") and number != chosen else chosen

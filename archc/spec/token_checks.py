@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from archc.spec.diagnostics import Label, Reporter, Span
 from archc.spec.lexer import Token, deepest_bracket, describe, exact_number, unmatched_bracket
 
-MAX_LENGTH = 4_000
 MAX_TOKENS = 2_000
 MAX_DEPTH = 100
 
@@ -176,6 +175,8 @@ class Check:
                     value_next = False
                     if text == ")" and previous.text == "(" and not self._is_call(previous):
                         return self._wrong("empty parentheses", token)
+                    if text == "]" and previous.text == "[" and self._is_call(previous):
+                        return self._wrong("an index is missing", token)
                 elif not (opening or prefix):
                     if text in ("*", "**") and previous is not None and previous.text in ("(", ","):
                         self._error(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from archc.spec.diagnostics import Diagnostic, Label, Span
-from archc.spec.lexer import has_unmatched_bracket
+from archc.spec.lexer import MAX_LENGTH, has_unmatched_bracket
 from archc.spec.text import Lines
 from archc.spec.yaml_nodes import YScalar
 
@@ -54,6 +54,8 @@ def explain(lines: Lines, problem: str, offset: int, context: int | None, flow: 
     if "values are not allowed" in problem:
         return _second_colon(here)
     if "escape" in problem:
+        if lines.text[offset - 1:offset] == "\\":  # where PyYAML's own parser stops
+            here = lines.span(offset - 1, offset)
         return Diagnostic("E103", "an escape that YAML does not know", here,
                           help="use single quotes, in which a backslash is a backslash")
     if "find expected ':'" in problem or "expected ':'" in problem:
@@ -106,9 +108,9 @@ def _special_start(lines: Lines, number: int, offset: int) -> Mistake | None:
     character = value[0]
     if character not in _SPECIAL or offset < lines.start(number) + column - 1:
         return None
-    if character in "\"'" and value.count(character) < 2:
-        return None
-    if character in "[{" and has_unmatched_bracket(value):
+    if character in "\"'" and not -1 < value.find(character, 1) < offset - lines.start(number) - column + 1:
+        return None  # the quoted word itself is at fault
+    if character in "[{" and (len(value) > MAX_LENGTH or has_unmatched_bracket(value)):
         return None
     span = Span(lines.path, number, column, number, column + 1)
     return Diagnostic(

@@ -17,6 +17,7 @@ from archc.spec.yaml_nodes import YMapping, YNode, YScalar, YSequence
 
 MAX_DEPTH = 64
 MAX_NODES = 10_000
+MAX_MISTAKES = 100  # then reading stops: nobody reads on
 
 _NOT_A_NUMBER = re.compile(r"\.(?:nan|NaN|NAN)")
 _LONG_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
@@ -51,6 +52,8 @@ def compose(text: str, path: str, report: Reporter) -> YNode | None:
     try:
         for event in _events(text):
             composer.take(event)
+            if len(report.diagnostics) - known >= MAX_MISTAKES:
+                return None
     except _Refused:
         return None
     except yaml.YAMLError as error:
