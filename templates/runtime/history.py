@@ -42,7 +42,9 @@ def last_tokens(x_BTC: Tensor, past: Tensor, cu_seqlens: Tensor | None) -> Tenso
     past = past.to(x_BTC.dtype)
     if cu_seqlens is None:
         length = x_BTC.shape[1]
-        return x_BTC[:, length - width :] if length >= width else torch.cat([past[:, length:], x_BTC], 1)
+        if length >= width:
+            return x_BTC[:, length - width :].clone()  # a view would keep all of x alive
+        return torch.cat([past[:, length:], x_BTC], 1)
     lengths = cu_seqlens.diff().unsqueeze(1)
     back = torch.arange(width, device=x_BTC.device) - width  # -width .. -1, counted from the sequence's end
     token = (cu_seqlens[1:].unsqueeze(1) + back).clamp(min=0)

@@ -158,12 +158,13 @@ def dense_layout(tokens: Tensor, state: State | None = None) -> Layout:
         return Layout(None, positions, None, length, True, None, length, True)
     start = state.length
     _check_rows(state, batch)
-    longest = _fits(state, state.longest + length, length)
     positions = start.unsqueeze(1)
     if length != 1:
         positions = positions + torch.arange(length, device=tokens.device)
-    uniform = state.uniform and not _capturing(tokens)
-    return Layout(None, positions, start, longest, uniform, None, length, state.longest == 0)
+    if _capturing(tokens):
+        return Layout(None, positions, start, state.max_length, False, None, length, False)
+    longest = _fits(state, state.longest + length, length)
+    return Layout(None, positions, start, longest, state.uniform, None, length, state.longest == 0)
 
 
 def packed_layout(
@@ -227,5 +228,5 @@ def _fits(state: State, bound: int, new: int | Tensor) -> int:
 
 
 def _capturing(tokens: Tensor) -> bool:
-    """Host integers must not enter a CUDA graph that is replayed at other lengths."""
+    """A CUDA graph is replayed at other lengths: no host integer but max_length may enter it."""
     return tokens.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()

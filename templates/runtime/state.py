@@ -126,11 +126,10 @@ def close_place(place: Place, state: State) -> State:
     layout = place.layout
     assert place.memory is not None
     new = layout.longest_new if layout.cu_seqlens is None else layout.cu_seqlens.diff()
-    uniform = state.uniform and layout.cu_seqlens is None
     if place.in_place:
         state.length.add_(new)
         state.longest = layout.longest
-        state.uniform = uniform
+        state.uniform = layout.uniform
         return state
     length = state.length + new
-    return State(place.memory, length, state.max_length, state.limited_by, layout.longest, uniform)
+    return State(place.memory, length, state.max_length, state.limited_by, layout.longest, layout.uniform)
