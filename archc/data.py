@@ -8,7 +8,7 @@ from pathlib import Path
 
 @cache
 def data_folder(name: str) -> Path:
-    """The folder `name` ("specs" or "templates"): in a wheel `archc/_data/<name>`, in a checkout `<root>/<name>`.
+    """The folder `name`, "specs" or "templates": `archc/_data/<name>` in a wheel, `<root>/<name>` in a checkout.
 
     Raises `FileNotFoundError` where neither exists, which means that the installation is incomplete.
     """

@@ -92,7 +92,7 @@ def read_body(
         equations=read_equations(equations, report),
         losses=read_equations(losses, report) if losses else (),
     )
-    check_names(body, report)
+    check_names(body, written_names(equations), report)
     _check_statics(body, report)
     return body
 
@@ -249,8 +249,16 @@ def _read_init(fields: Fields, report: Reporter) -> Expr | None:
     return parse_scalar(node, report) if node is not None else None
 
 
-def check_names(body: Body, report: Reporter) -> None:
-    """One flat namespace a body: inputs, parameters, sizes and equations; exports exist; `y` is there."""
+def written_names(node: YMapping) -> set[str]:
+    """The names that a section defines, those of equations that could not be read among them."""
+    return {name.strip() for key, _ in node.entries for name in key.text.split(",")}
+
+
+def check_names(body: Body, names: set[str], report: Reporter) -> None:
+    """One flat namespace a body: inputs, parameters, sizes and equations; exports exist; `y` is there.
+
+    `names` are those of all equations as they are written.
+    """
     seen: dict[str, tuple[Span, str]] = {item.name: (item.span, "an input") for item in body.inputs}
     for name, param in body.params.items():
         _declare(seen, name, param.span, "a parameter", report)
@@ -269,7 +277,6 @@ def check_names(body: Body, report: Reporter) -> None:
                 note="a slot, a parameter and a part of one body have different names",
             )
         _refuse_taken(body, name, body.span, report)
-    names = {target.name for equation in body.equations for target in equation.targets}
     for export in body.exports:
         if export.name not in names:
             report.error(
@@ -290,7 +297,7 @@ def check_names(body: Body, report: Reporter) -> None:
 
 
 def _check_statics(body: Body, report: Reporter) -> None:
-    """Sizes and defaults name parameters, sizes and statics of the model; in a function also axes of its inputs.
+    """Sizes and defaults name parameters, sizes and the model's statics; in a function also axes of inputs.
 
     Those of a part may name what the body around it declares and are looked up there.
     """
@@ -308,7 +315,7 @@ def _check_statics(body: Body, report: Reporter) -> None:
                     "E228",
                     f"`{node.id}` is not known here",
                     node.span,
-                    note="sizes and defaults are worked out from parameters, sizes and the model's own numbers",
+                    note="sizes and defaults are worked out from parameters, sizes and numbers of the model",
                     help=suggestion(node.id, known - {"..."}, "known are"),
                 )
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from archc.spec.values import show
+
 WIDTH = 110
 EQUATIONS = (
     "body",
@@ -108,7 +110,7 @@ def _leaf(value: object, nothing: str, *, flow: bool, equation: bool) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | Fraction):
-        return str(value)
+        return show(Fraction(value))
     if isinstance(value, float):
         return (".inf" if value > 0 else "-.inf") if value in (float("inf"), float("-inf")) else repr(value)
     if not isinstance(value, str):

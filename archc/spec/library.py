@@ -1,4 +1,4 @@
-"""Where bodies are found: in the spec, beside it, in configured folders, in packages, in archc's own library."""
+"""Where bodies are found: in the spec, beside it, in folders that are named, in packages, in archc's own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENTRY_POINTS = "archc.library"
 
 
 def shown(path: Path) -> str:
-    """How errors name a file: below `<archc>` in archc's own library, relative where it is below this folder."""
+    """How errors name a file: below `<archc>` in archc's library, relative where it is below this folder."""
     if path.is_relative_to(data_folder("specs")):
         return f"<archc>/{path.relative_to(data_folder('specs')).as_posix()}"
     relative = os.path.relpath(path)
@@ -178,7 +178,11 @@ class Library:
         kind_text = " or ".join(noun(kind) for kind in kinds)
         other = next((kind for kind in FOLDERS if kind not in kinds and self.exists(kind, name.text)), None)
         if other:
-            self.report.error("E211", f"`{name.text}` is {a_noun(other)}, and {' or '.join(map(a_noun, kinds))} stands here", name.span)
+            self.report.error(
+                "E211",
+                f"`{name.text}` is {a_noun(other)}, and {' or '.join(map(a_noun, kinds))} stands here",
+                name.span,
+            )
         else:
             names = {known for kind in kinds for known in self.names(kind)}
             self.report.error(

@@ -10,7 +10,7 @@ from archc.spec.expressions import Expr, Name
 from archc.spec.fields import Fields, is_null, items_of, read_whole, suggestion
 from archc.spec.parser import check_name
 from archc.spec.spec import Param, Static
-from archc.spec.values import STATICS, TYPES, constant, element_type, fits, mistyped, parse_scalar, read_value
+from archc.spec.values import STATICS, TYPES, element_type, fits, folded, mistyped, parse_scalar, read_value
 from archc.spec.yaml_nodes import YMapping, YNode, YScalar
 
 KEYS = ("type", "default", "min", "max", "of", "length", "divides", "entries", "help")
@@ -170,7 +170,7 @@ def _bound(param: Param, name: str, fields: Fields, report: Reporter) -> Fractio
         return None
     _only_for(param, node, name, ("int", "number", "list"), report)
     expr = parse_scalar(node, report)
-    known, value = constant(expr) if expr is not None else (False, None)
+    _, value = folded(expr) if expr is not None else (False, None)
     if not isinstance(value, Fraction):
         report.error("E226", f"`{name}` of `{param.name}` needs a number", node.span)
         return None

@@ -157,7 +157,8 @@ class _Resolver:
     def resolve(self) -> Spec | None:
         fields = Fields(self.node, "the spec", self.report)
         if not any(name in fields for name in ("model", "blocks", "layers")):
-            return self._not_a_model(fields)
+            self._not_a_model(fields)
+            return None
         self._check_version(fields)
         name = self._name(fields)
         for line in ("title", "source"):
@@ -260,7 +261,9 @@ class _Resolver:
             for key, value in node.entries if node is not None else ():
                 if not isinstance(value, YMapping):
                     self.report.error(
-                        "E204", f"{noun(kind)} `{key.text}` needs a mapping, not {describe(value)}", value.span
+                        "E204",
+                        f"{noun(kind)} `{key.text}` needs a mapping, not {describe(value)}",
+                        value.span,
                     )
                 elif check_name(key.text, key.span, self.report, what=kind):
                     inner = Fields(value, f"{noun(kind)} `{key.text}`", self.report)

@@ -92,6 +92,7 @@ def check_use(use: Use, places: Mapping[str, Span], statics: Mapping[str, Static
         if isinstance(argument, Expr) and not known_names(argument, body, report):
             return
     scope = Scope(use, statics, report)
+    before = len(report.diagnostics)
     for name, param in body.params.items():
         if param.type in ("axes", "function", "any"):
             continue
@@ -99,7 +100,7 @@ def check_use(use: Use, places: Mapping[str, Span], statics: Mapping[str, Static
             _check_param(param, scope.value(name), places.get(name, use.span), scope, places, report)
         except Unknown:
             continue
-    for name, expr in body.sizes.items():
+    for name, expr in body.sizes.items() if len(report.diagnostics) == before else ():
         try:
             _check_size(name, expr, scope.value(name), scope, places, report)
         except Unknown:

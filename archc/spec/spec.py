@@ -19,7 +19,7 @@ class Param:
 
     name: str
     span: Span
-    type: str  # "int", "number", "bool", "choice", "list", "mapping", "axes", "text" or "any"
+    type: str  # int, number, bool, choice, list, mapping, axes, function, text or any
     default: Expr | Static = None
     required: bool = False
     minimum: Fraction | None = None

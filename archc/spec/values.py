@@ -47,7 +47,7 @@ def constant(expr: Expr) -> tuple[bool, Static]:
     return False, None
 
 
-def _folded(expr: Expr) -> tuple[bool, Static]:
+def folded(expr: Expr) -> tuple[bool, Static]:
     """`constant`, and also arithmetic on literals such as `8/3`."""
     known, value = constant(expr)
     if known or not isinstance(expr, Unary | Binary):
@@ -95,7 +95,7 @@ def read_value(node: YNode, param: Param, report: Reporter) -> tuple[bool, Expr 
     expr = parse_scalar(node, report)
     if expr is None:
         return False, None
-    known, value = _folded(expr)
+    known, value = folded(expr)
     if param.type == "axes":
         return True, expr if isinstance(expr, ListExpr) else ListExpr(expr.span, (expr,))
     if param.type == "any" and isinstance(expr, Name) and not known:

@@ -16,7 +16,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "tests" / "errors"
 FIXTURES = sorted(FOLDER.glob("E2*.yaml"))
 SOURCES = sorted((REPOSITORY / "archc" / "spec").glob("*.py"))
-RAISED = sorted({code for path in SOURCES for code in re.findall(r'"(E2\d\d)"', path.read_text(encoding="utf-8"))})
+RAISED = sorted(
+    {code for path in SOURCES for code in re.findall(r'"(E2\d\d)"', path.read_text(encoding="utf-8"))}
+)
 
 
 def seen_by_user(fixture: Path) -> str:
