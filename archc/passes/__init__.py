@@ -11,12 +11,14 @@ from archc.passes.merge_equal import merge_equal
 from archc.passes.precision import keep_float32
 from archc.passes.remove_unused import remove_unused
 from archc.passes.safe_expressions import make_safe
+from archc.passes.simplify import simplify
 
 SubgraphPass = Callable[[Subgraph], Subgraph]
 
 PASSES: tuple[tuple[str, SubgraphPass], ...] = (
     ("remove_unused", remove_unused),
     ("safe_expressions", make_safe),
+    ("simplify", simplify),
     ("merge_equal", merge_equal),
     ("precision", keep_float32),
     ("tidy", remove_unused),
