@@ -29,8 +29,12 @@ def config_view(graph: Graph, used: Mapping[str, Iterable[str]]) -> ConfigView:
     """Fields and properties. `used`: for each prefix the static names that its classes read."""
     found = ConfigView()
     settings = graph.settings
-    helps = {"vocab_size": "tokens of the vocabulary", "d_model": "width of the residual stream",
-             "n_layers": "layers", "context": "tokens the model was made for"}
+    helps = {
+        "vocab_size": "tokens of the vocabulary",
+        "d_model": "width of the residual stream",
+        "n_layers": "layers",
+        "context": "tokens the model was made for",
+    }
     for name in MODEL_FIELDS:
         found.fields.append((name, "int", str(getattr(settings, name)), helps[name]))
     for prefix, names in used.items():
@@ -41,10 +45,18 @@ def config_view(graph: Graph, used: Mapping[str, Iterable[str]]) -> ConfigView:
 
 def _module(found: ConfigView, module: Module, used: Iterable[str]) -> None:
     wanted = _closure(module, used)
-    in_sizes = {name for name in wanted for definition in [_definition(module, name)] if definition is not None
-                for name in statics.free_names(definition)}
-    for name in [*(n for n in module.body.params if n in wanted), *(n for n in module.body.sizes if n in wanted),
-                 *sorted(n for n in wanted if "." in n)]:
+    in_sizes = {
+        name
+        for name in wanted
+        for definition in [_definition(module, name)]
+        if definition is not None
+        for name in statics.free_names(definition)
+    }
+    for name in [
+        *(n for n in module.body.params if n in wanted),
+        *(n for n in module.body.sizes if n in wanted),
+        *sorted(n for n in wanted if "." in n),
+    ]:
         full = f"{module.prefix}_{name.replace('.', '_')}"
         definition = _definition(module, name)
         comment = module.body.params[name].help if name in module.body.params else ""
@@ -52,13 +64,20 @@ def _module(found: ConfigView, module: Module, used: Iterable[str]) -> None:
         whole = isinstance(value, Fraction) and value.denominator == 1
         if definition is None:
             exact = name in in_sizes and not whole
-            found.fields.append((full, "Fraction" if exact else "int" if whole else "float",
-                                 literal(value, exact), comment))
+            found.fields.append(
+                (full, "Fraction" if exact else "int" if whole else "float", literal(value, exact), comment)
+            )
             if exact:
                 found.imports.add("Fraction")
             continue
-        source = to_python(definition, lambda other: f"self.{other}" if other in MODEL_FIELDS
-                           else f"self.{module.prefix}_{other.replace('.', '_')}")
+        source = to_python(
+            definition,
+            lambda other: (
+                f"self.{other}"
+                if other in MODEL_FIELDS
+                else f"self.{module.prefix}_{other.replace('.', '_')}"
+            ),
+        )
         names = python_names(definition)
         found.imports |= names
         if whole:
@@ -80,8 +99,11 @@ def _closure(module: Module, used: Iterable[str]) -> list[str]:
         found[name] = None
         definition = _definition(module, name)
         if definition is not None:
-            pending += [n for n in statics.free_names(definition)
-                        if n not in MODEL_FIELDS and (n in module.body.params or n in module.body.sizes)]
+            pending += [
+                n
+                for n in statics.free_names(definition)
+                if n not in MODEL_FIELDS and (n in module.body.params or n in module.body.sizes)
+            ]
     return list(found)
 
 

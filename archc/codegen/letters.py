@@ -9,8 +9,18 @@ from archc.graph.types import Graph
 from archc.spec.axes import Axis
 
 # The field's usual letters; the others are found from the axis's own words.
-USUAL = {"d_model": "D", "n_heads": "H", "n_kv_heads": "G", "head_dim": "K", "v_dim": "V", "d_ff": "F",
-         "d_state": "N", "d_inner": "E", "n_v_heads": "W", "vocab_size": "V"}
+USUAL = {
+    "d_model": "D",
+    "n_heads": "H",
+    "n_kv_heads": "G",
+    "head_dim": "K",
+    "v_dim": "V",
+    "d_ff": "F",
+    "d_state": "N",
+    "d_inner": "E",
+    "n_v_heads": "W",
+    "vocab_size": "V",
+}
 TAKEN = "BT"  # batch and tokens
 
 

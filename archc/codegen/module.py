@@ -41,8 +41,15 @@ class ClassView:
 class ModuleWriter:
     """Prints one module. Use `view`."""
 
-    def __init__(self, module: Module, class_names: Mapping[str, str], letters: Mapping[Axis, str],
-                 recurrence: Callable[[Any], str], needs_layer: Mapping[str, bool], settings: Settings) -> None:
+    def __init__(
+        self,
+        module: Module,
+        class_names: Mapping[str, str],
+        letters: Mapping[Axis, str],
+        recurrence: Callable[[Any], str],
+        needs_layer: Mapping[str, bool],
+        settings: Settings,
+    ) -> None:
         self.module = module
         self.graph: Subgraph = module.subgraph
         self.class_names = class_names
@@ -56,8 +63,12 @@ class ModuleWriter:
     def view(self) -> ClassView:
         """The class, ready for the template."""
         body = self.module.body
-        found = ClassView(self.class_names[self.module.key], body.title or body.name.replace("_", " "), body.source,
-                          list(self.graph.texts))
+        found = ClassView(
+            self.class_names[self.module.key],
+            body.title or body.name.replace("_", " "),
+            body.source,
+            list(self.graph.texts),
+        )
         reached = self._reached(self.graph.roots())
         self._forward(found, reached)
         constructor = self._constructor(reached)
@@ -145,14 +156,21 @@ class ModuleWriter:
         self.codes[ref] = Code(variable)
         return [f"{variable} = {code.text}"]
 
-    def _several(self, node: Node, code: Code, labels: Mapping[Ref, str], uses: Mapping[Ref, int]) -> list[str]:
+    def _several(
+        self, node: Node, code: Code, labels: Mapping[Ref, str], uses: Mapping[Ref, int]
+    ) -> list[str]:
         """`a, b = x.split(...)`, and a line for each piece that has several axes."""
         targets: list[str] = []
         after: list[str] = []
         pieces = node.attrs.get("pieces")
         for index, type_ in enumerate(node.types):
             ref = Ref(node.id, index)
-            if not uses.get(ref) and ref not in labels or not uses.get(ref) and ref not in set(self.graph.roots()):
+            if (
+                not uses.get(ref)
+                and ref not in labels
+                or not uses.get(ref)
+                and ref not in set(self.graph.roots())
+            ):
                 targets.append("_")
                 continue
             name = labels.get(ref) or self._temporary(node)
@@ -214,8 +232,12 @@ class ModuleWriter:
 
     def _initial(self, reached: set[int]) -> list[str]:
         """Lines that draw the weights whose equations say how they start; values they share come first."""
-        wanted = [(f"self.{path}", axes, ref) for node in self._owned(reached)
-                  for path, axes, ref in operations()[node.op].initial(node) if ref is not None]
+        wanted = [
+            (f"self.{path}", axes, ref)
+            for node in self._owned(reached)
+            for path, axes, ref in operations()[node.op].initial(node)
+            if ref is not None
+        ]
         if not wanted:
             return []
         lines: list[str] = []
@@ -226,7 +248,9 @@ class ModuleWriter:
             node, ref = self.graph.nodes[number], Ref(number)
             if self._draws(ref):
                 continue
-            codes[ref] = operations()[node.op].emit(node, [codes[given] for given in node.inputs], self.printer)
+            codes[ref] = operations()[node.op].emit(
+                node, [codes[given] for given in node.inputs], self.printer
+            )
             if ref in labels and node.op != "static":
                 variable = labels[ref] + self.printer.suffix(node.type)
                 if variable not in taken:
@@ -240,14 +264,18 @@ class ModuleWriter:
     def _draws(self, ref: Ref) -> bool:
         return any(self.graph.nodes[number].op == "draw" for number in self._reached([ref]))
 
-    def _initial_value(self, target: str, axes: tuple[Axis, ...], ref: Ref, shared: Mapping[Ref, Code]) -> list[str]:
+    def _initial_value(
+        self, target: str, axes: tuple[Axis, ...], ref: Ref, shared: Mapping[Ref, Code]
+    ) -> list[str]:
         printer = self.printer
         printer.drawn = target
         codes = dict(shared)
         for number in sorted(self._reached([ref])):
             node = self.graph.nodes[number]
             if Ref(number) not in codes:
-                codes[Ref(number)] = operations()[node.op].emit(node, [codes[i] for i in node.inputs], printer)
+                codes[Ref(number)] = operations()[node.op].emit(
+                    node, [codes[i] for i in node.inputs], printer
+                )
         printer.drawn = ""
         type_ = self.graph.type_of(ref)
         if type_.rate == "static":
@@ -258,8 +286,11 @@ class ModuleWriter:
         if len(type_.axes) < len(axes):
             code = Code(f"{code.at(12)}.expand({printer.sizes(axes)})")
         own_shape = target.count(".") == 1 or len(axes) == 1
-        return [f"{target}.copy_({code.text})" if own_shape else
-                f"{target}.copy_({code.at(12)}.reshape({target}.shape))"]
+        return [
+            f"{target}.copy_({code.text})"
+            if own_shape
+            else f"{target}.copy_({code.at(12)}.reshape({target}.shape))"
+        ]
 
     def _states(self, reached: set[int]) -> list[str]:
         """`"q_conv": Entry((3, 64))` for each tensor of memory."""

@@ -60,16 +60,28 @@ class _Package:
         self.class_names = self._class_names()
         self.needs_layer = self._needs_layer()
         self.environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(data_folder("templates") / "package"), undefined=jinja2.StrictUndefined,
-            trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)
+            loader=jinja2.FileSystemLoader(data_folder("templates") / "package"),
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+            autoescape=False,
+        )
 
     def files(self) -> dict[str, str]:
         """All files, unformatted."""
         classes, used = self._classes()
-        found = {"config.py": self._config(used), "model.py": self._model(classes),
-                 "__init__.py": self._render("__init__.py.jinja", title=self._title(), spec_name=self.spec_name
-                                             or f"{self.graph.name}.yaml", package=self.graph.name,
-                                             vocab_size=self.graph.settings.vocab_size)}
+        found = {
+            "config.py": self._config(used),
+            "model.py": self._model(classes),
+            "__init__.py": self._render(
+                "__init__.py.jinja",
+                title=self._title(),
+                spec_name=self.spec_name or f"{self.graph.name}.yaml",
+                package=self.graph.name,
+                vocab_size=self.graph.settings.vocab_size,
+            ),
+        }
         needed = {file for view in classes for file, _ in view.imports} | set(ALWAYS) | self._norm_files()
         needed -= set(self.kinds)
         for name, kind in sorted(self.kinds.items()):
@@ -84,8 +96,20 @@ class _Package:
 
     def _class_names(self) -> dict[str, str]:
         """The class of each module. Of the variants of one body the most used has the plain name."""
-        taken = {"Model", "Config", "LanguageModel", "Tensor", "Place", "Entry", "RMSNorm", "LayerNorm",
-                 "CausalConv1d", "BlockLinear", "PerEntryLinear", "F"}
+        taken = {
+            "Model",
+            "Config",
+            "LanguageModel",
+            "Tensor",
+            "Place",
+            "Entry",
+            "RMSNorm",
+            "LayerNorm",
+            "CausalConv1d",
+            "BlockLinear",
+            "PerEntryLinear",
+            "F",
+        }
         layers = Counter(self.graph.layers())
         first = next(self.graph.layers())
         uses: Counter[str] = Counter()
@@ -107,14 +131,23 @@ class _Package:
 
     def _below(self, key: str) -> list[str]:
         """A module and those that fill its slots."""
-        return [key, *(inner for keys in self.graph.modules[key].slots.values() for k in keys
-                       for inner in self._below(k))]
+        return [
+            key,
+            *(
+                inner
+                for keys in self.graph.modules[key].slots.values()
+                for k in keys
+                for inner in self._below(k)
+            ),
+        ]
 
     def _needs_layer(self) -> dict[str, bool]:
         found: dict[str, bool] = {}
         for key, module in self.graph.modules.items():
             own = any("layer" in _static_names(node) for node in module.subgraph.nodes)
-            found[key] = own or any(found.get(inner, False) for keys in module.slots.values() for inner in keys)
+            found[key] = own or any(
+                found.get(inner, False) for keys in module.slots.values() for inner in keys
+            )
         return found
 
     def _recurrence_function(self, kind: Any) -> str:
@@ -128,11 +161,20 @@ class _Package:
         views: list[ClassView] = []
         used: dict[str, dict[str, None]] = {}
         for module in self.graph.modules.values():
-            writer = ModuleWriter(module, self.class_names, self.letters, self._recurrence_function,
-                                  self.needs_layer, self.graph.settings)
+            writer = ModuleWriter(
+                module,
+                self.class_names,
+                self.letters,
+                self._recurrence_function,
+                self.needs_layer,
+                self.graph.settings,
+            )
             view = writer.view()
-            view.imports |= {(recurrence_name(node.attrs["kind"]), recurrence_name(node.attrs["kind"]))
-                             for node in module.subgraph.nodes if node.op == "recurrence"}
+            view.imports |= {
+                (recurrence_name(node.attrs["kind"]), recurrence_name(node.attrs["kind"]))
+                for node in module.subgraph.nodes
+                if node.op == "recurrence"
+            }
             views.append(view)
             used.setdefault(module.prefix, {}).update(writer.printer.numbers)
         return views, {prefix: list(names) for prefix, names in used.items()}
@@ -141,8 +183,14 @@ class _Package:
         view = config_view(self.graph, used)
         exact = sorted(view.imports - {"Fraction", "math", "whole"})
         imports = view.imports | ({"Fraction"} if "whole" in view.imports else set())
-        return self._render("config.py.jinja", name=self.graph.name, fields=view.fields, properties=view.properties,
-                            imports=imports, exact=exact)
+        return self._render(
+            "config.py.jinja",
+            name=self.graph.name,
+            fields=view.fields,
+            properties=view.properties,
+            imports=imports,
+            exact=exact,
+        )
 
     def _model(self, classes: list[ClassView]) -> str:
         settings = self.graph.settings
@@ -156,19 +204,34 @@ class _Package:
         layer = any(self.needs_layer[key] for key in set(self.graph.layers()))
         eps = repr(float(settings.norm_eps))
         lines, text = self._layers()
-        embedding_norm = None if settings.embedding_norm is None else \
-            f"{NORMS[settings.embedding_norm]}((config.d_model,), eps={eps})"
+        embedding_norm = (
+            None
+            if settings.embedding_norm is None
+            else f"{NORMS[settings.embedding_norm]}((config.d_model,), eps={eps})"
+        )
         return self._render(
-            "model.py.jinja", title=self._title(), facts=self.facts, classes=classes,
-            legend=[(letter, str(axis)) for axis, letter in sorted(self.letters.items(), key=lambda item: item[1])],
+            "model.py.jinja",
+            title=self._title(),
+            facts=self.facts,
+            classes=classes,
+            legend=[
+                (letter, str(axis)) for axis, letter in sorted(self.letters.items(), key=lambda item: item[1])
+            ],
             standard=sorted({m for view in classes for m in view.modules_used if m in STANDARD}),
             functional=any("F" in view.modules_used for view in classes),
             imports=sorted((file, sorted(names)) for file, names in imports.items()),
-            layers_text=text, layer_lines=lines, make_layer="block(config, layer)" if layer else "block(config)",
-            layer=layer, final_norm=f"{NORMS[settings.norm]}((config.d_model,), eps={eps})",
-            embedding_norm=embedding_norm, tied=settings.tie_embeddings, float32=self._float32(),
-            logit_scale=self._setting(settings.logit_scale, 1), softcap=self._setting(settings.logit_softcap, None),
-            embed=self._embed())
+            layers_text=text,
+            layer_lines=lines,
+            make_layer="block(config, layer)" if layer else "block(config)",
+            layer=layer,
+            final_norm=f"{NORMS[settings.norm]}((config.d_model,), eps={eps})",
+            embedding_norm=embedding_norm,
+            tied=settings.tie_embeddings,
+            float32=self._float32(),
+            logit_scale=self._setting(settings.logit_scale, 1),
+            softcap=self._setting(settings.logit_softcap, None),
+            embed=self._embed(),
+        )
 
     def _setting(self, value: Any, neutral: Any) -> str:
         """A setting of the model as source, empty where it changes nothing."""
@@ -178,6 +241,7 @@ class _Package:
 
     def _setting_source(self, value: Any) -> str:
         from archc.spec.expressions import Expr
+
         if isinstance(value, Expr):
             from archc.codegen.printer import Printer
 
@@ -188,7 +252,9 @@ class _Package:
     def _embed(self) -> str:
         settings = self.graph.settings
         scale = self._setting(settings.embedding_scale, 1)
-        text = "self.embedding(tokens_BT)" + (f" * ({scale.replace('config.', 'self.config.')})" if scale else "")
+        text = "self.embedding(tokens_BT)" + (
+            f" * ({scale.replace('config.', 'self.config.')})" if scale else ""
+        )
         if settings.embedding_norm is not None:
             return f"self.embedding_norm({text})"
         return text if scale else ""
@@ -207,8 +273,13 @@ class _Package:
         graph = self.graph
 
         def items(runs: tuple[Run, ...]) -> str:
-            return " + ".join(f"[{self.class_names[run.module]}]" + (f" * {run.count}" if run.count > 1 else "")
-                              for run in runs) or "[]"
+            return (
+                " + ".join(
+                    f"[{self.class_names[run.module]}]" + (f" * {run.count}" if run.count > 1 else "")
+                    for run in runs
+                )
+                or "[]"
+            )
 
         def words(runs: tuple[Run, ...]) -> str:
             return ", ".join(f"{run.count} {self.class_names[run.module]}" for run in runs)
@@ -219,21 +290,26 @@ class _Package:
         head = words(graph.runs) + ", then " if graph.runs and graph.cycle else words(graph.runs)
         cycle_keys = [run.module for run in graph.cycle for _ in range(run.count)]
         tail_keys = [run.module for run in graph.tail for _ in range(run.count)]
-        if graph.cycle and tail_keys == cycle_keys[:len(tail_keys)]:
+        if graph.cycle and tail_keys == cycle_keys[: len(tail_keys)]:
             lines = [f"cycle: list[type[nn.Module]] = {items(graph.cycle)}"]
             if graph.runs:
-                lines += [f"head: list[type[nn.Module]] = {items(graph.runs)}",
-                          "rest = range(max(n_layers - len(head), 0))",
-                          "return (head + [cycle[index % len(cycle)] for index in rest])[:n_layers]"]
+                lines += [
+                    f"head: list[type[nn.Module]] = {items(graph.runs)}",
+                    "rest = range(max(n_layers - len(head), 0))",
+                    "return (head + [cycle[index % len(cycle)] for index in rest])[:n_layers]",
+                ]
             else:
                 lines.append("return [cycle[layer % len(cycle)] for layer in range(n_layers)]")
             return lines, f"{head}{words(graph.cycle)} in turn"
         parts = [items(graph.runs)] if graph.runs else []
         parts += [f"({items(graph.cycle)}) * {graph.repeats}"] if graph.cycle else []
         parts += [items(graph.tail)] if graph.tail else []
-        lines = [f"classes: list[type[nn.Module]] = {' + '.join(parts)}", "if len(classes) != n_layers:",
-                 '    raise ValueError(f"the layers were listed one by one: {len(classes)}, not {n_layers}")',
-                 "return classes"]
+        lines = [
+            f"classes: list[type[nn.Module]] = {' + '.join(parts)}",
+            "if len(classes) != n_layers:",
+            '    raise ValueError(f"the layers were listed one by one: {len(classes)}, not {n_layers}")',
+            "return classes",
+        ]
         text = head + (f"{graph.repeats} times ({words(graph.cycle)})" if graph.cycle else "")
         return lines, text + (f", then {words(graph.tail)}" if graph.tail else "")
 

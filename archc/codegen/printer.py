@@ -15,8 +15,17 @@ from archc.spec.spec import Static
 ATOM = 12  # level of names, calls and subscripts; lower binds looser (`+` 8, `*` 9, unary minus 10, `**` 11)
 CONSTANTS = {"true": "True", "false": "False", "none": "None"}
 LEVELS = {"+": 8, "-": 8, "*": 9, "/": 9, "//": 9, "%": 9, "**": 11}
-SCALAR_FUNCTIONS = {"exp": "math.exp", "log": "math.log", "sqrt": "math.sqrt", "ceil": "math.ceil",
-                    "floor": "math.floor", "abs": "abs", "min": "min", "max": "max", "round": "round"}
+SCALAR_FUNCTIONS = {
+    "exp": "math.exp",
+    "log": "math.log",
+    "sqrt": "math.sqrt",
+    "ceil": "math.ceil",
+    "floor": "math.floor",
+    "abs": "abs",
+    "min": "min",
+    "max": "max",
+    "round": "round",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +102,9 @@ class Printer:
                 return Code(parts[0] + "".join(f" {op} {part}" for op, part in zip(expr.ops, parts[1:])), 4)
             case ex.Boolean():
                 level = 2 if expr.op == "and" else 1
-                return Code(f" {expr.op} ".join(self._scalar(v, division).at(level + 1) for v in expr.values), level)
+                return Code(
+                    f" {expr.op} ".join(self._scalar(v, division).at(level + 1) for v in expr.values), level
+                )
             case ex.Call():
                 args = ", ".join(self._scalar(arg, division).text for arg in expr.args)
                 function = SCALAR_FUNCTIONS[expr.function]
@@ -165,12 +176,16 @@ class Printer:
 
                 function = FUNCTIONS[expr.function]
                 args = [self._pair(arg, names) for arg in expr.args]
-                traced = [any(isinstance(n, ex.Name) and (n.id in "ijs" or n.id in names) for n in arg.walk())
-                          for arg in expr.args]
+                traced = [
+                    any(isinstance(n, ex.Name) and (n.id in "ijs" or n.id in names) for n in arg.walk())
+                    for arg in expr.args
+                ]
                 if expr.function in ("min", "max") and not all(traced):
                     value, bound = (0, 1) if traced[0] else (1, 0)
-                    return Code(f"{args[value].at(ATOM)}.clamp({'max' if expr.function == 'min' else 'min'}"
-                                f"={args[bound].text})")
+                    return Code(
+                        f"{args[value].at(ATOM)}.clamp({'max' if expr.function == 'min' else 'min'}"
+                        f"={args[bound].text})"
+                    )
                 return Code(function.torch.format(*(arg.text for arg in args)), function.level)
         return self.number(expr)
 
@@ -215,16 +230,24 @@ class Printer:
             entries.pop(0)
         if "None" not in entries:
             return code
-        if not leading and entries.count("None") == len(entries) - entries.index("None") and \
-                all(entry == "None" for entry in entries[entries.index("None"):]):
-            leading, entries = "...", entries[entries.index("None"):]
+        if (
+            not leading
+            and entries.count("None") == len(entries) - entries.index("None")
+            and all(entry == "None" for entry in entries[entries.index("None") :])
+        ):
+            leading, entries = "...", entries[entries.index("None") :]
         index = ", ".join(filter(None, [leading, *entries]))
         return Code(f"{code.at(ATOM)}[{index}]")
 
     def fold(self, code: Code, axes: Sequence[Axis]) -> Code:
         """The feature axes as one."""
-        return code if len(axes) == 1 else Code(f"{code.at(ATOM)}.flatten({-len(axes)})") if axes else \
-            Code(f"{code.at(ATOM)}[..., None]")
+        return (
+            code
+            if len(axes) == 1
+            else Code(f"{code.at(ATOM)}.flatten({-len(axes)})")
+            if axes
+            else Code(f"{code.at(ATOM)}[..., None]")
+        )
 
     def unfold(self, code: Code, axes: Sequence[Axis]) -> Code:
         """One last axis as several."""
@@ -250,8 +273,11 @@ class Printer:
 def call(function: str, *args: str | Code | None, **named: str | Code | None) -> Code:
     """`function(a, b, name=c)`; arguments that are None are left out."""
     texts = [arg.text if isinstance(arg, Code) else arg for arg in args if arg is not None]
-    texts += [f"{key}={value.text if isinstance(value, Code) else value}" for key, value in named.items()
-              if value is not None]
+    texts += [
+        f"{key}={value.text if isinstance(value, Code) else value}"
+        for key, value in named.items()
+        if value is not None
+    ]
     return Code(f"{function}({', '.join(texts)})")
 
 

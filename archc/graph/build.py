@@ -74,9 +74,18 @@ class GraphBuilder:
         if self.report.diagnostics:
             return None
         runs, cycle, repeats, tail = compress(keys)
-        shared = {name: key for name, key in self.shared_keys.items()}
-        return Graph(self.spec.name, self.spec.settings, self.modules, runs, cycle, repeats, tail, shared,
-                     self.spec.init)
+        shared = dict(self.shared_keys)
+        return Graph(
+            self.spec.name,
+            self.spec.settings,
+            self.modules,
+            runs,
+            cycle,
+            repeats,
+            tail,
+            shared,
+            self.spec.init,
+        )
 
     failed_blocks: set[str]
     shared_keys: dict[str, str]
@@ -126,38 +135,76 @@ class GraphBuilder:
     def _holds(self, decisions: tuple[Decision, ...], environment: Mapping[str, Static]) -> bool:
         return all(bool(statics.evaluate(d.test, environment, self.report)) == d.value for d in decisions)
 
-    def _new_module(self, instance: _Instance, fillers: Mapping[str, Signature],
-                    environment: Mapping[str, Static]) -> str | None:
+    def _new_module(
+        self, instance: _Instance, fillers: Mapping[str, Signature], environment: Mapping[str, Static]
+    ) -> str | None:
         body = instance.use.body
         for part_name, part in body.parts.items():
             signature = self._part(part, part_name, instance, environment)
             if signature is None:
                 return None
             fillers = {**fillers, part_name: signature}
-        elaborator = Elaborator(body, self.spec.settings, self.spec.functions, instance.statics, instance.sizes,
-                                environment, fillers, self.exported, self.report)
+        elaborator = Elaborator(
+            body,
+            self.spec.settings,
+            self.spec.functions,
+            instance.statics,
+            instance.sizes,
+            environment,
+            fillers,
+            self.exported,
+            self.report,
+        )
         subgraph = elaborator.run()
         if subgraph is None:
             return None
         count = len(instance.variants)
         key = instance.prefix if not count else f"{instance.prefix}_{count + 1}"
         shared = frozenset(slot for slot, signature in fillers.items() if signature.shared)
-        module = Module(key, instance.prefix, body, instance.sizes, dict(environment), subgraph,
-                        elaborator.builder.decision_list(), dict(elaborator.builder.slots), shared)
+        module = Module(
+            key,
+            instance.prefix,
+            body,
+            instance.sizes,
+            dict(environment),
+            subgraph,
+            elaborator.builder.decision_list(),
+            dict(elaborator.builder.slots),
+            shared,
+        )
         instance.variants.append(module)
         self.modules[key] = module
         return key
 
-    def _part(self, part: Body, name: str, instance: _Instance, environment: Mapping[str, Static]) -> Signature | None:
+    def _part(
+        self, part: Body, name: str, instance: _Instance, environment: Mapping[str, Static]
+    ) -> Signature | None:
         """A part shares the namespace of the body that it stands in."""
-        elaborator = Elaborator(part, self.spec.settings, self.spec.functions, instance.statics, instance.sizes,
-                                environment, {}, self.exported, self.report)
+        elaborator = Elaborator(
+            part,
+            self.spec.settings,
+            self.spec.functions,
+            instance.statics,
+            instance.sizes,
+            environment,
+            {},
+            self.exported,
+            self.report,
+        )
         subgraph = elaborator.run()
         if subgraph is None:
             return None
         key = f"{instance.prefix}_{name}"
-        self.modules[key] = Module(key, instance.prefix, part, instance.sizes, dict(environment), subgraph,
-                                   elaborator.builder.decision_list(), {})
+        self.modules[key] = Module(
+            key,
+            instance.prefix,
+            part,
+            instance.sizes,
+            dict(environment),
+            subgraph,
+            elaborator.builder.decision_list(),
+            {},
+        )
         inputs = tuple(subgraph.type_of(ref).axes for ref in subgraph.inputs.values())
         return Signature(inputs, subgraph.type_of(subgraph.output), (key,))
 
@@ -174,8 +221,10 @@ class GraphBuilder:
                 self.shared_keys[name] = key
         subgraph = self.modules[keys[0]].subgraph
         instance = self._instance(uses[0], names[0], False)
-        inputs = tuple(tuple(self._outer(axis, instance) for axis in subgraph.type_of(ref).axes)
-                       for ref in subgraph.inputs.values())
+        inputs = tuple(
+            tuple(self._outer(axis, instance) for axis in subgraph.type_of(ref).axes)
+            for ref in subgraph.inputs.values()
+        )
         output = subgraph.type_of(subgraph.output)
         axes = tuple(self._outer(axis, instance) for axis in output.axes)
         type_ = ValueType(axes, output.rate, output.low, output.high)
@@ -184,9 +233,15 @@ class GraphBuilder:
     def _outer(self, axis: Axis, instance: _Instance) -> Axis:
         """An axis of an inner body in names that every body knows; a number where it has no such name."""
         for _ in range(20):
-            wider = axis.substitute({name: Axis.of(e) for name, e in {**instance.statics, **instance.sizes}.items()
-                                     if isinstance(instance.values.get(name), Fraction) and name not in MODEL_NAMES
-                                     and e != ex.Name(e.span, name)})
+            wider = axis.substitute(
+                {
+                    name: Axis.of(e)
+                    for name, e in {**instance.statics, **instance.sizes}.items()
+                    if isinstance(instance.values.get(name), Fraction)
+                    and name not in MODEL_NAMES
+                    and e != ex.Name(e.span, name)
+                }
+            )
             if wider == axis:
                 break
             axis = wider
@@ -201,9 +256,21 @@ class GraphBuilder:
             return found
         body = use.body
         statics_, sizes, values = self._statics(use)
-        text = repr((body.kind, body.name, [e.text for e in body.equations], sorted(map(str, values.items())),
-                     {slot: getattr(f, "names", None) or self._instance(f, f"{name}_{slot}", False).prefix
-                      for slot, f in use.slots.items() if isinstance(f, (Use, Shared))}, name if top else ""))
+        text = repr(
+            (
+                body.kind,
+                body.name,
+                [e.text for e in body.equations],
+                sorted(map(str, values.items())),
+                {
+                    slot: f.names
+                    if isinstance(f, Shared)
+                    else self._instance(f, f"{name}_{slot}", False).prefix
+                    for slot, f in use.slots.items()
+                },
+                name if top else "",
+            )
+        )
         found = self.by_text.get(text)
         if found is None:
             wanted = name if top else (body.name or name)
@@ -218,8 +285,9 @@ class GraphBuilder:
 
     def _statics(self, use: Use) -> tuple[dict[str, ex.Expr], dict[str, ex.Expr], dict[str, Static]]:
         """Static names of a use: name -> expression read in equations, name -> definition, name -> value."""
-        definitions: dict[str, ex.Expr | Static] = {name: use.arguments.get(name, param.default)
-                                                    for name, param in use.body.params.items()}
+        definitions: dict[str, ex.Expr | Static] = {
+            name: use.arguments.get(name, param.default) for name, param in use.body.params.items()
+        }
         definitions |= use.body.sizes
         values: dict[str, Static] = dict(self._model_values())
         names: dict[str, ex.Expr] = {name: ex.Name(NOWHERE, name) for name in MODEL_NAMES}
@@ -242,8 +310,12 @@ class GraphBuilder:
         for name, definition in definitions.items():
             value = value_of(name)
             span = definition.span if isinstance(definition, ex.Expr) else use.span
-            if isinstance(definition, ex.Expr) and isinstance(value, (Fraction, float)) and \
-                    not isinstance(value, bool) and not isinstance(definition, ex.Number):
+            if (
+                isinstance(definition, ex.Expr)
+                and isinstance(value, (Fraction, float))
+                and not isinstance(value, bool)
+                and not isinstance(definition, ex.Number)
+            ):
                 sizes[name] = definition
                 names[name] = ex.Name(span, name)
             elif isinstance(value, (Fraction, float)) and not isinstance(value, bool):
@@ -256,13 +328,21 @@ class GraphBuilder:
 
     def _model_values(self) -> dict[str, Static]:
         settings = self.spec.settings
-        return {"d_model": Fraction(settings.d_model), "n_layers": Fraction(settings.n_layers),
-                "vocab_size": Fraction(settings.vocab_size), "context": Fraction(settings.context)}
+        return {
+            "d_model": Fraction(settings.d_model),
+            "n_layers": Fraction(settings.n_layers),
+            "vocab_size": Fraction(settings.vocab_size),
+            "context": Fraction(settings.context),
+        }
 
     def _environment(self, instance: _Instance, layer: _Layer) -> dict[str, Static]:
         site = layer.sites[self._site_name(instance.use.body)]
-        return {**instance.values, "layer": Fraction(layer.index), "site": Fraction(site),
-                "n_sites": Fraction(max(instance.n_sites, 1))}
+        return {
+            **instance.values,
+            "layer": Fraction(layer.index),
+            "site": Fraction(site),
+            "n_sites": Fraction(max(instance.n_sites, 1)),
+        }
 
     # -- exports --------------------------------------------------------------------------------------------
 
@@ -278,22 +358,27 @@ class GraphBuilder:
 def compress(keys: list[str]) -> tuple[tuple[Run, ...], tuple[Run, ...], int, tuple[Run, ...]]:
     """Layers as runs: a head, a repeated cycle, a tail; the shortest such description by number of runs."""
     runs = _runs(keys)
-    best: tuple[int, tuple[tuple[Run, ...], tuple[Run, ...], int, tuple[Run, ...]]] = \
-        (len(runs), (tuple(runs), (), 0, ()))
+    best: tuple[int, tuple[tuple[Run, ...], tuple[Run, ...], int, tuple[Run, ...]]] = (
+        len(runs),
+        (tuple(runs), (), 0, ()),
+    )
     for head in range(min(len(runs), 4)):
         start = sum(run.count for run in runs[:head])
         rest = keys[start:]
         for period_runs in range(1, min(len(runs) - head, 16) + 1):
-            period = sum(run.count for run in runs[head:head + period_runs])
+            period = sum(run.count for run in runs[head : head + period_runs])
             repeats = 1
-            while rest[repeats * period:(repeats + 1) * period] == rest[:period]:
+            while rest[repeats * period : (repeats + 1) * period] == rest[:period]:
                 repeats += 1
             if repeats < 2:
                 continue
-            tail = _runs(rest[repeats * period:])
+            tail = _runs(rest[repeats * period :])
             cost = head + period_runs + len(tail)
             if cost < best[0]:
-                best = (cost, (tuple(runs[:head]), tuple(runs[head:head + period_runs]), repeats, tuple(tail)))
+                best = (
+                    cost,
+                    (tuple(runs[:head]), tuple(runs[head : head + period_runs]), repeats, tuple(tail)),
+                )
     return best[1]
 
 

@@ -55,29 +55,50 @@ class Call:
                 self.given[argument.name] = args[index]
         else:
             if len(args) > len(positional):
-                self.fail("E310", f"`{self.operation.name}` takes {len(positional)} positional arguments, "
-                          f"{len(args)} are given", args[len(positional)].span, help=self._usage())
+                self.fail(
+                    "E310",
+                    f"`{self.operation.name}` takes {len(positional)} positional arguments, "
+                    f"{len(args)} are given",
+                    args[len(positional)].span,
+                    help=self._usage(),
+                )
         names = {a.name for a in self.operation.signature.arguments if a.kind not in ("values", "pieces")}
         for keyword in self.expr.keywords:
             if keyword.name in COMMON_KEYWORDS and self.operation.weighted:
                 self.given[keyword.name] = keyword.value
             elif keyword.name not in names:
-                self.fail("E311", f"`{self.operation.name}` has no argument `{keyword.name}`", keyword.span,
-                          help=self._usage())
+                self.fail(
+                    "E311",
+                    f"`{self.operation.name}` has no argument `{keyword.name}`",
+                    keyword.span,
+                    help=self._usage(),
+                )
             elif keyword.name in self.given:
                 self.fail("E312", f"`{keyword.name}` is given twice", keyword.span)
             else:
                 self.given[keyword.name] = keyword.value
         for argument in self.operation.signature.arguments:
-            missing = argument.name not in self.given if argument.kind not in ("values", "pieces") else not self.rest
+            missing = (
+                argument.name not in self.given
+                if argument.kind not in ("values", "pieces")
+                else not self.rest
+            )
             if argument.required and missing:
                 self.fail("E313", f"`{self.operation.name}` needs `{argument.name}`", help=self._usage())
 
     def _usage(self) -> str:
         return f"write {self.operation.name}({self.operation.signature})"
 
-    def fail(self, code: str, message: str, span: Span | None = None, *, note: str = "", help: str = "",
-             labels: Sequence[Label] = ()) -> NoReturn:
+    def fail(
+        self,
+        code: str,
+        message: str,
+        span: Span | None = None,
+        *,
+        note: str = "",
+        help: str = "",
+        labels: Sequence[Label] = (),
+    ) -> NoReturn:
         """Record an error at `span` (default: the whole call) and give up on this equation."""
         self.scope.report.error(code, message, span or self.span, note=note, help=help, labels=labels)
         raise Abandon
@@ -128,9 +149,13 @@ class Call:
             return None
         found = self.scope.read(self.given[name])
         if not isinstance(found, StaticValue):
-            self.fail("E320", f"`{name}` of `{self.operation.name}` must be known before the model runs",
-                      self.given[name].span, note="it depends on the tokens",
-                      help="use a parameter, a size or a number here")
+            self.fail(
+                "E320",
+                f"`{name}` of `{self.operation.name}` must be known before the model runs",
+                self.given[name].span,
+                note="it depends on the tokens",
+                help="use a parameter, a size or a number here",
+            )
         return found.expr
 
     def number(self, name: str, default: Fraction | None = None) -> Fraction | float:
@@ -161,8 +186,13 @@ class Call:
         text = self.scope.word(expr)
         if text is None or (choices and text not in choices):
             listed = ", ".join(choices)
-            self.fail("E322", f"`{name}` of `{self.operation.name}` must be one of: {listed}" if choices else
-                      f"`{name}` of `{self.operation.name}` must be a bare word", expr.span)
+            self.fail(
+                "E322",
+                f"`{name}` of `{self.operation.name}` must be one of: {listed}"
+                if choices
+                else f"`{name}` of `{self.operation.name}` must be a bare word",
+                expr.span,
+            )
         return None if text == "none" else text
 
     def words(self, name: str, choices: Sequence[str]) -> tuple[str, ...]:
@@ -174,8 +204,10 @@ class Call:
         found = []
         for item in items:
             text = self.scope.word(item)
-            if text not in choices:
-                self.fail("E322", f"`{name}` of `{self.operation.name}` takes: {', '.join(choices)}", item.span)
+            if text is None or text not in choices:
+                self.fail(
+                    "E322", f"`{name}` of `{self.operation.name}` takes: {', '.join(choices)}", item.span
+                )
             found.append(text)
         return tuple(found)
 
@@ -211,15 +243,30 @@ class Call:
         """The attribute that holds this call's weights or state (language rule 9)."""
         return self.scope.member_name(self, self.word("name"), self.operation.suffix)
 
-    def add(self, inputs: Sequence[Traced], type: ValueType, attrs: Mapping[str, Any] | None = None, *,
-            name: str = "", op: str | None = None) -> Traced:
+    def add(
+        self,
+        inputs: Sequence[Traced],
+        type: ValueType,
+        attrs: Mapping[str, Any] | None = None,
+        *,
+        name: str = "",
+        op: str | None = None,
+    ) -> Traced:
         """Add a node with one result."""
         return self.scope.add(op or self.operation.name, inputs, (type,), attrs or {}, self.span, name)[0]
 
-    def add_several(self, inputs: Sequence[Traced], types: Sequence[ValueType],
-                    attrs: Mapping[str, Any] | None = None, *, name: str = "") -> Several:
+    def add_several(
+        self,
+        inputs: Sequence[Traced],
+        types: Sequence[ValueType],
+        attrs: Mapping[str, Any] | None = None,
+        *,
+        name: str = "",
+    ) -> Several:
         """Add a node with several results."""
-        return Several(tuple(self.scope.add(self.operation.name, inputs, tuple(types), attrs or {}, self.span, name)))
+        return Several(
+            tuple(self.scope.add(self.operation.name, inputs, tuple(types), attrs or {}, self.span, name))
+        )
 
 
 def argument_kinds(operation: Operation) -> dict[str, Argument]:

@@ -33,7 +33,9 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         """Sums everything but the window, which belongs to a single operation."""
-        totals = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "window"}
+        totals = {
+            f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "window"
+        }
         return Cost(**totals)
 
 

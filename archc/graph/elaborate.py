@@ -32,9 +32,18 @@ class Signature:
 class Elaborator:
     """Reads one body, bound to its arguments, at one layer."""
 
-    def __init__(self, body: Body, settings: Settings, functions: Mapping[str, Body],
-                 statics: Mapping[str, ex.Expr], sizes: Mapping[str, ex.Expr], environment: Mapping[str, Static],
-                 slots: Mapping[str, Signature], exported: Mapping[str, ValueType], report: Reporter) -> None:
+    def __init__(
+        self,
+        body: Body,
+        settings: Settings,
+        functions: Mapping[str, Body],
+        statics: Mapping[str, ex.Expr],
+        sizes: Mapping[str, ex.Expr],
+        environment: Mapping[str, Static],
+        slots: Mapping[str, Signature],
+        exported: Mapping[str, ValueType],
+        report: Reporter,
+    ) -> None:
         self.body = body
         self.settings = settings
         self.functions = functions
@@ -65,8 +74,12 @@ class Elaborator:
                 self.scope.values[name] = None
         wanted = [*(self._output_name(),), *(t.name for t in self.body.exports)]
         equations = {target.name: equation for equation in self.body.equations for target in equation.targets}
-        wanted += [node.id for equation in self.body.losses for node in equation.expr.walk()
-                   if isinstance(node, ex.Name) and node.id in equations]
+        wanted += [
+            node.id
+            for equation in self.body.losses
+            for node in equation.expr.walk()
+            if isinstance(node, ex.Name) and node.id in equations
+        ]
         self._check_reached(equations, wanted)
         for equation in self._sorted(equations, self.scope, wanted):
             self._read_equation(equation, self.scope)
@@ -86,15 +99,29 @@ class Elaborator:
         except Abandon:
             return None
         if result is None:
-            self.report.error("E331", f"the body has no equation `{self._output_name()}`", span,
-                              note="its value is what the body returns", help="add an equation `y: ...`")
+            self.report.error(
+                "E331",
+                f"the body has no equation `{self._output_name()}`",
+                span,
+                note="its value is what the body returns",
+                help="add an equation `y: ...`",
+            )
             return None
-        named = {name: value.ref for name, value in self.scope.values.items()
-                 if isinstance(value, Traced) and name not in inputs}
+        named = {
+            name: value.ref
+            for name, value in self.scope.values.items()
+            if isinstance(value, Traced) and name not in inputs
+        }
         exports = {target.name: named[target.name] for target in self.body.exports if target.name in named}
-        losses = {target.name: named[target.name] for equation in self.body.losses for target in equation.targets
-                  if target.name in named}
-        return Subgraph(tuple(self.builder.nodes), dict(inputs), named, result.ref, exports, losses, tuple(self.texts))
+        losses = {
+            target.name: named[target.name]
+            for equation in self.body.losses
+            for target in equation.targets
+            if target.name in named
+        }
+        return Subgraph(
+            tuple(self.builder.nodes), dict(inputs), named, result.ref, exports, losses, tuple(self.texts)
+        )
 
     def _output_name(self) -> str:
         return "y"
@@ -108,12 +135,18 @@ class Elaborator:
                 if isinstance(node, ex.Name) and node.id in equations:
                     reach.add_edge(name, node.id)
         roots = [name for name in wanted if name in reach]
-        reached = set(roots).union(*(nx.descendants(reach, root) for root in roots)) if roots else set(equations)
+        reached = (
+            set(roots).union(*(nx.descendants(reach, root) for root in roots)) if roots else set(equations)
+        )
         for equation in self.body.equations:
             targets = [t for t in equation.targets if t.name in reached]
             if not targets and self._output_name() in equations:
-                self.report.error("E332", f"nothing uses `{equation.targets[0].name}`", equation.targets[0].span,
-                                  help="remove the equation, or use it on the way to `y`")
+                self.report.error(
+                    "E332",
+                    f"nothing uses `{equation.targets[0].name}`",
+                    equation.targets[0].span,
+                    help="remove the equation, or use it on the way to `y`",
+                )
 
     def _sorted(self, equations: Mapping[str, Equation], scope: Scope, wanted: list[str]) -> list[Equation]:
         """The equations that this layer reaches, each after those it reads. Records a cycle as an error."""
@@ -143,10 +176,14 @@ class Elaborator:
         cycle = [edge[0] for edge in nx.find_cycle(graph)]
         first = min(cycle, key=list(equations).index)
         at = cycle.index(first)
-        path = " -> ".join([*reversed([*cycle[at + 1:], *cycle[:at + 1]]), first])
-        self.report.error("E333", f"the equations run in a circle: {path}", equations[first].targets[0].span,
-                          note="an equation may not read its own result, directly or through others",
-                          help="a dependence on earlier tokens is a recurrence, a scan or a shift")
+        path = " -> ".join([*reversed([*cycle[at + 1 :], *cycle[: at + 1]]), first])
+        self.report.error(
+            "E333",
+            f"the equations run in a circle: {path}",
+            equations[first].targets[0].span,
+            note="an equation may not read its own result, directly or through others",
+            help="a dependence on earlier tokens is a recurrence, a scan or a shift",
+        )
 
     def _names_read(self, expr: ex.Expr, scope: Scope) -> list[str]:
         """Names an expression reads at this layer: only the taken branches of static conditions count."""
@@ -156,7 +193,9 @@ class Elaborator:
             case ex.Conditional():
                 names = self._names_read(expr.test, scope)
                 if any(name in scope.body_equations() for name in names):
-                    return names + self._names_read(expr.then, scope) + self._names_read(expr.otherwise, scope)
+                    return (
+                        names + self._names_read(expr.then, scope) + self._names_read(expr.otherwise, scope)
+                    )
                 try:
                     branch = expr.then if scope.decide(expr.test) else expr.otherwise
                 except Abandon:
@@ -193,8 +232,11 @@ class Elaborator:
         count = len(value.items) if isinstance(value, Several) else 1
         if count != len(equation.targets):
             names = ", ".join(target.name for target in equation.targets)
-            raise scope.fail("E334", f"`{names}` names {len(equation.targets)} values, the equation has {count}",
-                             equation.span)
+            raise scope.fail(
+                "E334",
+                f"`{names}` names {len(equation.targets)} values, the equation has {count}",
+                equation.span,
+            )
         items = value.items if isinstance(value, Several) else (value,)
         for target, item in zip(equation.targets, items):
             scope.values[target.name] = item
@@ -218,8 +260,17 @@ class Elaborator:
         name = expr.keyword("name")
         stem = scope.word(name) if name is not None else (scope.local if scope.prefix else scope.equation)
         prefix = f"{scope.prefix}_{stem}" if scope.prefix else str(stem)
-        inner = Scope(self, self.builder, function, {}, self.environment, self.report, equation=scope.equation,
-                      prefix=prefix, depth=scope.depth + 1)
+        inner = Scope(
+            self,
+            self.builder,
+            function,
+            {},
+            self.environment,
+            self.report,
+            equation=scope.equation,
+            prefix=prefix,
+            depth=scope.depth + 1,
+        )
         for word in ("layer", "site"):
             if word in scope.statics:
                 inner.statics[word] = scope.statics[word]
@@ -241,20 +292,30 @@ class Elaborator:
         names = [*(i.name for i in inputs), *function.params]
         given: dict[str, ex.Expr] = dict(zip(names, args))
         if len(args) > len(names):
-            raise scope.fail("E310", f"`{function.name}` takes at most {len(names)} arguments", args[len(names)].span)
+            raise scope.fail(
+                "E310", f"`{function.name}` takes at most {len(names)} arguments", args[len(names)].span
+            )
         for keyword in expr.keywords:
             if keyword.name == "name":
                 continue
             if keyword.name not in names:
-                raise scope.fail("E311", f"`{function.name}` has no argument `{keyword.name}`", keyword.span,
-                                 help=scope.suggest(keyword.name, names))
+                raise scope.fail(
+                    "E311",
+                    f"`{function.name}` has no argument `{keyword.name}`",
+                    keyword.span,
+                    help=scope.suggest(keyword.name, names),
+                )
             if keyword.name in given:
                 raise scope.fail("E312", f"`{keyword.name}` is given twice", keyword.span)
             given[keyword.name] = keyword.value
         for wanted in inputs:
             if wanted.name not in given:
-                raise scope.fail("E313", f"`{function.name}` needs `{wanted.name}`", expr.span,
-                                 labels=[Label(wanted.span, "declared here")])
+                raise scope.fail(
+                    "E313",
+                    f"`{function.name}` needs `{wanted.name}`",
+                    expr.span,
+                    labels=[Label(wanted.span, "declared here")],
+                )
             value = scope.traced(scope.read(given[wanted.name]), given[wanted.name].span)
             self._match(value.type.axes, wanted.axes, inner, given[wanted.name].span, wanted.span)
             inner.values[wanted.name] = value
@@ -262,27 +323,41 @@ class Elaborator:
             if name in given:
                 inner.statics[name] = self._function_argument(scope, given[name], param.type)
             elif param.required:
-                raise scope.fail("E313", f"`{function.name}` needs `{name}`", expr.span,
-                                 labels=[Label(param.span, "declared here")])
+                raise scope.fail(
+                    "E313",
+                    f"`{function.name}` needs `{name}`",
+                    expr.span,
+                    labels=[Label(param.span, "declared here")],
+                )
             else:
                 default = param.default
-                inner.statics[name] = inner.substitute(default) if isinstance(default, ex.Expr) else \
-                    (literal(default, param.span) or ex.Name(param.span, "none"))
+                inner.statics[name] = (
+                    inner.substitute(default)
+                    if isinstance(default, ex.Expr)
+                    else (literal(default, param.span) or ex.Name(param.span, "none"))
+                )
         for name, size in function.sizes.items():
             inner.statics[name] = inner.substitute(size)
 
     def _function_argument(self, scope: Scope, expr: ex.Expr, type_: str) -> ex.Expr:
         if type_ == "axes":
             return ex.ListExpr(expr.span, tuple(axis.expr() for axis in scope.axes(expr)))
-        if type_ in ("function", "text", "choice") and isinstance(expr, ex.Name) and expr.id not in scope.statics:
+        if (
+            type_ in ("function", "text", "choice")
+            and isinstance(expr, ex.Name)
+            and expr.id not in scope.statics
+        ):
             return ex.Text(expr.span, expr.id)
         value = scope.read(expr)
         if not isinstance(value, StaticValue):
-            raise scope.fail("E320", "a parameter of a function must be known before the model runs", expr.span)
+            raise scope.fail(
+                "E320", "a parameter of a function must be known before the model runs", expr.span
+            )
         return value.expr
 
-    def _match(self, axes: tuple[Axis, ...], pattern: ex.ListExpr | None, inner: Scope, span: Span,
-               declared: Span) -> None:
+    def _match(
+        self, axes: tuple[Axis, ...], pattern: ex.ListExpr | None, inner: Scope, span: Span, declared: Span
+    ) -> None:
         """Bind a function's axis names to the axes of what it is given: `[heads, n]`, `[..., n]`."""
         if pattern is None:
             return
@@ -290,19 +365,27 @@ class Elaborator:
         fixed = [name for name in names if name != "..."]
         if len(axes) < len(fixed) or ("..." not in names and len(axes) != len(fixed)):
             shape = ", ".join(str(axis) for axis in axes)
-            raise inner.fail("E351", f"a value of axes [{shape}] does not fit the input [{', '.join(names)}]", span,
-                             labels=[Label(declared, "declared here")])
+            raise inner.fail(
+                "E351",
+                f"a value of axes [{shape}] does not fit the input [{', '.join(names)}]",
+                span,
+                labels=[Label(declared, "declared here")],
+            )
         spare = len(axes) - len(fixed)
         position = 0
         for name in names:
             if name == "...":
-                inner.axis_variables["..."] = axes[position:position + spare]
+                inner.axis_variables["..."] = axes[position : position + spare]
                 position += spare
                 continue
             bound = inner.axis_variables.get(name)
             if bound is not None and bound != (axes[position],):
-                raise inner.fail("E351", f"`{name}` is `{bound[0]}` in one input and `{axes[position]}` in another",
-                                 span, labels=[Label(declared, "declared here")])
+                raise inner.fail(
+                    "E351",
+                    f"`{name}` is `{bound[0]}` in one input and `{axes[position]}` in another",
+                    span,
+                    labels=[Label(declared, "declared here")],
+                )
             inner.axis_variables[name] = (axes[position],)
             position += 1
 
@@ -313,11 +396,18 @@ class Elaborator:
         name = expr.function
         signature = self.slots.get(name)
         if signature is None:
-            raise scope.fail("E336", f"the slot `{name}` is not filled", expr.function_span,
-                             help=f"say what stands there: `{name}: {{use: ...}}`")
+            raise scope.fail(
+                "E336",
+                f"the slot `{name}` is not filled",
+                expr.function_span,
+                help=f"say what stands there: `{name}: {{use: ...}}`",
+            )
         if len(expr.args) != len(signature.inputs):
-            raise scope.fail("E310", f"`{name}` takes {len(signature.inputs)} values, {len(expr.args)} are given",
-                             expr.span)
+            raise scope.fail(
+                "E310",
+                f"`{name}` takes {len(signature.inputs)} values, {len(expr.args)} are given",
+                expr.span,
+            )
         values = [scope.traced(scope.read(arg), arg.span) for arg in expr.args]
         for value, axes, arg in zip(values, signature.inputs, expr.args):
             if tuple(map(scope.expand, value.type.axes)) != tuple(map(scope.expand, axes)):
@@ -326,8 +416,12 @@ class Elaborator:
         word = expr.keyword("name")
         member = (scope.word(word) if word is not None else None) or name
         if member in self.builder.slots:
-            raise scope.fail("E361", f"`{name}` is called twice; each call is an instance of its own", expr.span,
-                             help=f"name the second: {name}(..., name=...)")
+            raise scope.fail(
+                "E361",
+                f"`{name}` is called twice; each call is an instance of its own",
+                expr.span,
+                help=f"name the second: {name}(..., name=...)",
+            )
         self.builder.slots[member] = signature.modules
         self.builder.members.setdefault(member, expr.span)
         attrs = {"modules": signature.modules, "shared": signature.shared, "slot": name}
@@ -340,9 +434,13 @@ class Elaborator:
         name = expr.args[0].id
         type_ = self.exported.get(name)
         if type_ is None:
-            raise scope.fail("E338", f"no earlier layer exports `{name}`", expr.span,
-                             help=f"guard it: `{expr.function}({name}) if site > 0 else ...`, and export it with "
-                                  f"`export: [{name}]`")
+            raise scope.fail(
+                "E338",
+                f"no earlier layer exports `{name}`",
+                expr.span,
+                help=f"guard it: `{expr.function}({name}) if site > 0 else ...`, and export it with "
+                f"`export: [{name}]`",
+            )
         return scope.add("earlier", (), (type_,), {"which": expr.function, "export": name}, expr.span)[0]
 
     def embedding(self, scope: Scope, span: Span) -> Value:

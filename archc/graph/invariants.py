@@ -11,19 +11,35 @@ Check = Callable[[Module, Graph], bool]
 
 INVARIANTS: tuple[tuple[str, Check], ...] = (
     ("a node's number is its place", lambda m, g: all(n.id == i for i, n in enumerate(m.subgraph.nodes))),
-    ("inputs come before their readers",
-     lambda m, g: all(ref.node < n.id for n in m.subgraph.nodes for ref in n.inputs)),
-    ("every input is a result of its node",
-     lambda m, g: all(ref.index < len(m.subgraph.nodes[ref.node].types) for n in m.subgraph.nodes for ref in n.inputs)),
+    (
+        "inputs come before their readers",
+        lambda m, g: all(ref.node < n.id for n in m.subgraph.nodes for ref in n.inputs),
+    ),
+    (
+        "every input is a result of its node",
+        lambda m, g: all(
+            ref.index < len(m.subgraph.nodes[ref.node].types) for n in m.subgraph.nodes for ref in n.inputs
+        ),
+    ),
     ("every operation is known", lambda m, g: all(n.op in operations() for n in m.subgraph.nodes)),
-    ("no value has an axis twice",
-     lambda m, g: all(len(set(t.axes)) == len(t.axes) for n in m.subgraph.nodes for t in n.types)),
+    (
+        "no value has an axis twice",
+        lambda m, g: all(len(set(t.axes)) == len(t.axes) for n in m.subgraph.nodes for t in n.types),
+    ),
     ("bounds are in order", lambda m, g: all(t.low <= t.high for n in m.subgraph.nodes for t in n.types)),
-    ("elementwise operands fit in the result",
-     lambda m, g: all(set(m.subgraph.type_of(ref).axes) <= set(n.type.axes)
-                      for n in m.subgraph.nodes if n.op == "elementwise" for ref in n.inputs)),
-    ("slots are filled by modules of the graph",
-     lambda m, g: all(key in g.modules for keys in m.slots.values() for key in keys)),
+    (
+        "elementwise operands fit in the result",
+        lambda m, g: all(
+            set(m.subgraph.type_of(ref).axes) <= set(n.type.axes)
+            for n in m.subgraph.nodes
+            if n.op == "elementwise"
+            for ref in n.inputs
+        ),
+    ),
+    (
+        "slots are filled by modules of the graph",
+        lambda m, g: all(key in g.modules for keys in m.slots.values() for key in keys),
+    ),
 )
 
 

@@ -22,8 +22,16 @@ if TYPE_CHECKING:
     from archc.graph.elaborate import Elaborator
 
 LAYER_NAMES = frozenset({"layer", "site"})
-DRAWS = {"uniform": (2, 2), "log_uniform": (2, 2), "normal": (2, 2), "truncated_normal": (2, 2), "orthogonal": (0, 1),
-         "eye": (0, 0), "zeros": (0, 0), "ones": (0, 0)}  # random and constant weights, with their arguments
+DRAWS = {
+    "uniform": (2, 2),
+    "log_uniform": (2, 2),
+    "normal": (2, 2),
+    "truncated_normal": (2, 2),
+    "orthogonal": (0, 1),
+    "eye": (0, 0),
+    "zeros": (0, 0),
+    "ones": (0, 0),
+}  # random and constant weights, with their arguments
 STATIC_FUNCTIONS = frozenset({"ceil", "floor", "round", "round_up", "round_down"})
 CONSTANTS = {"true": True, "false": False, "none": None}
 PAIR_NAMES = frozenset({"i", "j", "s"})
@@ -52,9 +60,19 @@ class Scope:
     equations to what they stand for; `axis_variables` are a function's own names for its inputs' axes.
     """
 
-    def __init__(self, elaborator: Elaborator, builder: Builder, body: Body, statics_: Mapping[str, ex.Expr],
-                 environment: Mapping[str, Static], report: Reporter, *, equation: str = "", prefix: str = "",
-                 depth: int = 0) -> None:
+    def __init__(
+        self,
+        elaborator: Elaborator,
+        builder: Builder,
+        body: Body,
+        statics_: Mapping[str, ex.Expr],
+        environment: Mapping[str, Static],
+        report: Reporter,
+        *,
+        equation: str = "",
+        prefix: str = "",
+        depth: int = 0,
+    ) -> None:
         self.elaborator = elaborator
         self.builder = builder
         self.body = body
@@ -72,8 +90,16 @@ class Scope:
 
     # -- names ----------------------------------------------------------------------------------------------
 
-    def fail(self, code: str, message: str, span: Span, *, note: str = "", help: str = "",
-             labels: Sequence[Label] = ()) -> Abandon:
+    def fail(
+        self,
+        code: str,
+        message: str,
+        span: Span,
+        *,
+        note: str = "",
+        help: str = "",
+        labels: Sequence[Label] = (),
+    ) -> Abandon:
         """Record an error; the caller raises what is returned."""
         self.report.error(code, message, span, note=note, help=help, labels=labels)
         return Abandon()
@@ -116,6 +142,7 @@ class Scope:
 
     def substitute(self, expr: ex.Expr) -> ex.Expr:
         """The expression with this scope's static names and axis variables replaced by the instance's own."""
+
         def replace(name: ex.Name) -> ex.Expr:
             if name.id in self.axis_variables and len(self.axis_variables[name.id]) == 1:
                 return self.axis_variables[name.id][0].expr()
@@ -135,8 +162,13 @@ class Scope:
         """Decide a static condition for this layer; conditions on the layer are recorded for the class."""
         value = self.read(test)
         if not isinstance(value, StaticValue):
-            raise self.fail("E330", "a condition must be known before the model runs", test.span,
-                            note="it depends on the tokens", help="choose between traced values with where(...)")
+            raise self.fail(
+                "E330",
+                "a condition must be known before the model runs",
+                test.span,
+                note="it depends on the tokens",
+                help="choose between traced values with where(...)",
+            )
         before = len(self.report.diagnostics)
         found = self.evaluate(value.expr)
         if len(self.report.diagnostics) > before:
@@ -160,17 +192,28 @@ class Scope:
             found = tuple(axis for item in expr.items for axis in self.axes(item))
             twice = next((axis for axis in found if found.count(axis) > 1), None)
             if twice is not None:
-                raise self.fail("E340", f"the axis `{twice}` occurs twice in one value", expr.span,
-                                note="axes are told apart by their names",
-                                help="give one of them a size of its own under `sizes:`")
+                raise self.fail(
+                    "E340",
+                    f"the axis `{twice}` occurs twice in one value",
+                    expr.span,
+                    note="axes are told apart by their names",
+                    help="give one of them a size of its own under `sizes:`",
+                )
             return found
         value = self.read(expr)
         if not isinstance(value, StaticValue):
             raise self.fail("E341", "an axis must be a parameter, a size or arithmetic on them", expr.span)
         number = self.evaluate(value.expr)
-        if isinstance(number, bool) or not isinstance(number, Fraction) or number.denominator != 1 or number < 1:
+        if (
+            isinstance(number, bool)
+            or not isinstance(number, Fraction)
+            or number.denominator != 1
+            or number < 1
+        ):
             shown = "nothing" if number is None else str(number)
-            raise self.fail("E342", f"an axis must be a whole number of at least 1, this is {shown}", expr.span)
+            raise self.fail(
+                "E342", f"an axis must be a whole number of at least 1, this is {shown}", expr.span
+            )
         return (Axis.of(value.expr),)
 
     def expand(self, axis: Axis) -> Axis:
@@ -211,8 +254,12 @@ class Scope:
             case ex.Call():
                 return self._call(expr)
             case ex.ListExpr():
-                raise self.fail("E301", "a list stands where a value is expected", expr.span,
-                                help="lists are for axes and words: linear(x, [n_heads, head_dim])")
+                raise self.fail(
+                    "E301",
+                    "a list stands where a value is expected",
+                    expr.span,
+                    help="lists are for axes and words: linear(x, [n_heads, head_dim])",
+                )
         raise self.fail("E301", "this cannot stand in an equation", expr.span)
 
     def _name(self, expr: ex.Name) -> Value:
@@ -234,15 +281,21 @@ class Scope:
         if expr.id == "embedding":
             return self.elaborator.embedding(self, expr.span)
         if expr.id in PAIR_NAMES:
-            raise self.fail("E302", f"`{expr.id}` has a meaning only inside mask=, score= and force=", expr.span)
+            raise self.fail(
+                "E302", f"`{expr.id}` has a meaning only inside mask=, score= and force=", expr.span
+            )
         known = [*self.values, *self.statics, *self.axis_variables]
         raise self.fail("E303", f"`{expr.id}` is not defined", expr.span, help=self.suggest(expr.id, known))
 
     def _entry(self, expr: ex.Attribute | ex.Subscript) -> Value:
         value = self.read(expr.value)
         if not isinstance(value, StaticValue):
-            raise self.fail("E304", "only list and mapping parameters have entries", expr.span,
-                            help="to take one entry of an axis write select(value, axis, index)")
+            raise self.fail(
+                "E304",
+                "only list and mapping parameters have entries",
+                expr.span,
+                help="to take one entry of an axis write select(value, axis, index)",
+            )
         if isinstance(expr, ex.Attribute):
             found: ex.Expr = ex.Attribute(expr.span, value.expr, expr.name)
         else:
@@ -270,8 +323,10 @@ class Scope:
         if all(isinstance(value, StaticValue) for value in values):
             operands = tuple(value.expr for value in values if isinstance(value, StaticValue))
             return StaticValue(ex.Compare(expr.span, expr.ops, operands))
-        parts: list[Value] = [self.elementwise(elementwise.COMPARISONS[op], [values[k], values[k + 1]], expr.span)
-                              for k, op in enumerate(expr.ops)]
+        parts: list[Value] = [
+            self.elementwise(elementwise.COMPARISONS[op], [values[k], values[k + 1]], expr.span)
+            for k, op in enumerate(expr.ops)
+        ]
         found = parts[0]
         for part in parts[1:]:
             found = self.elementwise("logical_and", [found, part], expr.span)
@@ -310,27 +365,48 @@ class Scope:
         if name in STATIC_FUNCTIONS:
             values = [self.read(arg) for arg in expr.args]
             if not all(isinstance(value, StaticValue) for value in values):
-                raise self.fail("E320", f"`{name}` is for numbers that are known before the model runs", expr.span)
+                raise self.fail(
+                    "E320", f"`{name}` is for numbers that are known before the model runs", expr.span
+                )
             args = tuple(value.expr for value in values if isinstance(value, StaticValue))
             return StaticValue(ex.Call(expr.span, name, expr.function_span, args, ()))
         if name in elementwise.FUNCTIONS:
             return self._elementwise_call(name, expr)
         operation = registry.operations().get(name)
         if operation is None:
-            known = [*self.body.slots, *self.body.parts, *self.elaborator.functions, *elementwise.FUNCTIONS,
-                     *registry.operations(), "first", "previous", "norm"]
-            raise self.fail("E305", f"there is no operation or function `{name}`", expr.function_span,
-                            help=self.suggest(name, known) or "`archc library` lists functions and operations")
+            known = [
+                *self.body.slots,
+                *self.body.parts,
+                *self.elaborator.functions,
+                *elementwise.FUNCTIONS,
+                *registry.operations(),
+                "first",
+                "previous",
+                "norm",
+            ]
+            raise self.fail(
+                "E305",
+                f"there is no operation or function `{name}`",
+                expr.function_span,
+                help=self.suggest(name, known) or "`archc library` lists functions and operations",
+            )
         return operation.build(Call(expr, operation, self))
 
     def _elementwise_call(self, name: str, expr: ex.Call) -> Value:
         function = elementwise.FUNCTIONS[name]
         if expr.keywords:
-            raise self.fail("E311", f"`{name}` has no argument `{expr.keywords[0].name}`", expr.keywords[0].span)
+            raise self.fail(
+                "E311", f"`{name}` has no argument `{expr.keywords[0].name}`", expr.keywords[0].span
+            )
         if not function.least <= len(expr.args) <= function.most:
-            wanted = str(function.least) if function.least == function.most else \
-                f"{function.least} to {function.most}"
-            raise self.fail("E314", f"`{name}` takes {wanted} arguments, {len(expr.args)} are given", expr.span)
+            wanted = (
+                str(function.least)
+                if function.least == function.most
+                else f"{function.least} to {function.most}"
+            )
+            raise self.fail(
+                "E314", f"`{name}` takes {wanted} arguments, {len(expr.args)} are given", expr.span
+            )
         values = [self.read(arg) for arg in expr.args]
         if function.static and all(isinstance(value, StaticValue) for value in values):
             args = tuple(value.expr for value in values if isinstance(value, StaticValue))
@@ -347,10 +423,13 @@ class Scope:
             extra = [axis for axis in operand.type.axes if axis not in widest.type.axes]
             if extra:
                 shapes = " and ".join(f"[{', '.join(map(str, o.type.axes))}]" for o in (widest, operand))
-                raise self.fail("E350", f"the axes {shapes} do not align", span,
-                                note="operands align by axis name, and one must hold all axes of the other",
-                                help="outer(a, b) multiplies over different axes; reshape, select and repeat "
-                                     "change axes")
+                raise self.fail(
+                    "E350",
+                    f"the axes {shapes} do not align",
+                    span,
+                    note="operands align by axis name, and one must hold all axes of the other",
+                    help="outer(a, b) multiplies over different axes; reshape, select and repeat change axes",
+                )
         type_ = elementwise.infer(name, [operand.type for operand in operands])
         return self.add("elementwise", operands, (type_,), {"function": name}, span)[0]
 
@@ -359,8 +438,12 @@ class Scope:
         if isinstance(value, Traced):
             return value
         if isinstance(value, Several):
-            raise self.fail("E306", f"this has {len(value.items)} results, one is expected here", span,
-                            help="name them all: `a, b: ...`")
+            raise self.fail(
+                "E306",
+                f"this has {len(value.items)} results, one is expected here",
+                span,
+                help="name them all: `a, b: ...`",
+            )
         number = self.evaluate(value.expr)
         if isinstance(number, bool) or number is None or not isinstance(number, (Fraction, float)):
             raise self.fail("E307", "a number or a traced value is expected here", span)
@@ -369,11 +452,26 @@ class Scope:
             low, high = float("-inf"), float("inf")
         return self.add("static", (), (ValueType((), "static", low, high),), {"expr": value.expr}, span)[0]
 
-    def add(self, op: str, inputs: Sequence[Traced], types: tuple[ValueType, ...], attrs: Mapping[str, Any],
-            span: Span, name: str = "") -> list[Traced]:
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[Traced],
+        types: tuple[ValueType, ...],
+        attrs: Mapping[str, Any],
+        span: Span,
+        name: str = "",
+    ) -> list[Traced]:
         """Append a node and return its results. A member used again (same `name=`) is checked by the caller."""
-        node = Node(len(self.builder.nodes), op, tuple(value.ref for value in inputs), dict(attrs), types, span,
-                    name, self.equation)
+        node = Node(
+            len(self.builder.nodes),
+            op,
+            tuple(value.ref for value in inputs),
+            dict(attrs),
+            types,
+            span,
+            name,
+            self.equation,
+        )
         self.builder.nodes.append(node)
         return [Traced(Ref(node.id, index), type_) for index, type_ in enumerate(types)]
 
@@ -383,17 +481,26 @@ class Scope:
         if given is not None:
             name = f"{self.prefix}_{given}" if self.prefix else given
         elif self.targets > 1 and not self.prefix:
-            raise call.scope.fail("E360", f"`{call.operation.name}` stands under several targets and needs a name",
-                                  call.span, help=f"write {call.operation.name}(..., name=in_proj)")
+            raise call.scope.fail(
+                "E360",
+                f"`{call.operation.name}` stands under several targets and needs a name",
+                call.span,
+                help=f"write {call.operation.name}(..., name=in_proj)",
+            )
         else:
-            own = f"{stem}_{suffix}" if suffix and stem != suffix and not stem.endswith(f"_{suffix}") else stem
+            own = (
+                f"{stem}_{suffix}" if suffix and stem != suffix and not stem.endswith(f"_{suffix}") else stem
+            )
             name = f"{self.prefix}_{own}" if self.prefix else own
         before = self.builder.members.get(name)
         if before is not None and given is None:
             raise call.scope.fail(
-                "E361", f"two calls in this equation would both be called `{name}`", call.span,
+                "E361",
+                f"two calls in this equation would both be called `{name}`",
+                call.span,
                 labels=[Label(before, "the first one")],
-                help=f"give this one a name of its own: {call.operation.name}(..., name=...)")
+                help=f"give this one a name of its own: {call.operation.name}(..., name=...)",
+            )
         self.builder.members.setdefault(name, call.span)
         return name
 
@@ -408,8 +515,11 @@ class Scope:
             raise self.fail("E323", "an initial value cannot depend on the tokens", expr.span)
         extra = [axis for axis in value.type.axes if axis not in axes]
         if extra:
-            raise self.fail("E350", f"the initial value has the axis `{extra[0]}`, the weight has "
-                            f"[{', '.join(map(str, axes))}]", expr.span)
+            raise self.fail(
+                "E350",
+                f"the initial value has the axis `{extra[0]}`, the weight has [{', '.join(map(str, axes))}]",
+                expr.span,
+            )
         return value.ref
 
     def _draw(self, name: str, args: Sequence[ex.Expr], span: Span) -> Traced:
@@ -430,9 +540,13 @@ class Scope:
         """The name of an operation's memory; two in one body must differ."""
         before = self.builder.members.get(name)
         if before is not None:
-            raise self.fail("E361", f"two operations with memory would both be called `{name}`", call.span,
-                            labels=[Label(before, "the first one")],
-                            help=f"give this one a name of its own: {call.operation.name}(..., name=...)")
+            raise self.fail(
+                "E361",
+                f"two operations with memory would both be called `{name}`",
+                call.span,
+                labels=[Label(before, "the first one")],
+                help=f"give this one a name of its own: {call.operation.name}(..., name=...)",
+            )
         self.builder.members[name] = call.span
         return name
 
@@ -456,14 +570,24 @@ class Scope:
         resolved = rewrite_names(self.decided(expr), replace)
         for node in resolved.walk():
             if isinstance(node, ex.Call) and node.function not in elementwise.FUNCTIONS:
-                raise self.fail("E305", f"`{node.function}` cannot stand in a mask or score", node.function_span,
-                                help="elementwise functions can: exp, tanh, abs, min, max, where, ...")
+                raise self.fail(
+                    "E305",
+                    f"`{node.function}` cannot stand in a mask or score",
+                    node.function_span,
+                    help="elementwise functions can: exp, tanh, abs, min, max, where, ...",
+                )
         return Pair(resolved, tuple(found.items()))
 
     def decided(self, expr: ex.Expr) -> ex.Expr:
         """The expression with its static conditionals taken."""
-        return rewrite(expr, lambda node: (node.then if self.decide(node.test) else node.otherwise)
-                       if isinstance(node, ex.Conditional) else None)
+        return rewrite(
+            expr,
+            lambda node: (
+                (node.then if self.decide(node.test) else node.otherwise)
+                if isinstance(node, ex.Conditional)
+                else None
+            ),
+        )
 
 
 def rewrite(expr: ex.Expr, change: Callable[[ex.Expr], ex.Expr | None]) -> ex.Expr:
@@ -490,8 +614,13 @@ def rewrite(expr: ex.Expr, change: Callable[[ex.Expr], ex.Expr | None]) -> ex.Ex
             return ex.Subscript(expr.span, rewrite(expr.value, change), rewrite(expr.index, change))
         case ex.Call():
             keywords = tuple(ex.Keyword(k.span, k.name, rewrite(k.value, change)) for k in expr.keywords)
-            return ex.Call(expr.span, expr.function, expr.function_span,
-                           tuple(rewrite(v, change) for v in expr.args), keywords)
+            return ex.Call(
+                expr.span,
+                expr.function,
+                expr.function_span,
+                tuple(rewrite(v, change) for v in expr.args),
+                keywords,
+            )
     return expr
 
 

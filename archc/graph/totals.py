@@ -74,9 +74,16 @@ class CostReport:
             ("parameters", f"{self.parameters:,}", f"{_bytes(self.parameter_bytes)} in bfloat16"),
             ("prefill", _count(self.prefill_flops), f"FLOPs for {self.batch_size} x {self.tokens:,} tokens"),
             ("decode", _count(self.decode_flops), f"FLOPs a step at context {self.tokens:,}"),
-            ("training", _count(self.training_flops), f"FLOPs a step of {self.batch_size} x {self.tokens:,} tokens"),
-            ("cache", _bytes(self.cache_bytes), f"keys and values at {self.tokens:,} tokens, "
-                                                f"{self.cache_bytes_per_token:,} bytes a token"),
+            (
+                "training",
+                _count(self.training_flops),
+                f"FLOPs a step of {self.batch_size} x {self.tokens:,} tokens",
+            ),
+            (
+                "cache",
+                _bytes(self.cache_bytes),
+                f"keys and values at {self.tokens:,} tokens, {self.cache_bytes_per_token:,} bytes a token",
+            ),
             ("windows", _bytes(self.window_bytes), "keys and values of windows, once full"),
             ("state", _bytes(self.state_bytes), "whatever the length"),
         ]
@@ -100,7 +107,9 @@ def _bytes(value: float) -> str:
     return f"{value:.3g} PiB"
 
 
-def cost_report(graph: Graph, *, batch_size: int = 1, tokens: int | None = None, bytes_per_value: int = 2) -> CostReport:
+def cost_report(
+    graph: Graph, *, batch_size: int = 1, tokens: int | None = None, bytes_per_value: int = 2
+) -> CostReport:
     """The costs of a model for sequences of `tokens` (default: its context), activations of 2 bytes."""
     length = graph.settings.context if tokens is None else tokens
     layers = Counter(graph.layers())
@@ -115,17 +124,42 @@ def cost_report(graph: Graph, *, batch_size: int = 1, tokens: int | None = None,
             matrix += count * cost.matrix_flops
             pairs = _pairs(length, cost.window)
             seen = min(length, cost.window or length)
-            prefill += count * batch_size * (length * (cost.matrix_flops + cost.chunk_flops + cost.flops)
-                                             + pairs * cost.key_flops)
-            decode += count * batch_size * (cost.matrix_flops + cost.step_flops + cost.flops + seen * cost.key_flops)
-            training += count * batch_size * (
-                length * (3 * cost.matrix_flops + cost.chunk_flops + cost.chunk_backward_flops + 3 * cost.flops)
-                + 3 * pairs * cost.key_flops)
+            prefill += (
+                count
+                * batch_size
+                * (length * (cost.matrix_flops + cost.chunk_flops + cost.flops) + pairs * cost.key_flops)
+            )
+            decode += (
+                count
+                * batch_size
+                * (cost.matrix_flops + cost.step_flops + cost.flops + seen * cost.key_flops)
+            )
+            training += (
+                count
+                * batch_size
+                * (
+                    length
+                    * (3 * cost.matrix_flops + cost.chunk_flops + cost.chunk_backward_flops + 3 * cost.flops)
+                    + 3 * pairs * cost.key_flops
+                )
+            )
     memory = _memory(graph, layers, bytes_per_value)
     parameters = sum(_product(shape) for shape in parameter_shapes(graph).values())
-    return CostReport(graph.name, parameters, 2 * parameters, length, batch_size, prefill, decode, training, matrix,
-                      memory["grows"], batch_size * length * memory["grows"],
-                      batch_size * memory["ring"], batch_size * memory["fixed"])
+    return CostReport(
+        graph.name,
+        parameters,
+        2 * parameters,
+        length,
+        batch_size,
+        prefill,
+        decode,
+        training,
+        matrix,
+        memory["grows"],
+        batch_size * length * memory["grows"],
+        batch_size * memory["ring"],
+        batch_size * memory["fixed"],
+    )
 
 
 def _pairs(length: int, window: int | None) -> int:

@@ -13,7 +13,13 @@ from archc.spec.diagnostics import Span
 from archc.spec.expressions import Expr
 from archc.spec.spec import Body, Settings
 
-RATES = ("static", "model", "sequence", "token", "block")  # from slow to fast; a slower value lifts to a faster one
+RATES = (
+    "static",
+    "model",
+    "sequence",
+    "token",
+    "block",
+)  # from slow to fast; a slower value lifts to a faster one
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,9 @@ class Operation:
     name: ClassVar[str]
     signature: ClassVar[Signature]
     runtime: ClassVar[tuple[str, ...]] = ()
-    suffix: ClassVar[str] = ""  # of the attribute name: `q` + `conv` -> `q_conv`; empty for the equation's own name
+    suffix: ClassVar[str] = (
+        ""  # of the attribute name: `q` + `conv` -> `q_conv`; empty for the equation's own name
+    )
     weighted: ClassVar[bool] = False
     title: ClassVar[str] = ""
 

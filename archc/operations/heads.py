@@ -23,17 +23,32 @@ def widest_heads(call: Call, groups: Mapping[str, Sequence[Axis]]) -> Axis | Non
     if not axes:
         return None
     by_size = sorted(axes.items(), key=lambda item: -call.size(item[1]))
-    name, widest = next((item for item in by_size if all(other == item[1] or _divides(call, other, item[1])
-                                                         for other in axes.values())), by_size[0])
+    name, widest = next(
+        (
+            item
+            for item in by_size
+            if all(other == item[1] or _divides(call, other, item[1]) for other in axes.values())
+        ),
+        by_size[0],
+    )
     for other_name, other in axes.items():
         if other == widest or _divides(call, other, widest):
             continue
         span = call.span_of(other_name)
-        labels = [Label(param.span, f"`{axis}` declared here") for axis in (other, widest)
-                  for param in [call.scope.body.params.get(str(axis))] if param is not None]
-        call.fail("E372", f"`{other_name}` has the heads `{other}`, `{name}` has `{widest}`", span, labels=labels,
-                  note="head counts that differ are grouped only where one is declared to divide the other",
-                  help=f"declare it: {other}: {{type: int, divides: {widest}}}")
+        labels = [
+            Label(param.span, f"`{axis}` declared here")
+            for axis in (other, widest)
+            for param in [call.scope.body.params.get(str(axis))]
+            if param is not None
+        ]
+        call.fail(
+            "E372",
+            f"`{other_name}` has the heads `{other}`, `{name}` has `{widest}`",
+            span,
+            labels=labels,
+            note="head counts that differ are grouped only where one is declared to divide the other",
+            help=f"declare it: {other}: {{type: int, divides: {widest}}}",
+        )
     return widest
 
 

@@ -31,7 +31,9 @@ def run_passes(graph: Graph, after: str | None = None) -> Graph:
     if after == "build":
         return graph
     for name, change in PASSES:
-        modules = {key: replace(module, subgraph=change(module.subgraph)) for key, module in graph.modules.items()}
+        modules = {
+            key: replace(module, subgraph=change(module.subgraph)) for key, module in graph.modules.items()
+        }
         graph = replace(graph, modules=modules)
         check_graph(graph)
         if name == after:

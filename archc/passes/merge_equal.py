@@ -5,8 +5,20 @@ from __future__ import annotations
 from archc.graph.types import Node, Ref, Subgraph
 from archc.passes.rebuild import Rebuilder, rebuild
 
-MERGED = ("elementwise", "static", "arange", "ones", "zeros", "embedding", "earlier", "l2norm", "rope", "reshape",
-          "select", "repeat")
+MERGED = (
+    "elementwise",
+    "static",
+    "arange",
+    "ones",
+    "zeros",
+    "embedding",
+    "earlier",
+    "l2norm",
+    "rope",
+    "reshape",
+    "select",
+    "repeat",
+)
 
 
 def merge_equal(graph: Subgraph) -> Subgraph:
@@ -17,8 +29,14 @@ def merge_equal(graph: Subgraph) -> Subgraph:
         if node.op not in MERGED or len(node.types) > 1:
             return None
         inputs = tuple(made.refs[ref] for ref in node.inputs)
-        key = (node.op, inputs, repr(sorted(node.attrs.items(), key=lambda item: item[0])) if node.op != "static"
-               else node.attrs["expr"], node.types[0].axes)
+        key = (
+            node.op,
+            inputs,
+            repr(sorted(node.attrs.items(), key=lambda item: item[0]))
+            if node.op != "static"
+            else node.attrs["expr"],
+            node.types[0].axes,
+        )
         if key in known:
             return known[key]
         known[key] = Ref(len(made.nodes))

@@ -13,8 +13,24 @@ from archc.graph.types import Node, Ref, Subgraph
 from archc.passes.rebuild import Rebuilder
 
 FEEDS = ("decay", "decay_v", "log_input")  # operands that start a float32 region
-INSIDE = ("elementwise", "param", "static", "reshape", "select", "repeat", "split", "arange", "ones", "zeros", "sum",
-          "mean", "cumsum", "softmax", "concat", "outer")
+INSIDE = (
+    "elementwise",
+    "param",
+    "static",
+    "reshape",
+    "select",
+    "repeat",
+    "split",
+    "arange",
+    "ones",
+    "zeros",
+    "sum",
+    "mean",
+    "cumsum",
+    "softmax",
+    "concat",
+    "outer",
+)
 
 
 def keep_float32(graph: Subgraph) -> Subgraph:
@@ -29,12 +45,17 @@ def keep_float32(graph: Subgraph) -> Subgraph:
             _copy_wide(node, made, wide, converted)
             continue
         fresh = made.copy(node)
-        if node.op == "elementwise" and node.type.rate == "token" and any(r.node in wide for r in node.inputs):
+        if (
+            node.op == "elementwise"
+            and node.type.rate == "token"
+            and any(r.node in wide for r in node.inputs)
+        ):
             narrow = [r for r in node.inputs if r.node not in wide and graph.type_of(r).rate == "token"]
             if narrow:
                 like = made.refs[narrow[0]]
-                made.refs[Ref(node.id)] = made.add("cast_like", (Ref(fresh.id), like), node.type, {}, node.span,
-                                                   node.equation)
+                made.refs[Ref(node.id)] = made.add(
+                    "cast_like", (Ref(fresh.id), like), node.type, {}, node.span, node.equation
+                )
     return made.finish()
 
 
@@ -67,8 +88,9 @@ def _copy_wide(node: Node, made: Rebuilder, wide: set[int], converted: dict[Ref,
         new = made.refs[ref]
         if ref.node not in wide and made.type_of(new).rate == "token":
             if new not in converted:
-                converted[new] = made.add("elementwise", (new,), made.type_of(new), {"function": "fp32"}, node.span,
-                                          node.equation)
+                converted[new] = made.add(
+                    "elementwise", (new,), made.type_of(new), {"function": "fp32"}, node.span, node.equation
+                )
             new = converted[new]
         inputs.append(new)
     fresh = made.copy(node)

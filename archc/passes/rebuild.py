@@ -20,17 +20,28 @@ class Rebuilder:
         self.nodes: list[Node] = []
         self.refs: dict[Ref, Ref] = {}
 
-    def add(self, op: str, inputs: Sequence[Ref], type_: ValueType, attrs: Mapping[str, Any], span: Span,
-            equation: str) -> Ref:
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[Ref],
+        type_: ValueType,
+        attrs: Mapping[str, Any],
+        span: Span,
+        equation: str,
+    ) -> Ref:
         """A new node; inputs are values of the new subgraph."""
         self.nodes.append(Node(len(self.nodes), op, tuple(inputs), attrs, (type_,), span, "", equation))
         return Ref(len(self.nodes) - 1)
 
     def copy(self, node: Node) -> Node:
         """The node over the new values of its inputs."""
-        attrs = {key: self.refs.get(value, value) if key in REF_ATTRS and isinstance(value, Ref) else value
-                 for key, value in node.attrs.items()}
-        made = replace(node, id=len(self.nodes), inputs=tuple(self.refs[ref] for ref in node.inputs), attrs=attrs)
+        attrs = {
+            key: self.refs.get(value, value) if key in REF_ATTRS and isinstance(value, Ref) else value
+            for key, value in node.attrs.items()
+        }
+        made = replace(
+            node, id=len(self.nodes), inputs=tuple(self.refs[ref] for ref in node.inputs), attrs=attrs
+        )
         self.nodes.append(made)
         for index in range(len(node.types)):
             self.refs[Ref(node.id, index)] = Ref(made.id, index)
@@ -42,12 +53,20 @@ class Rebuilder:
 
     def finish(self) -> Subgraph:
         """The new subgraph, with the names of the old one."""
+
         def moved(names: Mapping[str, Ref]) -> dict[str, Ref]:
             return {name: self.refs[ref] for name, ref in names.items() if ref in self.refs}
 
         old = self.old
-        return replace(old, nodes=tuple(self.nodes), inputs=moved(old.inputs), equations=moved(old.equations),
-                       output=self.refs[old.output], exports=moved(old.exports), losses=moved(old.losses))
+        return replace(
+            old,
+            nodes=tuple(self.nodes),
+            inputs=moved(old.inputs),
+            equations=moved(old.equations),
+            output=self.refs[old.output],
+            exports=moved(old.exports),
+            losses=moved(old.losses),
+        )
 
 
 def rebuild(old: Subgraph, change: Callable[[Node, Rebuilder], Ref | None]) -> Subgraph:

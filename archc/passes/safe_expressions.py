@@ -1,11 +1,11 @@
 """Rewrites expressions whose value or derivative breaks in floating point into equal ones that do not.
 
-    1 - exp(a)         -> -expm1(a)       0 for |a| below the rounding of 1
-    exp(a) - 1         -> expm1(a)
-    log(1 + exp(a))    -> softplus(a)     infinite above 88
-    log(1 + a)         -> log1p(a)
-    log(sigmoid(a))    -> logsigmoid(a)   minus infinity below -88
-    exp(-exp(a))       -> exp(-exp(min(a, 8)))   0 in either form; the derivative is 0 * infinity without the bound
+1 - exp(a)         -> -expm1(a)       0 for |a| below the rounding of 1
+exp(a) - 1         -> expm1(a)
+log(1 + exp(a))    -> softplus(a)     infinite above 88
+log(1 + a)         -> log1p(a)
+log(sigmoid(a))    -> logsigmoid(a)   minus infinity below -88
+exp(-exp(a))       -> exp(-exp(min(a, 8)))   0 in either form; the derivative is 0 * infinity without the bound
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ def _change(node: Node, made: Rebuilder) -> Ref | None:
 
     def is_one(ref: Ref) -> bool:
         found = made.nodes[ref.node]
-        return found.op == "static" and isinstance(found.attrs["expr"], Number) and found.attrs["expr"].value == 1
+        return (
+            found.op == "static"
+            and isinstance(found.attrs["expr"], Number)
+            and found.attrs["expr"].value == 1
+        )
 
     def put(name: str, *args: Ref, type_: ValueType = node.type) -> Ref:
         return made.add("elementwise", args, type_, {"function": name}, node.span, node.equation)
@@ -58,7 +62,13 @@ def _change(node: Node, made: Rebuilder) -> Ref | None:
             return put("softplus", operand(other)) if function(other) == "exp" else put("log1p", other)
         case "exp" if function(inputs[0]) == "neg" and function(operand(inputs[0])) == "exp":
             inner = operand(operand(inputs[0]))
-            bound = made.add("static", (), ValueType((), "static", BOUND, BOUND),
-                             {"expr": Number(node.span, Fraction(BOUND))}, node.span, node.equation)
+            bound = made.add(
+                "static",
+                (),
+                ValueType((), "static", BOUND, BOUND),
+                {"expr": Number(node.span, Fraction(BOUND))},
+                node.span,
+                node.equation,
+            )
             return put("exp", put("neg", put("exp", put("min", inner, bound))))
     return None

@@ -27,8 +27,11 @@ def _change(node: Node, made: Rebuilder) -> Ref | None:
     value, either = NEUTRAL[name]
     for place in (1, 0) if either else (1,):
         found = made.nodes[inputs[place].node]
-        neutral = found.op == "static" and isinstance(found.attrs["expr"], Number) \
+        neutral = (
+            found.op == "static"
+            and isinstance(found.attrs["expr"], Number)
             and found.attrs["expr"].value == value
+        )
         if neutral and made.type_of(inputs[1 - place]).axes == node.type.axes:
             return inputs[1 - place]
     return None

@@ -26,18 +26,25 @@ class Attention(Operation):
 
     name = "attention"
     title = "softmax attention over earlier tokens"
-    signature = Signature.parse("q, k, v, *, mask: pair?, score: pair?, scale: static?, sink?, outputs: words?, "
-                                "causal: static?, name: word?")
+    signature = Signature.parse(
+        "q, k, v, *, mask: pair?, score: pair?, scale: static?, sink?, outputs: words?, "
+        "causal: static?, name: word?"
+    )
 
     def build(self, call: Call) -> Value:
         """Shapes: q [H, K], k [G, K], v [G, V] -> [H, V]; the head axis may be absent."""
         q, k, v = call.value("q"), call.value("k"), call.value("v")
         for value, name in ((q, "q"), (k, "k"), (v, "v")):
             if value.type.rate != "token" or not 1 <= len(value.type.axes) <= 2:
-                call.fail("E370", f"`{name}` needs tokens and the axes [heads, size] or [size]", call.span_of(name))
+                call.fail(
+                    "E370", f"`{name}` needs tokens and the axes [heads, size] or [size]", call.span_of(name)
+                )
         if q.type.axes[-1] != k.type.axes[-1]:
-            call.fail("E371", f"the last axes of q and k differ: `{q.type.axes[-1]}` and `{k.type.axes[-1]}`",
-                      call.span_of("k"))
+            call.fail(
+                "E371",
+                f"the last axes of q and k differ: `{q.type.axes[-1]}` and `{k.type.axes[-1]}`",
+                call.span_of("k"),
+            )
         heads = widest_heads(call, {"q": q.type.axes[:-1], "k": k.type.axes[:-1], "v": v.type.axes[:-1]})
         if split_heads(k)[0] != split_heads(v)[0]:
             call.fail("E371", "k and v must have the same heads", call.span_of("v"))
@@ -57,9 +64,19 @@ class Attention(Operation):
                 if name not in names:
                     names[name] = len(inputs)
                     inputs.append(value)
-        attrs = {"heads": heads, "scale": call.static("scale"), "causal": causal, "window": window,
-                 "mask": None if window is not None else mask, "score": score, "outputs": outputs, "sink": sink is not None,
-                 "pair_inputs": names, "keys": self._entry(call, k, "k"), "values": self._entry(call, v, "v")}
+        attrs = {
+            "heads": heads,
+            "scale": call.static("scale"),
+            "causal": causal,
+            "window": window,
+            "mask": None if window is not None else mask,
+            "score": score,
+            "outputs": outputs,
+            "sink": sink is not None,
+            "pair_inputs": names,
+            "keys": self._entry(call, k, "k"),
+            "values": self._entry(call, v, "v"),
+        }
         full = ValueType((*((heads,) if heads else ()), v.type.axes[-1]), "token")
         per_head = ValueType((heads,) if heads else ())
         types = [full if output == "out" else per_head for output in outputs]
@@ -77,22 +94,45 @@ class Attention(Operation):
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """`attention(q, k, v, scale=..., place=place, keys="k", values="v")`."""
         printer.use("attention", "attention")
-        q, k, v = (printer.with_heads(code, printer.type_of(ref)) for code, ref in zip(inputs[:3], node.inputs[:3]))
+        q, k, v = (
+            printer.with_heads(code, printer.type_of(ref)) for code, ref in zip(inputs[:3], node.inputs[:3])
+        )
         attrs = node.attrs
-        scale = printer.number(attrs["scale"]).text if attrs["scale"] is not None else \
-            f"{printer.size(printer.type_of(node.inputs[0]).axes[-1]).at(11)} ** -0.5"
+        scale = (
+            printer.number(attrs["scale"]).text
+            if attrs["scale"] is not None
+            else f"{printer.size(printer.type_of(node.inputs[0]).axes[-1]).at(11)} ** -0.5"
+        )
         window = None if attrs["window"] is None else printer.whole(attrs["window"])
         sink = inputs[3] if attrs["sink"] else None
         names = {name: inputs[index] for name, index in attrs["pair_inputs"].items()}
         lambdas = {key: self._lambda(key, attrs[key], names, node, printer) for key in ("mask", "score")}
-        outputs = None if attrs["outputs"] == ("out",) else \
-            f"({', '.join(repr(o) for o in attrs['outputs'])})".replace("'", '"')
-        found = call("attention", q, k, v, scale=scale, place=printer.place(), keys=f'"{attrs["keys"]}"',
-                     values=f'"{attrs["values"]}"', window=window, mask=lambdas["mask"], score=lambdas["score"],
-                     sink=sink, causal=None if attrs["causal"] else "False", outputs=outputs)
+        outputs = (
+            None
+            if attrs["outputs"] == ("out",)
+            else f"({', '.join(repr(o) for o in attrs['outputs'])})".replace("'", '"')
+        )
+        found = call(
+            "attention",
+            q,
+            k,
+            v,
+            scale=scale,
+            place=printer.place(),
+            keys=f'"{attrs["keys"]}"',
+            values=f'"{attrs["values"]}"',
+            window=window,
+            mask=lambdas["mask"],
+            score=lambdas["score"],
+            sink=sink,
+            causal=None if attrs["causal"] else "False",
+            outputs=outputs,
+        )
         return found if attrs["heads"] is not None else Code(f"{found.text}.squeeze(2)")
 
-    def _lambda(self, kind: str, pair: Pair | None, names: dict[str, Code], node: Node, printer: Printer) -> str | None:
+    def _lambda(
+        self, kind: str, pair: Pair | None, names: dict[str, Code], node: Node, printer: Printer
+    ) -> str | None:
         if pair is None:
             return None
         args = "i, j" if kind == "mask" else "s, i, j"
@@ -124,8 +164,13 @@ def _window(mask: Pair | None) -> ex.Expr | None:
     if mask is None or mask.values or not isinstance(mask.expr, ex.Compare) or len(mask.expr.ops) != 1:
         return None
     left, right = mask.expr.operands
-    distance = isinstance(left, ex.Binary) and left.op == "-" and isinstance(left.left, ex.Name) \
-        and isinstance(left.right, ex.Name) and (left.left.id, left.right.id) == ("i", "j")
+    distance = (
+        isinstance(left, ex.Binary)
+        and left.op == "-"
+        and isinstance(left.left, ex.Name)
+        and isinstance(left.right, ex.Name)
+        and (left.left.id, left.right.id) == ("i", "j")
+    )
     free = {node.id for node in right.walk() if isinstance(node, ex.Name)}
     return right if distance and mask.expr.ops[0] == "<" and not free & {"i", "j", "s"} else None
 

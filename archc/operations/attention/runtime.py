@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from .cache import Attended, attended, gather_back, query_positions, spread
 from .place import Place
 
-Mask = Callable[[Tensor, Tensor], Tensor]  # (i, j) -> bool
-Score = Callable[[Tensor, Tensor, Tensor], Tensor]  # (s, i, j) -> s
+Mask = Callable[..., Tensor]  # (i, j, a_i, a_j, ...) -> bool
+Score = Callable[..., Tensor]  # (s, i, j, a_i, a_j, ...) -> s
 
 # Elements of the scores that are held at a time where they must be held.
 _SCORES = 2**26
@@ -37,14 +37,24 @@ class _Pairs(NamedTuple):
     causal: bool
     window: int | None
     mask: Mask | None
+    tokens: tuple[
+        tuple[Tensor, Tensor], ...
+    ] = ()  # values at the queries [R, Q] or [R, Q, H], and at the keys
 
-    def at(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Positions of some queries and all keys, ready to broadcast over `[R, H, Q, S]`."""
-        return self.i[:, None, start:stop, None], self.j[:, None, None, :]
+    def at(self, start: int, stop: int) -> list[Tensor]:
+        """Positions of some queries and all keys, then values there, all to broadcast over `[R, H, Q, S]`."""
+        found = [self.i[:, None, start:stop, None], self.j[:, None, None, :]]
+        for query, key in self.tokens:
+            query, key = query[:, start:stop].unsqueeze(-1), key.unsqueeze(-1)
+            found += [
+                query.flatten(2).transpose(1, 2).unsqueeze(3),
+                key.flatten(2).transpose(1, 2).unsqueeze(2),
+            ]
+        return found
 
     def allowed(self, start: int, stop: int) -> Tensor:
         """`[R or 1, H or 1, stop - start, S]`."""
-        i, j = self.at(start, stop)
+        i, j, *values = self.at(start, stop)
         result = j >= 0
         if self.causal:
             result = result & (j <= i)
@@ -53,7 +63,7 @@ class _Pairs(NamedTuple):
         if self.document is not None:
             result = result & (self.document[start:stop, None] == self.document)
         if self.mask is not None:
-            result = result & self.mask(i, j)
+            result = result & self.mask(i, j, *values)
         return result
 
 
@@ -72,6 +82,7 @@ def attention(
     sink: Tensor | None = None,
     causal: bool = True,
     outputs: tuple[str, ...] = ("out",),
+    tokens: Mapping[str, Tensor] | None = None,
 ) -> Any:
     """`softmax(scale * q k^T) v` over the tokens of the same sequence.
 
@@ -81,13 +92,16 @@ def attention(
     see the tokens' places in their sequence and broadcast over `[R, H, Q, S]`; a mask only removes. `sink
     [H]` is a logit without a value. Scores are float32 or wider wherever they are held.
 
+    `tokens` maps state entries to values `[B, T]` or `[B, T, H]` that the callables see too: after i and j come,
+    for each, its value at the query and at the key.
+
     `outputs`: "out" `[B, T, H, V]`; "lse" and "max" `[B, T, H]` of the scores without the sink, -inf where no
     key is allowed; "probs" `[B, T, H, S]` over the key's place in its sequence. One output is given bare,
     several as a tuple. A query without any allowed key gives zeros.
     """
     if not causal and place.memory is not None:
         raise ValueError(f"{place.prefix}{keys}: attention that is not causal has no state")
-    layout, scoring = place.layout, _Scoring(scale, score, sink, outputs)
+    layout, scoring, given = place.layout, _Scoring(scale, score, sink, outputs), tokens or {}
     if layout.cu_seqlens is not None:
         sequences, total = layout.cu_seqlens.shape[0] - 1, q.shape[1]
         skewed = sequences * layout.longest_new**2 > total * total
@@ -95,19 +109,24 @@ def attention(
             if place.memory is not None:
                 attended(place, keys, spread(place, k), False)
                 attended(place, values, spread(place, v), False)
+                for name, value in given.items():
+                    attended(place, name, spread(place, value), False)
             # Sequences of very different lengths: the row attends to itself, a mask tells documents apart.
             positions = layout.positions_BT
             seen = Attended(k, positions, False, "row")
-            pairs = _Pairs(positions, positions, layout.sequence_T, causal, window, mask)
+            rows = tuple((value, value) for value in given.values())
+            pairs = _Pairs(positions, positions, layout.sequence_T, causal, window, mask, rows)
             return _bare(_attend(q, seen, v, place, pairs, scoring))
         q, k, v = spread(place, q), spread(place, k), spread(place, v)
+        given = {name: spread(place, value) for name, value in given.items()}
     slots = None if place.memory is None else place.memory[place.prefix + keys].shape[1]
     ring = window is not None and slots is not None and slots <= window
     if ring and "probs" in outputs and not layout.fresh:
         raise ValueError(f"{place.prefix}{keys}: the keys of a ring have no fixed places to give probs for")
     seen = attended(place, keys, k, ring)
     seen_v = attended(place, values, v, ring).values
-    pairs = _Pairs(query_positions(place), seen.positions, None, causal, window, mask)
+    both = tuple((value, attended(place, name, value, ring).values) for name, value in given.items())
+    pairs = _Pairs(query_positions(place), seen.positions, None, causal, window, mask, both)
     results = _attend(q, seen, seen_v, place, pairs, scoring)
     if layout.cu_seqlens is not None:
         results = [gather_back(place, result) for result in results]
@@ -203,7 +222,8 @@ def _banded(q: Tensor, k: Tensor, v: Tensor, pairs: _Pairs, window: int, scoring
         return torch.cat([previous, block], 2).flatten(0, 1)
 
     i, j = own(pairs.i.expand(rows, -1)), with_previous(pairs.j.expand(rows, -1), -1)
-    folded = pairs._replace(i=i.flatten(0, 1), j=j)
+    tokens = tuple((own(query).flatten(0, 1), with_previous(key)) for query, key in pairs.tokens)
+    folded = pairs._replace(i=i.flatten(0, 1), j=j, tokens=tokens)
     q, k, v = own(q).flatten(0, 1), with_previous(k), with_previous(v)
     if scoring.score is not None or scoring.sink is not None or scoring.outputs != ("out",):
         results = _explicit(q, k, v, folded, scoring)
@@ -217,7 +237,8 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, pairs: _Pairs, scoring: _Scoring)
     rows, length, heads = q.shape[:3]
     if k.shape[1] == 0:
         k, v = F.pad(k, (0, 0, 0, 0, 0, 1)), F.pad(v, (0, 0, 0, 0, 0, 1))
-        pairs = pairs._replace(j=F.pad(pairs.j, (0, 1), value=-1))
+        absent = tuple((query, key.new_zeros(key.shape[0], 1, *key.shape[2:])) for query, key in pairs.tokens)
+        pairs = pairs._replace(j=F.pad(pairs.j, (0, 1), value=-1), tokens=absent)
     step = length
     if not torch.compiler.is_compiling():
         step = max(1, min(length, _SCORES // max(1, rows * heads * k.shape[1])))

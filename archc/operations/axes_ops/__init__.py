@@ -39,8 +39,12 @@ class Split(Operation):
         for axes, _ in pieces:
             whole = whole + total(axes)
         if call.expand(whole) != call.expand(last) and call.size(whole) != call.size(last):
-            call.fail("E355", f"the pieces come to {call.size(whole)}, the axis `{last}` to {call.size(last)}",
-                      call.span, help="the pieces of a split must add up to its last axis")
+            call.fail(
+                "E355",
+                f"the pieces come to {call.size(whole)}, the axis `{last}` to {call.size(last)}",
+                call.span,
+                help="the pieces of a split must add up to its last axis",
+            )
         types = [ValueType((*rest, *axes), x.type.rate, x.type.low, x.type.high) for axes, _ in pieces]
         return call.add_several([x], types, {"pieces": tuple(axes for axes, _ in pieces)})
 
@@ -107,8 +111,12 @@ class Reshape(Operation):
         x, axes = call.value("x"), call.axes("axes") or ()
         before, after = total(x.type.axes), total(axes)
         if call.expand(before) != call.expand(after) and call.size(before) != call.size(after):
-            call.fail("E356", f"{call.size(before)} entries cannot be read as {call.size(after)}", call.span,
-                      note=f"[{', '.join(map(str, x.type.axes))}] against [{', '.join(map(str, axes))}]")
+            call.fail(
+                "E356",
+                f"{call.size(before)} entries cannot be read as {call.size(after)}",
+                call.span,
+                note=f"[{', '.join(map(str, x.type.axes))}] against [{', '.join(map(str, axes))}]",
+            )
         return call.add([x], ValueType(axes, x.type.rate, x.type.low, x.type.high), {})
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
@@ -163,10 +171,15 @@ class Select(Operation):
         index = call.static("index")
         number = call.number("index")
         if not 0 <= number < call.size(axis):
-            call.fail("E357", f"`{axis}` has {call.size(axis)} entries, {number} is none of them",
-                      call.span_of("index"))
+            call.fail(
+                "E357",
+                f"`{axis}` has {call.size(axis)} entries, {number} is none of them",
+                call.span_of("index"),
+            )
         axes = tuple(a for a in x.type.axes if a != axis)
-        return call.add([x], ValueType(axes, x.type.rate, x.type.low, x.type.high), {"axis": axis, "index": index})
+        return call.add(
+            [x], ValueType(axes, x.type.rate, x.type.low, x.type.high), {"axis": axis, "index": index}
+        )
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """`x.select(dim, index)`."""
@@ -187,15 +200,20 @@ class Outer(Operation):
         a, b = call.value("a"), call.value("b")
         kept = tuple(axis for axis in a.type.axes if axis in b.type.axes)
         own = tuple(axis for axis in b.type.axes if axis not in kept)
-        if not own or tuple(a.type.axes[:len(kept)]) != kept or tuple(b.type.axes[:len(kept)]) != kept:
-            call.fail("E350", "outer takes values that share their leading axes and differ in the last ones",
-                      call.span)
+        if not own or tuple(a.type.axes[: len(kept)]) != kept or tuple(b.type.axes[: len(kept)]) != kept:
+            call.fail(
+                "E350",
+                "outer takes values that share their leading axes and differ in the last ones",
+                call.span,
+            )
         type_ = ValueType((*a.type.axes, *own), lift(a.type.rate, b.type.rate))
         return call.add([a, b], type_, {})
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """A product of operands indexed apart."""
-        aligned = [printer.align(code, printer.type_of(ref), node.type) for code, ref in zip(inputs, node.inputs)]
+        aligned = [
+            printer.align(code, printer.type_of(ref), node.type) for code, ref in zip(inputs, node.inputs)
+        ]
         return Code(f"{aligned[0].at(9)} * {aligned[1].at(10)}", 9)
 
     def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:

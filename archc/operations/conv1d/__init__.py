@@ -32,9 +32,13 @@ class Conv1d(Operation):
         if call.number("width") < 1:
             call.fail("E321", "the width of a convolution is at least 1", call.span_of("width"))
         name = call.member()
-        attrs = {"width": call.static("width"), "bias": call.flag("bias"),
-                 "init": call.init("init", x.type.axes), "bias_init": call.init("bias_init", x.type.axes),
-                 "share": call.word("share", ("none", "mixer", "site", "model"))}
+        attrs = {
+            "width": call.static("width"),
+            "bias": call.flag("bias"),
+            "init": call.init("init", x.type.axes),
+            "bias_init": call.init("bias_init", x.type.axes),
+            "share": call.word("share", ("none", "mixer", "site", "model")),
+        }
         return call.add([x], ValueType(x.type.axes), attrs, name=name)
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
@@ -45,8 +49,12 @@ class Conv1d(Operation):
         """`self.q_conv = CausalConv1d(channels, width)`."""
         printer.use("conv1d", "CausalConv1d")
         width: ex.Expr = node.attrs["width"]
-        text = call("CausalConv1d", printer.product(node.type.axes), printer.whole(width),
-                    bias="True" if node.attrs["bias"] else None)
+        text = call(
+            "CausalConv1d",
+            printer.product(node.type.axes),
+            printer.whole(width),
+            bias="True" if node.attrs["bias"] else None,
+        )
         return [f"self.{node.name} = {text.text}"]
 
     def initial(self, node: Node) -> list[tuple[str, tuple[Axis, ...], Ref | None]]:
@@ -64,7 +72,11 @@ class Conv1d(Operation):
 
     def states(self, node: Node, graph: Subgraph) -> list[StateSpec]:
         """The last width - 1 inputs."""
-        return [StateSpec(node.name, (Axis.of(node.attrs["width"]) - Axis.number(1), total(node.type.axes)), "compute")]
+        return [
+            StateSpec(
+                node.name, (Axis.of(node.attrs["width"]) - Axis.number(1), total(node.type.axes)), "compute"
+            )
+        ]
 
     def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
         """2 FLOPs for each weight."""

@@ -33,8 +33,10 @@ class Elementwise(Operation):
             return Code(f"{aligned[0].at(12)}.clamp({aligned[1].text}, {aligned[2].text})")
         if any(numbers) and name in ("logaddexp", "min", "max", "clip"):
             like = aligned[numbers.index(False)].at(12)
-            aligned = [Code(f"{like}.new_tensor({code.text})") if fixed else code
-                       for code, fixed in zip(aligned, numbers)]
+            aligned = [
+                Code(f"{like}.new_tensor({code.text})") if fixed else code
+                for code, fixed in zip(aligned, numbers)
+            ]
         if function.torch.startswith("F."):
             printer.modules_used.add("F")
         if name == "inverse_softplus":
@@ -47,7 +49,9 @@ class Elementwise(Operation):
         if name in ("add", "mul"):
             right = function.level + 1 if aligned[-1].level == function.level else function.level
         levels = [left, right] if len(aligned) == 2 else [function.level]
-        return Code(function.torch.format(*(c.at(level) for c, level in zip(aligned, levels))), function.level)
+        return Code(
+            function.torch.format(*(c.at(level) for c, level in zip(aligned, levels))), function.level
+        )
 
     def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
         """One or several operations an entry; values of the model are computed once and count nothing a token."""

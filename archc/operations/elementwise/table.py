@@ -34,6 +34,7 @@ class Function:
 
 def increasing(function: Callable[[float], float], limits: Interval) -> Callable[[Interval], Interval]:
     """Bounds of an increasing function; `limits` are its values at minus and plus infinity."""
+
     def at(value: float, limit: float) -> float:
         if math.isinf(value):
             return limit
@@ -41,6 +42,7 @@ def increasing(function: Callable[[float], float], limits: Interval) -> Callable
             return function(value)
         except (OverflowError, ValueError):
             return limit
+
     return lambda a: (at(a[0], limits[0]), at(a[1], limits[1]))
 
 
@@ -109,8 +111,9 @@ FUNCTIONS: dict[str, Function] = {
     "relu": Function("F.relu({0})", lambda a: (max(a[0], 0.0), max(a[1], 0.0))),
     "silu": Function("F.silu({0})", lambda a: (-0.2785 if a[0] < 0 else 0.0, max(a[1], 0.0)), flops=7),
     "gelu": Function("F.gelu({0})", lambda a: (-0.17 if a[0] < 0 else 0.0, max(a[1], 0.0)), flops=8),
-    "gelu_tanh": Function('F.gelu({0}, approximate="tanh")',
-                          lambda a: (-0.1701 if a[0] < 0 else 0.0, max(a[1], 0.0)), flops=10),
+    "gelu_tanh": Function(
+        'F.gelu({0}, approximate="tanh")', lambda a: (-0.1701 if a[0] < 0 else 0.0, max(a[1], 0.0)), flops=10
+    ),
     "elu": Function("F.elu({0})", increasing(lambda x: x if x > 0 else math.expm1(x), (-1.0, INF)), flops=5),
     "inverse_softplus": Function("inverse_softplus({0})", lambda a: ANY, flops=8),
     "erf": Function("torch.erf({0})", increasing(math.erf, (-1.0, 1.0)), flops=8),
@@ -126,8 +129,12 @@ FUNCTIONS: dict[str, Function] = {
     "floordiv": Function("{0} // {1}", lambda a, b: ANY, 2, 2, level=9),
     "mod": Function("{0} % {1}", lambda a, b: ANY, 2, 2, level=9),
     "pow": Function("{0} ** {1}", _power, 2, 2, level=11, flops=8),
-    "min": Function("torch.minimum({0}, {1})", lambda a, b: (min(a[0], b[0]), min(a[1], b[1])), 2, 2, static=True),
-    "max": Function("torch.maximum({0}, {1})", lambda a, b: (max(a[0], b[0]), max(a[1], b[1])), 2, 2, static=True),
+    "min": Function(
+        "torch.minimum({0}, {1})", lambda a, b: (min(a[0], b[0]), min(a[1], b[1])), 2, 2, static=True
+    ),
+    "max": Function(
+        "torch.maximum({0}, {1})", lambda a, b: (max(a[0], b[0]), max(a[1], b[1])), 2, 2, static=True
+    ),
     "logaddexp": Function("torch.logaddexp({0}, {1})", lambda a, b: (max(a[0], b[0]), INF), 2, 2, flops=10),
     "clip": Function("torch.clamp({0}, {1}, {2})", _clip, 3, 3, flops=2),
     "where": Function("torch.where({0}, {1}, {2})", lambda c, a, b: _hull(a, b), 3, 3),
@@ -144,8 +151,14 @@ FUNCTIONS: dict[str, Function] = {
 }
 
 OPERATORS = {"+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "%": "mod", "**": "pow"}
-COMPARISONS = {"<": "less", "<=": "less_equal", ">": "greater", ">=": "greater_equal", "==": "equal",
-               "!=": "not_equal"}
+COMPARISONS = {
+    "<": "less",
+    "<=": "less_equal",
+    ">": "greater",
+    ">=": "greater_equal",
+    "==": "equal",
+    "!=": "not_equal",
+}
 RATE_ORDER = ("static", "model", "sequence", "token")
 
 
@@ -161,4 +174,6 @@ def infer(name: str, types: Sequence[ValueType]) -> ValueType:
         low, high = ANY
     if math.isnan(low) or math.isnan(high):
         low, high = ANY
-    return ValueType(widest.axes, rate, low, high, block.block if block else None, any(t.absent for t in types))
+    return ValueType(
+        widest.axes, rate, low, high, block.block if block else None, any(t.absent for t in types)
+    )

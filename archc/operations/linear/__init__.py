@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from archc.codegen.printer import Code, Printer, call
@@ -18,39 +19,56 @@ class Linear(Operation):
 
     name = "linear"
     title = "a matrix over the feature axes"
-    signature = Signature.parse("x, axes: axes, *, over: axes?, per: axes?, blocks: static?, bias: static?, "
-                                "init: init?, bias_init: init?")
+    signature = Signature.parse(
+        "x, axes: axes, *, over: axes?, per: axes?, blocks: static?, bias: static?, "
+        "init: init?, bias_init: init?"
+    )
     weighted = True
 
     def build(self, call: Call) -> Value:
         """Shapes: x [*kept, *over] -> [*kept, *axes]; the weight is [*per, *axes, *over]."""
         x = call.value("x")
         out = call.axes("axes") or ()
-        over = call.axes("over") or tuple(axis for axis in x.type.axes if axis not in (call.axes("per") or ()))
+        over = call.axes("over") or tuple(
+            axis for axis in x.type.axes if axis not in (call.axes("per") or ())
+        )
         per = call.axes("per") or ()
         for axis in (*over, *per):
             if axis not in x.type.axes:
                 shape = ", ".join(map(str, x.type.axes))
-                call.fail("E353", f"`{axis}` is not an axis of this value, it has [{shape}]", call.span_of("over"))
+                call.fail(
+                    "E353", f"`{axis}` is not an axis of this value, it has [{shape}]", call.span_of("over")
+                )
         kept = tuple(axis for axis in x.type.axes if axis not in over)
         clash = next((axis for axis in out if axis in kept), None)
         if clash is not None:
-            call.fail("E340", f"the axis `{clash}` would occur twice in the result", call.span,
-                      help="give the new axis a size of its own under `sizes:`")
+            call.fail(
+                "E340",
+                f"the axis `{clash}` would occur twice in the result",
+                call.span,
+                help="give the new axis a size of its own under `sizes:`",
+            )
         blocks = call.static("blocks")
         if blocks is not None:
             count = call.number("blocks")
-            for axis, what in ((over, "input"), (out, "output")):
-                total = 1
-                for one in axis:
-                    total *= int(call.size(one))
+            for axes, what in ((over, "input"), (out, "output")):
+                total = math.prod(int(call.size(axis)) for axis in axes)
                 if total % count:
-                    call.fail("E354", f"{count} blocks do not divide the {what} of {total}", call.span_of("blocks"))
+                    call.fail(
+                        "E354", f"{count} blocks do not divide the {what} of {total}", call.span_of("blocks")
+                    )
         member = call.member()
-        attrs = {"out": out, "over": over, "per": per, "kept": kept, "blocks": blocks,
-                 "bias": call.flag("bias"), "init": call.init("init", (*per, *out, *over)),
-                 "bias_init": call.init("bias_init", (*per, *out)),
-                 "share": call.word("share", ("none", "mixer", "site", "model"))}
+        attrs = {
+            "out": out,
+            "over": over,
+            "per": per,
+            "kept": kept,
+            "blocks": blocks,
+            "bias": call.flag("bias"),
+            "init": call.init("init", (*per, *out, *over)),
+            "bias_init": call.init("bias_init", (*per, *out)),
+            "share": call.word("share", ("none", "mixer", "site", "model")),
+        }
         return call.add([x], ValueType((*kept, *out), x.type.rate), attrs, name=member)
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
@@ -59,7 +77,7 @@ class Linear(Operation):
         over, out, per = node.attrs["over"], node.attrs["out"], node.attrs["per"]
         if per:
             return self._per_entry(node, inputs[0], axes, printer)
-        if axes[len(axes) - len(over):] != tuple(over):
+        if axes[len(axes) - len(over) :] != tuple(over):
             order = [axes.index(axis) for axis in (*node.attrs["kept"], *over)]
             lead = 2 if printer.type_of(node.inputs[0]).rate == "token" else 0
             places = ", ".join(str(p + lead) for p in order)
@@ -71,7 +89,7 @@ class Linear(Operation):
         """A matrix for each entry of an axis, as one einsum over letters."""
         letters = dict(zip((*axes, *(a for a in node.attrs["out"] if a not in axes)), "abcdefghijklmnopqrs"))
         if set(node.attrs["out"]) & set(node.attrs["over"]):
-            fresh = {axis: letter for axis, letter in zip(node.attrs["out"], "uvwxyz")}
+            fresh = dict(zip(node.attrs["out"], "uvwxyz"))
         else:
             fresh = {axis: letters[axis] for axis in node.attrs["out"]}
         source = "".join(letters[axis] for axis in axes)

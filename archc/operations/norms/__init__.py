@@ -24,10 +24,13 @@ class Norm(Operation):
     def axes_over(self, call: Call, x: ValueType) -> tuple[Axis, ...]:
         """The axes that the statistics run over."""
         over = call.axes("over") or x.axes[-1:]
-        if not x.axes or tuple(x.axes[len(x.axes) - len(over):]) != tuple(over):
+        if not x.axes or tuple(x.axes[len(x.axes) - len(over) :]) != tuple(over):
             shape = ", ".join(map(str, x.axes))
-            call.fail("E353", f"`{self.name}` runs over the last axes of a value, this has [{shape}]",
-                      call.span_of("over") if call.has("over") else call.span_of("x"))
+            call.fail(
+                "E353",
+                f"`{self.name}` runs over the last axes of a value, this has [{shape}]",
+                call.span_of("over") if call.has("over") else call.span_of("x"),
+            )
         return tuple(over)
 
     def eps(self, call: Call, default: Fraction) -> ex.Expr:
@@ -53,12 +56,17 @@ class WeightedNorm(Norm):
         over = self.axes_over(call, x.type)
         without = "weight" in call.given and not call.has("weight")
         weight = None if without else (call.axes("weight") or over)
-        if weight is not None and tuple(x.type.axes[len(x.type.axes) - len(weight):]) != tuple(weight):
+        if weight is not None and tuple(x.type.axes[len(x.type.axes) - len(weight) :]) != tuple(weight):
             call.fail("E353", "the weight must have the last axes of the value", call.span_of("weight"))
         bias = self.name == "layernorm" and weight is not None and call.flag("bias", True)
-        attrs = {"over": over, "weight": weight, "bias": bias, "eps": self.eps(call, call.scope.norm_eps()),
-                 "init": call.init("init", weight or ()),
-                 "share": call.word("share", ("none", "mixer", "site", "model"))}
+        attrs = {
+            "over": over,
+            "weight": weight,
+            "bias": bias,
+            "eps": self.eps(call, call.scope.norm_eps()),
+            "init": call.init("init", weight or ()),
+            "share": call.word("share", ("none", "mixer", "site", "model")),
+        }
         name = call.member() if weight is not None else ""
         return call.add([x], ValueType(x.type.axes, x.type.rate), attrs, name=name)
 
@@ -77,9 +85,13 @@ class WeightedNorm(Norm):
             return []
         printer.use("norm_modules", self.module)
         dims = len(node.attrs["over"])
-        text = call(self.module, printer.shape(node.attrs["weight"]), eps=printer.number(node.attrs["eps"]),
-                    dims=None if dims == 1 else str(dims),
-                    bias="False" if self.name == "layernorm" and not node.attrs["bias"] else None)
+        text = call(
+            self.module,
+            printer.shape(node.attrs["weight"]),
+            eps=printer.number(node.attrs["eps"]),
+            dims=None if dims == 1 else str(dims),
+            bias="False" if self.name == "layernorm" and not node.attrs["bias"] else None,
+        )
         return [f"self.{node.name} = {text.text}"]
 
     def initial(self, node: Node) -> list[tuple[str, tuple[Axis, ...], Ref | None]]:

@@ -31,8 +31,11 @@ class Param(Operation):
             node = call.scope.builder.nodes[first]
             if node.op != self.name or node.type.axes != axes:
                 call.fail("E362", f"`{member}` is the name of another weight of this body", call.span)
-        attrs = {"init": call.init("init", axes), "frozen": call.flag("frozen"),
-                 "share": call.word("share", ("none", "mixer", "site", "model"))}
+        attrs = {
+            "init": call.init("init", axes),
+            "frozen": call.flag("frozen"),
+            "share": call.word("share", ("none", "mixer", "site", "model")),
+        }
         found = call.add([], ValueType(axes, "model"), attrs, name=member)
         call.scope.builder.member_nodes.setdefault(member, found.ref.node)
         return found

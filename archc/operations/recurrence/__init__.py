@@ -1,9 +1,10 @@
-"""recurrence: a matrix state per head that decays, is erased from, and is written to (the algebra of docs/algebra.md)."""
+"""recurrence: a matrix state per head that decays, is erased from, and is written to (docs/algebra.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import cast
 
 from archc.codegen.printer import Code, Printer, call
 from archc.graph.calls import Call
@@ -14,7 +15,7 @@ from archc.operations.base import Operation, Signature, StateSpec
 from archc.operations.heads import widest_heads
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
-from archc.tiles.kind import RecurrenceKind, form_of
+from archc.tiles.kind import Decay, Erase, EraseFrom, Normalize, Read, RecurrenceKind, form_of
 
 OUTPUTS = ("out", "numerator", "denominator")
 
@@ -31,7 +32,8 @@ class Recurrence(Operation):
     signature = Signature.parse(
         "q, k, v, *, decay?, decay_v?, beta?, erase_write?, erase_read?, erase_from: word?, read: word?, "
         "log_input?, normalize: word?, factors: axes?, eps: static?, scale: static?, bonus?, chunk: static?, "
-        "name: word?")
+        "name: word?"
+    )
 
     def build(self, call: Call) -> Value:
         """Shapes: q [Hq, K], k [Hk, K], v [Hv, V] -> [H, V], H the head count that the others divide."""
@@ -42,15 +44,22 @@ class Recurrence(Operation):
             if value is not None:
                 parts[name] = value
         factor = factors[0] if factors else None
-        axes = {name: tuple(axis for axis in value.type.axes if axis != factor) for name, value in parts.items()}
+        axes = {
+            name: tuple(axis for axis in value.type.axes if axis != factor) for name, value in parts.items()
+        }
         for name in ("q", "k", "v"):
             if parts[name].type.rate != "token" or not 1 <= len(axes[name]) <= 2:
-                call.fail("E370", f"`{name}` needs tokens and the axes [heads, size] or [size]", call.span_of(name))
+                call.fail(
+                    "E370", f"`{name}` needs tokens and the axes [heads, size] or [size]", call.span_of(name)
+                )
         key, value_axis = axes["q"][-1], axes["v"][-1]
         for name in ("k", "erase_write", "erase_read"):
             if name in axes and axes[name][-1] != key:
-                call.fail("E371", f"the last axis of `{name}` is `{axes[name][-1]}`, that of q is `{key}`",
-                          call.span_of(name))
+                call.fail(
+                    "E371",
+                    f"the last axis of `{name}` is `{axes[name][-1]}`, that of q is `{key}`",
+                    call.span_of(name),
+                )
         decay, decay_name = self._decay(call, parts, axes, key, value_axis)
         groups: dict[str, tuple[Axis, ...]] = {name: axes[name][:-1] for name in ("q", "k", "v")}
         for name in ("erase_write", "erase_read"):
@@ -60,8 +69,11 @@ class Recurrence(Operation):
             if name in axes:
                 groups[name] = axes[name]
                 if len(axes[name]) > 1:
-                    call.fail("E373", f"`{name}` is one number a head, this has [{', '.join(map(str, axes[name]))}]",
-                              call.span_of(name))
+                    call.fail(
+                        "E373",
+                        f"`{name}` is one number a head, this has [{', '.join(map(str, axes[name]))}]",
+                        call.span_of(name),
+                    )
         if decay_name:
             groups[decay_name] = tuple(a for a in axes[decay_name] if a not in (key, value_axis))
         heads = widest_heads(call, groups)
@@ -70,11 +82,25 @@ class Recurrence(Operation):
         if verdict.form == "error":
             call.fail("E374", "this combination has no form over chunks", call.span, note=verdict.reason)
         scale = self._scale(call)
-        order = ["q", "k", "v", *([decay_name] if decay_name else []),
-                 *(n for n in ("beta", "erase_write", "erase_read", "log_input") if n in parts)]
-        attrs = {"kind": kind, "order": tuple(order), "heads": heads, "key": key, "value": value_axis,
-                 "scale": scale, "factor": factor, "eps": call.static("eps"), "decay": decay_name,
-                 "grouped": {name: (group[-1] if group else None) for name, group in groups.items()}}
+        order = [
+            "q",
+            "k",
+            "v",
+            *([decay_name] if decay_name else []),
+            *(n for n in ("beta", "erase_write", "erase_read", "log_input") if n in parts),
+        ]
+        attrs = {
+            "kind": kind,
+            "order": tuple(order),
+            "heads": heads,
+            "key": key,
+            "value": value_axis,
+            "scale": scale,
+            "factor": factor,
+            "eps": call.static("eps"),
+            "decay": decay_name,
+            "grouped": {name: (group[-1] if group else None) for name, group in groups.items()},
+        }
         out = ValueType((*((heads,) if heads is not None else ()), value_axis))
         name = call.word("name") or call.scope.local or call.scope.equation
         name = f"{call.scope.prefix}_{name}" if call.scope.prefix else name
@@ -83,8 +109,9 @@ class Recurrence(Operation):
             return self._bonus(call, result, parts, call.value("bonus"))
         return result
 
-    def _decay(self, call: Call, parts: dict[str, Traced], axes: dict[str, tuple[Axis, ...]], key: Axis,
-               value: Axis) -> tuple[str, str]:
+    def _decay(
+        self, call: Call, parts: dict[str, Traced], axes: dict[str, tuple[Axis, ...]], key: Axis, value: Axis
+    ) -> tuple[str, str]:
         """The decay's kind from its axes, and the argument it came by (rule 5)."""
         if "decay" in parts and "decay_v" in parts:
             call.fail("E312", "a recurrence has one decay: decay= or decay_v=", call.span_of("decay_v"))
@@ -93,9 +120,13 @@ class Recurrence(Operation):
             return "none", ""
         type_ = parts[name].type
         if type_.high > 0:
-            call.fail("E375", "this decay is not known to be at most 0, so the state could grow without bound",
-                      call.span_of(name), note=f"decay is the logarithm of what is kept, archc finds at most "
-                      f"{type_.high:g}", help="-exp(...) * softplus(...), logsigmoid(...), or min(..., 0)")
+            call.fail(
+                "E375",
+                "this decay is not known to be at most 0, so the state could grow without bound",
+                call.span_of(name),
+                note=f"decay is the logarithm of what is kept, archc finds at most {type_.high:g}",
+                help="-exp(...) * softplus(...), logsigmoid(...), or min(..., 0)",
+            )
         last = axes[name][-1:] if axes[name] else ()
         if key in axes[name] and value in axes[name] and key != value:
             return "elementwise", name
@@ -117,23 +148,42 @@ class Recurrence(Operation):
             call.fail("E376", "beta= is an erase of its own; give it or the pair", call.span_of("beta"))
         erase_from = call.word("erase_from", ("previous", "decayed"))
         if pair and erase_from is None:
-            call.fail("E376", "a general erase must say which state it reads", call.span,
-                      help="write erase_from=previous or erase_from=decayed")
+            call.fail(
+                "E376",
+                "a general erase must say which state it reads",
+                call.span,
+                help="write erase_from=previous or erase_from=decayed",
+            )
         erase = "pair" if pair else "delta" if "beta" in parts else "none"
         bounded = bool(decay_name) and parts[decay_name].type.low >= -5
-        read = call.word("read", ("inclusive", "exclusive")) or ("exclusive" if call.has("bonus") else "inclusive")
+        read = call.word("read", ("inclusive", "exclusive")) or (
+            "exclusive" if call.has("bonus") else "inclusive"
+        )
         chunk = int(call.number("chunk", Fraction(64)))
-        return RecurrenceKind(decay, erase, erase_from or "decayed", read,  # type: ignore[arg-type]
-                              call.word("normalize", ("sum", "max", "none")) or "none",  # type: ignore[arg-type]
-                              "log_input" in parts, call.has("factors"), chunk, bounded)
+        normalize = call.word("normalize", ("sum", "max", "none")) or "none"
+        return RecurrenceKind(
+            cast(Decay, decay),
+            cast(Erase, erase),
+            cast(EraseFrom, erase_from or "decayed"),
+            cast(Read, read),
+            cast(Normalize, normalize),
+            "log_input" in parts,
+            call.has("factors"),
+            chunk,
+            bounded,
+        )
 
     def _scale(self, call: Call) -> ex.Expr | None:
         """The static scale, or None for `auto`."""
         given = call.given.get("scale")
         if given is None:
-            call.fail("E377", "a recurrence must say its scale", call.span,
-                      note="published mixers differ, and the wrong one is off without an error",
-                      help="write scale=1, or scale=auto for K ** -0.5")
+            call.fail(
+                "E377",
+                "a recurrence must say its scale",
+                call.span,
+                note="published mixers differ, and the wrong one is off without an error",
+                help="write scale=1, or scale=auto for K ** -0.5",
+            )
         if isinstance(given, ex.Name) and given.id == "auto":
             return None
         return call.static("scale")
@@ -141,9 +191,12 @@ class Recurrence(Operation):
     def _bonus(self, call: Call, result: Traced, parts: dict[str, Traced], bonus: Traced) -> Traced:
         """(q^T (u * k)) v beside an exclusive read (RWKV-4 to 6)."""
         scope, span = call.scope, call.span
-        weighted = scope.elementwise("mul", [scope.elementwise("mul", [parts["q"], parts["k"]], span), bonus], span)
-        summed = scope.add("sum", [weighted], (ValueType(weighted.type.axes[:-1]),),
-                           {"over": weighted.type.axes[-1:]}, span)[0]
+        weighted = scope.elementwise(
+            "mul", [scope.elementwise("mul", [parts["q"], parts["k"]], span), bonus], span
+        )
+        summed = scope.add(
+            "sum", [weighted], (ValueType(weighted.type.axes[:-1]),), {"over": weighted.type.axes[-1:]}, span
+        )[0]
         return scope.elementwise("add", [result, scope.elementwise("mul", [parts["v"], summed], span)], span)
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
@@ -152,11 +205,18 @@ class Recurrence(Operation):
         attrs = node.attrs
         args: dict[str, Code] = {}
         for name, code, ref in zip(attrs["order"], inputs, node.inputs):
-            args["decay" if name == "decay_v" else name] = self._shaped(name, code, printer.type_of(ref), node, printer)
-        scale = printer.number(attrs["scale"]).text if attrs["scale"] is not None else \
-            f"{printer.size(attrs['key']).at(11)} ** -0.5"
+            args["decay" if name == "decay_v" else name] = self._shaped(
+                name, code, printer.type_of(ref), node, printer
+            )
+        scale = (
+            printer.number(attrs["scale"]).text
+            if attrs["scale"] is not None
+            else f"{printer.size(attrs['key']).at(11)} ** -0.5"
+        )
         eps = None if attrs["eps"] is None else printer.number(attrs["eps"])
-        found = call(function, *args.values(), scale=scale, eps=eps, place=printer.place(), key=f'"{node.name}"')
+        found = call(
+            function, *args.values(), scale=scale, eps=eps, place=printer.place(), key=f'"{node.name}"'
+        )
         return found if attrs["heads"] is not None else Code(f"{found.text}.squeeze(2)")
 
     def _shaped(self, name: str, code: Code, type_: ValueType, node: Node, printer: Printer) -> Code:
@@ -198,8 +258,11 @@ class Recurrence(Operation):
         key, value = sizes.axis(attrs["key"]), sizes.axis(attrs["value"])
         found = count(attrs["kind"], key, value)
         factors = sizes.axis(attrs["factor"]) if attrs["factor"] is not None else 1
-        return Cost(chunk_flops=int(heads * factors * found.forward.flop), step_flops=int(heads * found.decode.flop),
-                    chunk_backward_flops=int(heads * factors * found.backward.flop))
+        return Cost(
+            chunk_flops=int(heads * factors * found.forward.flop),
+            step_flops=int(heads * found.decode.flop),
+            chunk_backward_flops=int(heads * factors * found.backward.flop),
+        )
 
 
 OPERATIONS = (Recurrence(),)

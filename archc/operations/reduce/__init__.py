@@ -27,8 +27,11 @@ class Reduction(Operation):
         missing = next((axis for axis in over if axis not in x.type.axes), None)
         if missing is not None or not x.type.axes:
             shape = ", ".join(map(str, x.type.axes))
-            call.fail("E353", f"`{missing or 'over'}` is not an axis of this value, it has [{shape}]",
-                      call.span_of("over") if call.has("over") else call.span)
+            call.fail(
+                "E353",
+                f"`{missing or 'over'}` is not an axis of this value, it has [{shape}]",
+                call.span_of("over") if call.has("over") else call.span,
+            )
         if self.keeps and len(over) != 1:
             call.fail("E353", f"`{self.name}` runs over one axis", call.span_of("over"))
         axes = x.type.axes if self.keeps else tuple(axis for axis in x.type.axes if axis not in over)

@@ -34,19 +34,30 @@ class Rope(Operation):
             call.fail("E321", "theta must be above 1", call.span_of("theta"))
         scaling = call.scope.evaluate(call.static("scaling") or call.none()) if call.has("scaling") else None
         if scaling is not None and not isinstance(scaling, Mapping):
-            call.fail("E321", "scaling is a mapping such as {type: llama3, factor: 8}", call.span_of("scaling"))
-        attrs = {"theta": call.static("theta"), "fraction": call.static("fraction") if fraction != 1 else None,
-                 "layout": call.word("layout", LAYOUTS) or "half", "scaling": scaling}
+            call.fail(
+                "E321", "scaling is a mapping such as {type: llama3, factor: 8}", call.span_of("scaling")
+            )
+        attrs = {
+            "theta": call.static("theta"),
+            "fraction": call.static("fraction") if fraction != 1 else None,
+            "layout": call.word("layout", LAYOUTS) or "half",
+            "scaling": scaling,
+        }
         return call.add([x], ValueType(x.type.axes), attrs)
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """`rope(x, place, theta)`."""
         printer.use("rope", "rope")
         fraction, scaling = node.attrs["fraction"], node.attrs["scaling"]
-        return call("rope", inputs[0], printer.place(), printer.number(node.attrs["theta"]),
-                    fraction=None if fraction is None else printer.number(fraction),
-                    layout=None if node.attrs["layout"] == "half" else '"interleaved"',
-                    scaling=None if scaling is None else printer.constant(scaling))
+        return call(
+            "rope",
+            inputs[0],
+            printer.place(),
+            printer.number(node.attrs["theta"]),
+            fraction=None if fraction is None else printer.number(fraction),
+            layout=None if node.attrs["layout"] == "half" else '"interleaved"',
+            scaling=None if scaling is None else printer.constant(scaling),
+        )
 
     def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
         """Three operations an entry."""

@@ -25,11 +25,17 @@ class Scan(Operation):
         if x.type.rate != "token":
             call.fail("E358", "scan needs a value with tokens", call.span_of("x"))
         if decay.type.high > 0:
-            call.fail("E375", "this decay is not known to be at most 0, so the state could grow without bound",
-                      call.span_of("decay"), help="-exp(...) * softplus(...), logsigmoid(...), or min(..., 0)")
+            call.fail(
+                "E375",
+                "this decay is not known to be at most 0, so the state could grow without bound",
+                call.span_of("decay"),
+                help="-exp(...) * softplus(...), logsigmoid(...), or min(..., 0)",
+            )
         extra = [axis for axis in decay.type.axes if axis not in x.type.axes]
         if extra:
-            call.fail("E350", f"the decay has the axis `{extra[0]}`, the value has not", call.span_of("decay"))
+            call.fail(
+                "E350", f"the decay has the axis `{extra[0]}`, the value has not", call.span_of("decay")
+            )
         name = call.word("name") or call.scope.local or call.scope.equation
         name = f"{call.scope.prefix}_{name}" if call.scope.prefix else name
         return call.add([x, decay], ValueType(x.type.axes), {}, name=call.scope.state_name(call, name))
@@ -46,8 +52,11 @@ class Scan(Operation):
 
     def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
         """An exponential, a product and a sum an entry."""
-        return Cost(chunk_flops=6 * sizes.product(node.type.axes), step_flops=6 * sizes.product(node.type.axes),
-                    chunk_backward_flops=12 * sizes.product(node.type.axes))
+        return Cost(
+            chunk_flops=6 * sizes.product(node.type.axes),
+            step_flops=6 * sizes.product(node.type.axes),
+            chunk_backward_flops=12 * sizes.product(node.type.axes),
+        )
 
 
 OPERATIONS = (Scan(),)

@@ -37,7 +37,9 @@ class Shift(Operation):
         """`shift(x, place, "past")`."""
         printer.use("shift", "shift")
         steps = printer.whole(node.attrs["steps"])
-        return call("shift", inputs[0], printer.place(), f'"{node.name}"', None if steps.text == "1" else steps)
+        return call(
+            "shift", inputs[0], printer.place(), f'"{node.name}"', None if steps.text == "1" else steps
+        )
 
     def states(self, node: Node, graph: Subgraph) -> list[StateSpec]:
         """The last values."""
