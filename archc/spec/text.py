@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from bisect import bisect_right
+from itertools import accumulate
 from pathlib import Path
 
 from archc.spec.diagnostics import Reporter, Span
@@ -21,11 +22,8 @@ class Lines:
     def __init__(self, text: str, path: str) -> None:
         self.text = text
         self.path = path
-        self._starts = [0]
-        at = text.find("\n")
-        while at >= 0:
-            self._starts.append(at + 1)
-            at = text.find("\n", at + 1)
+        lengths = (len(line) + 1 for line in text.split("\n")[:-1])
+        self._starts = list(accumulate(lengths, initial=0))
 
     def position(self, offset: int) -> tuple[int, int]:
         """Line and column of a character offset."""
