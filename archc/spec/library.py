@@ -35,10 +35,11 @@ def read_file(path: Path, name: str, sources: MutableMapping[str, str], report: 
     """The mapping in a YAML file, or None after an error. Its text is added to `sources` under `name`."""
     try:
         content = text.read(path, name, report)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         report.error(
             "E200",
-            f"cannot read {name}: {(error.strerror or 'not readable').lower()}",
+            f"cannot read {name}: {reason.lower()}",
             Span(name, 1, 1, 1, 1),
             help="check the path and its permissions",
         )

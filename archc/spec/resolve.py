@@ -6,9 +6,9 @@ from collections.abc import Mapping, MutableMapping
 from fractions import Fraction
 from pathlib import Path
 
-from archc.spec.blocks import BlockReader, used_entries
+from archc.spec.blocks import BlockReader, Entry, used_entries
 from archc.spec.bodies import SECTIONS, read_body
-from archc.spec.diagnostics import NOWHERE, Reporter, Span
+from archc.spec.diagnostics import NOWHERE, Label, Reporter, Span
 from archc.spec.emit import to_yaml
 from archc.spec.expressions import Expr
 from archc.spec.extends import extended
@@ -65,7 +65,11 @@ def load(
     texts: MutableMapping[str, str] = {} if sources is None else sources
     path = None
     if isinstance(source, Mapping):
-        texts[MAPPING] = to_yaml(source)
+        try:
+            texts[MAPPING] = to_yaml(source)
+        except (TypeError, ValueError, RecursionError) as error:
+            report.error("E204", f"the mapping is no spec: {error}", Span(MAPPING, 1, 1, 1, 1))
+            return None
         node = read_text(texts[MAPPING], MAPPING, report)
         folder, name = Path.cwd(), "model"
     else:
@@ -175,8 +179,7 @@ class _Resolver:
                 help="add `blocks: {main: {mixer: {use: ...}, mlp: {use: ...}}}`",
             )
         entries = blocks.read_entries(block_node) if block_node is not None else {}
-        for entry in entries.values():
-            check_name(entry.name, entry.span, self.report, what="block")
+        self._check_block_names(entries)
         real = [entry.name for entry in entries.values() if not entry.template]
         layer_node = fields.take("layers")
         reader = LayerReader(real, model.n_layers, model.n_layers_span, self.report)
@@ -214,6 +217,21 @@ class _Resolver:
         if self.report.diagnostics or settings is None or layers is None:
             return None
         return Spec(name, self.place, settings, uses, shared, layers, functions, init, dict(self.texts))
+
+    def _check_block_names(self, entries: Mapping[str, Entry]) -> None:
+        """Names become files and classes, so two of them differ by more than their case."""
+        seen: dict[str, Entry] = {}
+        for entry in entries.values():
+            check_name(entry.name, entry.span, self.report, what="block")
+            other = seen.setdefault(entry.name.lower(), entry)
+            if other is not entry:
+                self.report.error(
+                    "E231",
+                    f"the blocks `{other.name}` and `{entry.name}` differ only by their case",
+                    entry.span,
+                    note="names of blocks become names of files and classes",
+                    labels=[Label(other.span, "the other one")],
+                )
 
     def _follows(self, model: ModelSection) -> bool:
         """Whether the layers can follow from a single block: nothing that says more was wrong."""

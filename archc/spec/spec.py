@@ -107,7 +107,7 @@ class Shared:
 class Layers:
     """The order of the blocks.
 
-    `names` has one entry a layer. `cycle` is the repeated group that it came from (("linear", 3), ("full", 1)),
+    `names` has one entry a layer. `cycle` is the group that repeats, such as `(("linear", 3), ("full", 1))`,
     empty when the order is explicit.
     """
 

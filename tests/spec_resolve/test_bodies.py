@@ -10,6 +10,7 @@ from helpers import BLOCKS, MODEL, codes_of, content, spec_of
 
 from archc.spec.diagnostics import Reporter
 from archc.spec.expressions import Binary, Expr, Name
+from archc.spec.library import installed_folders
 from archc.spec.resolve import load
 from archc.spec.spec import Shared, Use
 
@@ -241,6 +242,41 @@ def test_archc_toml_names_libraries(tmp_path: Path) -> None:
     (tmp_path / "project" / "deep").mkdir(parents=True)
     (tmp_path / "archc.toml").write_text('[library]\nfolders = ["lib"]\n')
     assert spec_of(MODEL + "blocks:\n  a: {mixer: {use: far}}\n", tmp_path / "project" / "deep").blocks
+
+
+@pytest.mark.parametrize("value", ["package_of_mixers", "package_of_mixers:lib"])
+def test_installed_packages_bring_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    folder = tmp_path / "package_of_mixers" / ("lib" if ":" in value else ".") / "mixers"
+    folder.mkdir(parents=True)
+    (tmp_path / "package_of_mixers" / "__init__.py").write_text(
+        "raise RuntimeError('a library is not imported')\n"
+    )
+    (folder / "far.yaml").write_text("mixer: far\nbody:\n  y: linear(x, d_model)\n")
+    metadata = tmp_path / "package_of_mixers-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: package-of-mixers\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[archc.library]\nfar = {value}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    installed_folders.cache_clear()
+    try:
+        assert spec_of(MODEL + "blocks:\n  a: {mixer: {use: far}}\n").blocks
+    finally:
+        installed_folders.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "source", ["a\0b.yaml", "nowhere.yaml", ".", {"model": object()}, {"layers": [[["a"]]]}]
+)
+def test_what_cannot_be_read_is_an_error_and_no_traceback(source: object) -> None:
+    report = Reporter()
+    assert load(source, report) is None  # type: ignore[arg-type]
+    assert report.diagnostics
+
+
+def test_blocks_differ_by_more_than_case() -> None:
+    assert "E231" in codes_of(MODEL + BLOCKS.replace("  b:", "  A:") + "layers: [a, A]\n")
 
 
 @pytest.mark.parametrize("kind", ["mixer", "mlp", "function", "block"])
