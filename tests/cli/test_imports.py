@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+
 HEAVY = ("torch", "triton", "sympy", "numpy", "transformers", "gguf", "tokenizers")
 
 WATCH = f"""
@@ -24,7 +26,7 @@ finally:
 
 
 def archc(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(
         [sys.executable, "-c", WATCH, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
     )
@@ -52,13 +54,27 @@ def test_compiling_imports_nothing_heavy(tmp_path: Path, arguments: tuple[str, .
     assert done.stderr.splitlines()[-1] == "", f"imported {done.stderr.splitlines()[-1]}"
 
 
-def test_check_answers_within_half_a_second(tmp_path: Path) -> None:
-    """Processor time rather than wall time, the best of three: other tests run beside this one."""
+def cpu_seconds(*command: str, cwd: Path) -> float:
+    """The least processor time of five runs: others run beside this one, and wall time says little."""
     times = []
-    for _ in range(3):
+    for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = archc("check", "gdn_hybrid_340m", cwd=tmp_path)
+        done = subprocess.run(
+            command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert done.returncode == 0, done.stderr
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(times) < 0.5
+    return min(times)
+
+
+@pytest.mark.parametrize(("command", "most"), [("check", 0.5), ("build", 1.5)])
+def test_answers_within_its_time(tmp_path: Path, command: str, most: float) -> None:
+    """`check` within half a second, `build` within one and a half; more on a machine that is slower or busy.
+
+    How much slower is what `import typer` takes against 0.11 s, which it takes on the two cores that the targets
+    were set for.
+    """
+    slower = max(1.0, cpu_seconds(sys.executable, "-c", "import typer", cwd=tmp_path) / 0.11)
+    taken = cpu_seconds(sys.executable, "-m", "archc", command, "gdn_hybrid_340m", cwd=tmp_path)
+    assert taken < most * slower

@@ -36,6 +36,8 @@ def occurrences(repository: Path, names: set[str]) -> list[str]:
         for path in sorted((repository / folder).rglob("*")):
             if not path.is_file() or path.suffix == ".pyc" or "_data" in path.parts:
                 continue
+            if path.suffix == ".md":  # pages for readers, with examples that use the library
+                continue
             for number, line in enumerate(path.read_text().splitlines(), 1):
                 if match := word.search(line):
                     found.append(f"{path.relative_to(repository)}:{number}: {match.group(1)}")
