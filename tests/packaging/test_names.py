@@ -11,8 +11,8 @@ from archc.operations.registry import operations
 
 KINDS = ("mixer", "mlp", "block", "function")
 
-# Words of the language itself that a library entry may have as its name too.
-RESERVED: frozenset[str] = frozenset()
+# Names that are English words as well: prose may use them, so they are looked for in quotes only.
+ENGLISH = frozenset({"parallel"})
 
 
 def library_names(repository: Path) -> set[str]:
@@ -30,7 +30,9 @@ def library_names(repository: Path) -> set[str]:
 
 def occurrences(repository: Path, names: set[str]) -> list[str]:
     """Every line under archc/ and templates/ in which one of the names stands as a word."""
-    word = re.compile(r"(?<![A-Za-z0-9_])(" + "|".join(sorted(map(re.escape, names))) + r")(?![A-Za-z0-9_])")
+    quoted = [f"(?<=[\"']){re.escape(name)}(?=[\"'])" for name in sorted(names & ENGLISH)]
+    words = [f"(?<![A-Za-z0-9_]){re.escape(name)}(?![A-Za-z0-9_])" for name in sorted(names - ENGLISH)]
+    word = re.compile("(" + "|".join(words + quoted) + ")")
     found = []
     for folder in ("archc", "templates"):
         for path in sorted((repository / folder).rglob("*")):
@@ -45,7 +47,7 @@ def occurrences(repository: Path, names: set[str]) -> list[str]:
 
 
 def test_no_library_name_occurs_in_the_compiler(repository: Path) -> None:
-    names = library_names(repository) - set(operations()) - RESERVED
+    names = library_names(repository) - set(operations())
     assert len(names) > 30
     assert occurrences(repository, names) == []
 
@@ -54,3 +56,5 @@ def test_the_search_finds_a_name(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "archc").mkdir()
     (tmp_path / "archc" / "bad.py").write_text('if use == "gla":\n    pass\n')
     assert occurrences(tmp_path, {"gla"}) == ["archc/bad.py:1: gla"]
+    (tmp_path / "archc" / "bad.py").write_text('block = "parallel"  # parallel over chunks\n# in parallel\n')
+    assert occurrences(tmp_path, {"parallel"}) == ["archc/bad.py:1: parallel"]
