@@ -13,10 +13,13 @@ import jinja2
 from archc.codegen.config import config_view
 from archc.codegen.format import format_files
 from archc.codegen.letters import assign_letters
-from archc.codegen.module import ClassView, ModuleWriter
+from archc.codegen.module import ModuleWriter
+from archc.codegen.printer import Printer
+from archc.codegen.reach import static_names
+from archc.codegen.views import ClassView, Names
+from archc.codegen.weights import declarations, initial_lines, owned_nodes
 from archc.data import data_folder
-from archc.graph.types import Graph, Module, Node, Run
-from archc.spec import statics
+from archc.graph.types import Graph, Module, Run
 from archc.spec.exact import __file__ as exact_file
 from archc.tiles.kind import RecurrenceKind
 
@@ -57,8 +60,10 @@ class _Package:
         self.facts = facts
         self.letters = assign_letters(graph)
         self.kinds: dict[str, RecurrenceKind] = {}
-        self.class_names = self._class_names()
-        self.needs_layer = self._needs_layer()
+        self.model_owned: dict[str, str] = {}  # weights of the model itself: name -> constructor line
+        self.model_initial: list[str] = []
+        self.names = self._names()
+        self.class_names = self.names.classes
         self.environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(data_folder("templates") / "package"),
             undefined=jinja2.StrictUndefined,
@@ -141,14 +146,36 @@ class _Package:
             ),
         ]
 
-    def _needs_layer(self) -> dict[str, bool]:
-        found: dict[str, bool] = {}
-        for key, module in self.graph.modules.items():
-            own = any("layer" in _static_names(node) for node in module.subgraph.nodes)
-            found[key] = own or any(
-                found.get(inner, False) for keys in module.slots.values() for inner in keys
-            )
-        return found
+    def _names(self) -> Names:
+        """What the classes are called and take, from the inside out."""
+        classes = self._class_names()
+        modules = self.graph.modules
+        counted = {m.body.name for m in modules.values() if self._reads(m, "site")}
+        layer: dict[str, bool] = {}
+        sites: dict[str, bool] = {}
+        owners: dict[str, dict[str, str]] = {}
+        for key, module in modules.items():
+            inner = [k for slot, keys in module.slots.items() if slot not in module.shared for k in keys]
+            alternates = any(len(keys) > 1 for slot, keys in module.slots.items() if slot in module.shared)
+            layer[key] = self._reads(module, "layer") or any(layer[k] for k in inner)
+            sites[key] = module.body.name in counted or alternates or any(sites[k] for k in inner)
+            owners[key] = {}
+            if owned_nodes(module, "mixer"):
+                parent = next(k for k, m in modules.items() if any(key in keys for keys in m.slots.values()))
+                owners[key]["mixer"] = classes[parent]
+            if owned_nodes(module, "site"):
+                owners[key]["site"] = f"{classes[key]}Site"
+        tops = set(self.graph.layers())  # the model builds them all alike
+        layer |= dict.fromkeys(tops, any(layer[key] for key in tops))
+        sites |= dict.fromkeys(tops, any(sites[key] for key in tops))
+        return Names(classes, owners, layer, sites, frozenset(counted))
+
+    def graph_top(self) -> str:
+        """One of the modules that are layers; they take the same arguments."""
+        return next(self.graph.layers())
+
+    def _reads(self, module: Module, name: str) -> bool:
+        return any(name in static_names(node) for node in module.subgraph.nodes)
 
     def _recurrence_function(self, kind: Any) -> str:
         name = recurrence_name(kind)
@@ -161,23 +188,30 @@ class _Package:
         views: list[ClassView] = []
         used: dict[str, dict[str, None]] = {}
         for module in self.graph.modules.values():
-            writer = ModuleWriter(
-                module,
-                self.class_names,
-                self.letters,
-                self._recurrence_function,
-                self.needs_layer,
-                self.graph.settings,
-            )
-            view = writer.view()
-            view.imports |= {
+            writer = ModuleWriter(self.graph, module, self.names, self.letters, self._recurrence_function)
+            found = writer.views()
+            found[0].imports |= {
                 (recurrence_name(node.attrs["kind"]), recurrence_name(node.attrs["kind"]))
                 for node in module.subgraph.nodes
                 if node.op == "recurrence"
             }
-            views.append(view)
-            used.setdefault(module.prefix, {}).update(writer.printer.numbers)
+            views += found
+            used.setdefault(module.prefix, {}).update(writer.numbers)
+            used[module.prefix].update(self._model_owned(module).numbers)
         return views, {prefix: list(names) for prefix, names in used.items()}
+
+    def _model_owned(self, module: Module) -> Printer:
+        """Prints the weights that a module leaves to the model into `constructor` and `initial`."""
+        printer = Printer(module, self.letters, self._recurrence_function)
+        printer.from_config = True
+        owned = [
+            (graph, node) for graph, node in owned_nodes(module, "model") if node.name not in self.model_owned
+        ]
+        lines, initial = declarations(owned, printer), initial_lines(owned, printer)
+        for (_, node), line in zip(owned, lines):
+            self.model_owned[node.name] = line
+        self.model_initial += initial
+        return printer
 
     def _config(self, used: Mapping[str, list[str]]) -> str:
         view = config_view(self.graph, used)
@@ -201,7 +235,8 @@ class _Package:
         imports.setdefault("norm_modules", set()).add(NORMS[settings.norm])
         if settings.embedding_norm is not None:
             imports["norm_modules"].add(NORMS[settings.embedding_norm])
-        layer = any(self.needs_layer[key] for key in set(self.graph.layers()))
+        if self.names.sites[self.graph_top()]:
+            imports["place"].add("Sites")
         eps = repr(float(settings.norm_eps))
         lines, text = self._layers()
         embedding_norm = (
@@ -222,8 +257,14 @@ class _Package:
             imports=sorted((file, sorted(names)) for file, names in imports.items()),
             layers_text=text,
             layer_lines=lines,
-            make_layer="block(config, layer)" if layer else "block(config)",
-            layer=layer,
+            make_layer=f"block({self.names.constructor(self.graph_top())})",
+            sites=self.names.sites[self.graph_top()],
+            shared=[
+                (name, f"{self.class_names[key]}({self.names.constructor(key)})")
+                for name, key in self.graph.shared.items()
+            ],
+            model_owned=list(self.model_owned.values()),
+            model_initial=self.model_initial,
             final_norm=f"{NORMS[settings.norm]}((config.d_model,), eps={eps})",
             embedding_norm=embedding_norm,
             tied=settings.tie_embeddings,
@@ -243,8 +284,6 @@ class _Package:
         from archc.spec.expressions import Expr
 
         if isinstance(value, Expr):
-            from archc.codegen.printer import Printer
-
             first = next(iter(self.graph.modules.values()))
             return Printer(first, {}, lambda kind: "").number(value).text.replace("self.", "config.")
         return repr(int(value)) if value == int(value) else repr(float(value))
@@ -356,18 +395,3 @@ def runtime_path(name: str) -> Path:
 
 def _relative_imports(source: str) -> set[str]:
     return set(re.findall(r"^\s*from \.(\w+) import", source, re.MULTILINE))
-
-
-def _static_names(node: Node) -> set[str]:
-    """Static names that an operation's attributes read."""
-    from archc.spec.expressions import Expr
-
-    found: set[str] = set()
-    for value in node.attrs.values():
-        for entry in value if isinstance(value, tuple) else (value,):
-            if isinstance(entry, Expr):
-                found |= statics.free_names(entry)
-    return found
-
-
-__all__ = ["Module", "package_files"]

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from archc.graph.types import Module, Ref, ValueType
+from archc.codegen.views import Names
+from archc.graph.types import Module, Node, Ref, ValueType
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
 from archc.spec.spec import Static
 
 ATOM = 12  # level of names, calls and subscripts; lower binds looser (`+` 8, `*` 9, unary minus 10, `**` 11)
+MODEL_NAMES = ("d_model", "n_layers", "vocab_size", "context")
 CONSTANTS = {"true": "True", "false": "False", "none": "None"}
 LEVELS = {"+": 8, "-": 8, "*": 9, "/": 9, "//": 9, "%": 9, "**": 11}
 SCALAR_FUNCTIONS = {
@@ -48,6 +50,7 @@ class Printer:
 
     def __init__(self, module: Module, letters: Mapping[Axis, str], recurrence: Callable[[Any], str]) -> None:
         self.module = module
+        self.graph = module.subgraph
         self.letters = letters
         self.recurrence = recurrence
         self.numbers: dict[str, None] = {}
@@ -55,13 +58,22 @@ class Printer:
         self.modules_used: set[str] = set()  # of the standard library
         self.uses_place = False
         self.drawn = ""  # inside an init: the weight that draws take their shape from
+        self.from_config = False  # in the model's own class: numbers are read from `config`
+        self.names: Names | None = None  # what the classes are called; set where modules call modules
 
     # -- statics --------------------------------------------------------------------------------------------
 
     def name(self, identifier: str) -> str:
         """A static name as it is read at run time."""
         self.numbers[identifier] = None
-        return f"self.{identifier.replace('.', '_')}"
+        attribute = identifier.replace(".", "_")
+        if self.from_config:
+            return (
+                f"config.{attribute}"
+                if attribute in MODEL_NAMES
+                else f"config.{self.module.prefix}_{attribute}"
+            )
+        return f"self.{attribute}"
 
     def number(self, expr: ex.Expr) -> Code:
         """A static expression as a Python number (whole or float)."""
@@ -208,6 +220,12 @@ class Printer:
         """Say that the expression needs names of a run-time file."""
         self.imports.update((file, name) for name in names)
 
+    def member(self, node: Node) -> str:
+        """The attribute of an operation that owns weights, on the object that owns them (language rule 10)."""
+        if node.attrs.get("share") == "model":
+            return f'{self.place()}.memo["model"].{node.name}'
+        return f"{owner_of(node, self.module)}.{node.name}"
+
     def place(self) -> str:
         """The argument that carries the layout of the tokens and the memory."""
         self.uses_place = True
@@ -259,7 +277,7 @@ class Printer:
 
     def type_of(self, ref: Ref) -> ValueType:
         """The type of an input."""
-        return self.module.subgraph.type_of(ref)
+        return self.graph.type_of(ref)
 
     def suffix(self, type_: ValueType) -> str:
         """`_BTHK` for a token value, `_HK` for a value of the model; empty where an axis has no letter."""
@@ -268,6 +286,14 @@ class Printer:
             return ""
         text = ("BT" if type_.rate == "token" else "") + "".join(letter for letter in letters if letter)
         return f"_{text}" if text else ""
+
+
+def owner_of(node: Node, module: Module) -> str:
+    """Who owns a node's weights: "self", the "mixer" of a part, the "site" of a shared body, or the "model"."""
+    share = node.attrs.get("share")
+    if share == "mixer":
+        return "mixer" if module.body.kind == "part" else "self"
+    return share or "self"
 
 
 def call(function: str, *args: str | Code | None, **named: str | Code | None) -> Code:

@@ -228,7 +228,7 @@ class GraphBuilder:
         output = subgraph.type_of(subgraph.output)
         axes = tuple(self._outer(axis, instance) for axis in output.axes)
         type_ = ValueType(axes, output.rate, output.low, output.high)
-        return Signature(inputs, type_, tuple(keys), isinstance(filler, Shared))
+        return Signature(inputs, type_, tuple(keys), filler.names if isinstance(filler, Shared) else ())
 
     def _outer(self, axis: Axis, instance: _Instance) -> Axis:
         """An axis of an inner body in names that every body knows; a number where it has no such name."""

@@ -26,7 +26,7 @@ class Signature:
     inputs: tuple[tuple[Axis, ...], ...]
     output: ValueType
     modules: tuple[str, ...]  # keys; several for a shared slot
-    shared: bool = False
+    shared: tuple[str, ...] = ()  # names under `shared:`, in turn over the sites
 
 
 class Elaborator:
@@ -424,7 +424,12 @@ class Elaborator:
             )
         self.builder.slots[member] = signature.modules
         self.builder.members.setdefault(member, expr.span)
-        attrs = {"modules": signature.modules, "shared": signature.shared, "slot": name}
+        attrs = {
+            "modules": signature.modules,
+            "shared": bool(signature.shared),
+            "slot": name,
+            "name": signature.shared[0] if signature.shared else "",
+        }
         return scope.add("slot", values, (signature.output,), attrs, expr.span, member)[0]
 
     def across_layers(self, scope: Scope, expr: ex.Call) -> Value:

@@ -98,6 +98,10 @@ class Operation:
         """The operation as a Python expression over its printed inputs."""
         raise NotImplementedError
 
+    def owns(self, node: Node) -> bool:
+        """Whether the node has an attribute with weights."""
+        return self.weighted and bool(node.name)
+
     def declare(self, node: Node, printer: Printer) -> list[str]:
         """Constructor lines for the attribute `self.<node.name>`; none for operations without weights."""
         return []

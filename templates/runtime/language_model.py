@@ -74,12 +74,16 @@ class LanguageModel(nn.Module):
             logits = logits * self.logit_scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
+    def hand_down(self, place: Place, x_BTD: Tensor) -> None:
+        """Put where layers find it what belongs to no layer: here the embedding of the tokens."""
+        place.memo["embedding"] = x_BTD
+
     # -- forward ------------------------------------------------------------------------------------------------
 
     def hidden(self, tokens_BT: Tensor, place: Place) -> Tensor:
         """Everything before the logits: `[B, T]` -> `[B, T, D]`."""
         x_BTD = self.embed(tokens_BT)
-        place.memo["embedding"] = x_BTD
+        self.hand_down(place, x_BTD)
         for index, layer in enumerate(self.layers):
             x_BTD = layer(x_BTD, place.at(f"layers.{index}"))
         normed: Tensor = self.norm(x_BTD)
@@ -233,6 +237,10 @@ class LanguageModel(nn.Module):
         for module in self.modules():
             if module is not self and hasattr(module, "init_weights"):
                 module.init_weights()
+        self.init_own_weights()
+
+    def init_own_weights(self) -> None:
+        """Draw the weights that belong to no layer, where they do not start like others."""
 
     def load(
         self, source: str | Path | Mapping[str, Tensor], missing: Literal["init", "error"] = "error"

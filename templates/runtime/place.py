@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -88,6 +88,13 @@ class Place:
         else:
             self.memory[self.prefix + key] = value.to(stored.dtype)
 
+    def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """A value that is the same in every layer, computed at its first use in a call."""
+        if name not in self.memo:
+            self.memo[name] = make()
+        found: Tensor = self.memo[name]
+        return found
+
     def export(self, name: str, value: Tensor) -> None:
         """Publish a value for later layers: the first one stays, the previous one is replaced."""
         self.memo.setdefault(("first", name), value)
@@ -111,6 +118,18 @@ class Place:
             if any(fnmatchcase(full, pattern) for pattern in self.patterns):
                 self.captured[full] = value
         return value
+
+
+class Sites:
+    """Counts the places at which each body is used, while a model is built."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def take(self, body: str) -> int:
+        """The number of this place, from 0."""
+        self._counts[body] = self._counts.get(body, -1) + 1
+        return self._counts[body]
 
 
 class Padding(NamedTuple):

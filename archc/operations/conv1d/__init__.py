@@ -43,7 +43,7 @@ class Conv1d(Operation):
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """`self.q_conv(x, place, "q_conv")`."""
-        return call(f"self.{node.name}", inputs[0], printer.place(), f'"{node.name}"')
+        return call(printer.member(node), inputs[0], printer.place(), f'"{node.name}"')
 
     def declare(self, node: Node, printer: Printer) -> list[str]:
         """`self.q_conv = CausalConv1d(channels, width)`."""

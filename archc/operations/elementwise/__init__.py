@@ -111,9 +111,17 @@ class Slot(Operation):
     signature = Signature.parse("")
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
-        """`self.mixer(x, place.at("mixer"))`."""
+        """`self.mixer(x, place.at("mixer"))`; a shared module is found through the place."""
+        key = node.attrs["modules"][0]
+        extra: Sequence[str] = ()
+        called = f"self.{node.name}"
+        if printer.names is not None:
+            extra = printer.names.call_arguments(key, {"mixer": "self", "site": f"self.{node.name}"})
+        if node.attrs["shared"]:
+            name = f"self.{node.name}_name" if len(node.attrs["modules"]) > 1 else f'"{node.attrs["name"]}"'
+            called = f'{printer.place()}.memo["shared"][{name}]'
         inner = f'{printer.place()}.at("{node.name}")'
-        return Code(f"self.{node.name}({', '.join([*(code.text for code in inputs), inner])})")
+        return Code(f"{called}({', '.join([*(code.text for code in inputs), inner, *extra])})")
 
 
 class Draw(Operation):

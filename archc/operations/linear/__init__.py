@@ -83,7 +83,7 @@ class Linear(Operation):
             places = ", ".join(str(p + lead) for p in order)
             inputs = [Code(f"{inputs[0].at(12)}.permute({'0, 1, ' if lead else ''}{places})")]
         x = printer.fold(inputs[0], over)
-        return printer.unfold(call(f"self.{node.name}", x), out)
+        return printer.unfold(call(printer.member(node), x), out)
 
     def _per_entry(self, node: Node, x: Code, axes: Sequence[Axis], printer: Printer) -> Code:
         """A matrix for each entry of an axis, as one einsum over letters."""
@@ -98,8 +98,8 @@ class Linear(Operation):
         out = "".join(fresh[axis] for axis in node.attrs["out"])
         kept = "".join(letters[axis] for axis in node.attrs["kept"])
         equation = f'"...{source},{per}{out}{over}->...{kept}{out}"'
-        found = call("torch.einsum", equation, x, f"self.{node.name}.weight")
-        return Code(f"{found.text} + self.{node.name}.bias", 8) if node.attrs["bias"] else found
+        found = call("torch.einsum", equation, x, f"{printer.member(node)}.weight")
+        return Code(f"{found.text} + {printer.member(node)}.bias", 8) if node.attrs["bias"] else found
 
     def declare(self, node: Node, printer: Printer) -> list[str]:
         """`self.q = nn.Linear(...)`."""

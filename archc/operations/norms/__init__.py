@@ -73,7 +73,7 @@ class WeightedNorm(Norm):
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """`self.y_norm(x)`, or the function where there is no weight."""
         if node.attrs["weight"] is not None:
-            return call(f"self.{node.name}", inputs[0])
+            return call(printer.member(node), inputs[0])
         printer.use("norms", self.name)
         dims = len(node.attrs["over"])
         named = f"({', '.join(str(d) for d in range(-dims, 0))})" if dims > 1 else None

@@ -42,7 +42,7 @@ class Param(Operation):
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """The attribute."""
-        return Code(f"self.{node.name}")
+        return Code(printer.member(node))
 
     def declare(self, node: Node, printer: Printer) -> list[str]:
         """`self.A_log = nn.Parameter(torch.empty(...))`."""

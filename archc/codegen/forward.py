@@ -1,0 +1,125 @@
+"""Prints the `forward` of a module: a statement for each equation, with the equation's name."""
+
+from __future__ import annotations
+
+
+from archc.codegen.printer import Code, Printer
+from archc.codegen.reach import reached
+from archc.graph.types import Module, Node, Ref, ValueType
+from archc.operations.registry import operations
+
+INLINE = ("input", "static", "param")  # printed by name wherever they are used
+
+
+class ForwardWriter:
+    """The statements of one module, in `lines`; what it returns, in `result`."""
+
+    def __init__(self, module: Module, printer: Printer) -> None:
+        self.module = module
+        self.graph = module.subgraph
+        self.printer = printer
+        self.codes: dict[Ref, Code] = {}
+        self.taken: set[str] = {"place", "mixer", "site"}
+        self.arguments: list[str] = []
+        self.lines: list[str] = []
+        self.labels: dict[Ref, str] = {}
+        for name, ref in self.graph.equations.items():
+            self.labels.setdefault(ref, name)
+        self.needed = reached(self.graph, self.graph.roots())
+        self.uses: dict[Ref, int] = {}
+        for number in self.needed:
+            for ref in self.graph.nodes[number].inputs:
+                self.uses[ref] = self.uses.get(ref, 0) + 1
+        self.result = self._write()
+
+    def _write(self) -> str:
+        for name, ref in self.graph.inputs.items():
+            variable = name + self.printer.suffix(self.graph.type_of(ref))
+            self.codes[ref] = Code(variable)
+            self.taken.add(variable)
+            self.arguments.append(f"{variable}: Tensor")
+        for node in self.graph.nodes:
+            if node.id in self.needed and node.op != "input":
+                self._statement(node)
+        output = self.graph.output
+        result = self.codes[output].text
+        if output not in self.labels or self.labels[output] == "y" and result not in self.taken:
+            result = self._variable("y", self.graph.type_of(output))
+            self.lines.append(f"{result}: Tensor = {self.codes[output].text}")
+        for name, ref in self.graph.exports.items():
+            self.lines.append(f'{self.printer.place()}.export("{name}", {self.codes[ref].text})')
+        for name, ref in self.graph.losses.items():
+            self.lines.append(f'{self.printer.place()}.loss("{name}", {self.codes[ref].text})')
+        return result
+
+    def _statement(self, node: Node) -> None:
+        """Print a node: as a statement if it is an equation or is used twice, else where it is used."""
+        code = operations()[node.op].emit(node, [self.codes[ref] for ref in node.inputs], self.printer)
+        if len(node.types) > 1:
+            self._several(node, code)
+            return
+        ref = Ref(node.id)
+        name = self.labels.get(ref)
+        unnamed = name is None and self.uses.get(ref, 0) <= 1
+        last = name == "y" and ref == self.graph.output and not self.uses.get(ref)
+        if node.op in INLINE or unnamed or last:
+            self.codes[ref] = code
+            return
+        variable = self._variable(name or self._temporary(node), node.type)
+        self.codes[ref] = Code(variable)
+        typed = ": Tensor" if ref == self.graph.output else ""
+        if name is not None and self._once_a_call(ref):
+            code = Code(f'{self.printer.place()}.once("{self.module.prefix}.{name}", lambda: {code.text})')
+        self.lines.append(f"{variable}{typed} = {code.text}")
+
+    def _several(self, node: Node, code: Code) -> None:
+        """`a, b = x.split(...)`, and a line for each piece that has several axes."""
+        targets: list[str] = []
+        after: list[str] = []
+        pieces = node.attrs.get("pieces")
+        wanted = {*self.uses, *self.graph.roots()}
+        for index, type_ in enumerate(node.types):
+            ref = Ref(node.id, index)
+            if ref not in wanted:
+                targets.append("_")
+                continue
+            name = self.labels.get(ref) or self._temporary(node)
+            variable = self._variable(name, type_)
+            if pieces is not None and len(pieces[index]) != 1:
+                flat = self._variable(name if variable != name else f"{name}_flat", None)
+                targets.append(flat)
+                after.append(f"{variable} = {self.printer.unfold(Code(flat), pieces[index]).text}")
+            else:
+                targets.append(variable)
+            self.codes[ref] = Code(variable)
+        self.lines += [f"{', '.join(targets)} = {code.text}", *after]
+
+    def _once_a_call(self, ref: Ref) -> bool:
+        """Whether a value is the same in every layer: it comes from weights of the model alone (design, rates)."""
+        nodes = [self.graph.nodes[number] for number in reached(self.graph, [ref])]
+        shared = any(node.attrs.get("share") == "model" for node in nodes)
+        return (
+            shared
+            and all(node.type.rate in ("static", "model") for node in nodes)
+            and not any(
+                node.op == "param" and node.attrs.get("share") != "model" or self._layered(node)
+                for node in nodes
+            )
+        )
+
+    def _layered(self, node: Node) -> bool:
+        from archc.codegen.reach import static_names
+
+        return bool(static_names(node) & {"layer", "site"})
+
+    def _temporary(self, node: Node) -> str:
+        """A name for a value that is used twice but is no equation."""
+        return f"{node.equation or 'part'}_{node.attrs.get('function', node.op)}"
+
+    def _variable(self, name: str, type_: ValueType | None) -> str:
+        suffix = self.printer.suffix(type_) if type_ is not None else ""
+        found, count = f"{name}{suffix}", 2
+        while found in self.taken:
+            found, count = f"{name}_{count}{suffix}", count + 1
+        self.taken.add(found)
+        return found

@@ -1,0 +1,137 @@
+"""Prints what a class owns: its constructor lines, its initial weights, its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from archc.codegen.printer import Code, Printer, owner_of
+from archc.codegen.reach import reached
+from archc.graph.types import Module, Node, Ref, Subgraph, ValueType
+from archc.operations.base import StateSpec
+from archc.operations.registry import operations
+from archc.spec.axes import Axis
+
+Owned = tuple[Subgraph, Node]
+
+
+def owned_nodes(module: Module, owner: str) -> list[Owned]:
+    """The nodes of a module whose weights belong to `owner`, each name once, in the order of the equations."""
+    from archc.passes.rebuild import reached as needed
+
+    graph = module.subgraph
+    keep = needed(graph)
+    found: dict[str, Owned] = {}
+    for node in graph.nodes:
+        if (
+            node.id in keep
+            and node.name
+            and operations()[node.op].owns(node)
+            and owner_of(node, module) == owner
+        ):
+            found.setdefault(node.name, (graph, node))
+    return list(found.values())
+
+
+def declarations(owned: Iterable[Owned], printer: Printer) -> list[str]:
+    """`self.q = nn.Linear(...)` for each."""
+    lines: list[str] = []
+    for graph, node in owned:
+        printer.graph = graph
+        lines += operations()[node.op].declare(node, printer)
+    return lines
+
+
+def initial_lines(owned: Sequence[Owned], printer: Printer) -> list[str]:
+    """Lines that draw the weights whose equations say how they start; values that several need come first."""
+    lines: list[str] = []
+    for graph in dict.fromkeys(id(graph) for graph, _ in owned):
+        here = [(g, node) for g, node in owned if id(g) == graph]
+        lines += _Initial(here[0][0], printer).lines([node for _, node in here])
+    return lines
+
+
+class _Initial:
+    """The initial weights of one subgraph."""
+
+    def __init__(self, graph: Subgraph, printer: Printer) -> None:
+        self.graph = graph
+        self.printer = printer
+        self.labels: dict[Ref, str] = {}
+        for name, ref in graph.equations.items():
+            self.labels.setdefault(ref, name)
+
+    def lines(self, nodes: Iterable[Node]) -> list[str]:
+        """Shared values, then a line for each weight."""
+        wanted = [
+            (f"self.{path}", axes, ref)
+            for node in nodes
+            for path, axes, ref in operations()[node.op].initial(node)
+            if ref is not None
+        ]
+        if not wanted:
+            return []
+        self.printer.graph = self.graph
+        self.printer.drawn = wanted[0][0]
+        lines: list[str] = []
+        codes: dict[Ref, Code] = {}
+        for number in sorted(reached(self.graph, (ref for _, _, ref in wanted))):
+            node, ref = self.graph.nodes[number], Ref(number)
+            if any(self.graph.nodes[n].op == "draw" for n in reached(self.graph, [ref])):
+                continue
+            codes[ref] = self._emit(node, codes)
+            if ref in self.labels and node.op != "static":
+                variable = self.labels[ref] + self.printer.suffix(node.type)
+                lines.append(f"{variable} = {codes[ref].text}")
+                codes[ref] = Code(variable)
+        for target, axes, ref in wanted:
+            lines.append(self._line(target, axes, ref, codes))
+        return lines
+
+    def _emit(self, node: Node, codes: Mapping[Ref, Code]) -> Code:
+        return operations()[node.op].emit(node, [codes[ref] for ref in node.inputs], self.printer)
+
+    def _line(self, target: str, axes: tuple[Axis, ...], ref: Ref, shared: Mapping[Ref, Code]) -> str:
+        self.printer.drawn = target
+        codes = dict(shared)
+        for number in sorted(reached(self.graph, [ref])):
+            if Ref(number) not in codes:
+                codes[Ref(number)] = self._emit(self.graph.nodes[number], codes)
+        self.printer.drawn = ""
+        type_ = self.graph.type_of(ref)
+        if type_.rate == "static":
+            return f"{target}.fill_({codes[ref].text})"
+        if not type_.axes:
+            return f"{target}.copy_({codes[ref].text})"
+        code = self.printer.align(codes[ref], type_, ValueType(axes, "model"))
+        if len(type_.axes) < len(axes):
+            code = Code(f"{code.at(12)}.expand({self.printer.sizes(axes)})")
+        if target.count(".") == 1 or len(axes) == 1:
+            return f"{target}.copy_({code.text})"
+        return f"{target}.copy_({code.at(12)}.reshape({target}.shape))"
+
+
+def state_lines(module: Module, printer: Printer) -> list[str]:
+    """`"q_conv": Entry((3, 64))` for each tensor of memory."""
+    graph = module.subgraph
+    needed = reached(graph, graph.roots())
+    printer.graph = graph
+    lines: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.id in needed:
+            for state in operations()[node.op].states(node, graph):
+                lines.setdefault(state.name, _entry(state, printer))
+    return list(lines.values())
+
+
+def _entry(state: StateSpec, printer: Printer) -> str:
+    printer.use("state", "Entry")
+    parts = [printer.shape(state.shape)]
+    if state.dtype != "compute":
+        parts.append(f"dtype=torch.{state.dtype}")
+    if state.slots == "all":
+        parts.append("grows=True")
+    elif isinstance(state.slots, Axis):
+        parts.append(f"ring={printer.size(state.slots).text}")
+    if state.fill != "zeros":
+        parts.append('fill=float("-inf")')
+    return f'"{state.name}": Entry({", ".join(parts)})'
