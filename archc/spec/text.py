@@ -35,7 +35,9 @@ class Lines:
         return Span(self.path, *self.position(start), *self.position(max(start, end)))
 
     def line(self, number: int) -> str:
-        """The text of a line, without its end."""
+        """The text of a line, without its end; empty after the last."""
+        if number > len(self._starts):
+            return ""
         return self.text[self._starts[number - 1]:self.end(number)].rstrip("\r")
 
     def start(self, number: int) -> int:

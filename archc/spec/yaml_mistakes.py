@@ -40,7 +40,7 @@ def explain(lines: Lines, problem: str, offset: int, context: int | None, flow: 
     if torn is not None and torn.flow and flow is not None:
         return flow_comma(torn.span, torn=True)
     if torn is not None and not torn.flow and torn.span.end_line >= line - 2:
-        continued = _continuation(lines, torn, line)
+        continued = _continuation(lines, torn)
         if continued is not None:
             return continued
     special = _special_start(lines, line, offset)
@@ -73,7 +73,7 @@ def explain(lines: Lines, problem: str, offset: int, context: int | None, flow: 
     )
 
 
-def _continuation(lines: Lines, torn: YScalar, stopped: int) -> Mistake | None:
+def _continuation(lines: Lines, torn: YScalar) -> Mistake | None:
     if torn.comment is not None:
         return Diagnostic(
             "E111",
@@ -83,7 +83,7 @@ def _continuation(lines: Lines, torn: YScalar, stopped: int) -> Mistake | None:
             help="put the comment on a line of its own above the equation, or after its last line",
         )
     number = torn.span.end_line + 1
-    following = lines.line(number) if number <= stopped or number == torn.span.end_line + 1 else ""
+    following = lines.line(number)
     if following.strip().startswith("#"):
         column = len(following) - len(following.lstrip()) + 1
         span = Span(torn.span.path, number, column, number, len(following) + 1)
