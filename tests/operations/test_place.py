@@ -17,6 +17,10 @@ def test_padding_moves_there_and_back(package: Any) -> None:
     assert row.shape == (1, 12, 2)
     assert row[0, :7].tolist() == x[mask.bool()].tolist()
     assert torch.equal(padding.unpack(row), x)
+    many = torch.rand(40, 100) < torch.rand(40, 1)
+    many = many.sort(1).values  # padding on the left
+    rows = package.place.pack_padding(many).pack(torch.arange(4000).view(40, 100))[0]
+    assert torch.equal(rows[: many.sum()], torch.arange(4000).view(40, 100)[many])
     with pytest.raises(ValueError, match="hole in row 1"):
         package.place.pack_padding(torch.tensor([[1, 1, 0], [1, 0, 1]]))
 
@@ -79,12 +83,15 @@ def test_states(package: Any) -> None:
 def test_uniform_follows_the_calls(package: Any) -> None:
     state = package.state.State.empty({}, 2, 8)
     with torch.no_grad():
-        for layout in (
-            package.place.dense_layout(torch.zeros(2, 3), state),
-            package.place.packed_layout(torch.tensor([0, 1, 3]), 3, state),
-        ):
+        for packed_call in (False, True):
+            if packed_call:
+                layout = package.place.packed_layout(torch.tensor([0, 1, 3]), 3, state)
+            else:
+                layout = package.place.dense_layout(torch.zeros(2, 3), state)
             assert layout.uniform == (layout.cu_seqlens is None)
             package.state.close_place(package.state.open_place(layout, state), state)
     assert state.length.tolist() == [4, 5] and not state.uniform
     layout = package.place.dense_layout(torch.zeros(2, 2), state)
     assert layout.positions_BT.tolist() == [[4, 5], [5, 6]] and not layout.uniform
+    packed = package.place.packed_layout(torch.tensor([0, 2, 3]), 3, state)
+    assert packed.positions_BT.tolist() == [[4, 5, 5]] and packed.longest == 7
