@@ -16,11 +16,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 MODELS = sorted((REPOSITORY / "specs" / "models").glob("*.yaml"))
 BODIES = sorted((REPOSITORY / "specs").glob("*/*.yaml"))
 
-PIECES = st.sampled_from([
-    "", "\n", "  ", ":", ": ", "#", " #", "- ", ",", "[", "]", "{", "}", "(", ")", "|", "*", "**", "&x ", "!", '"', "'", "none",
-    "true", "0", "-1", "1e9", "10 ** 9", ".inf", ".nan", "null", "x", "layer", "d_model", "y", "if", " else ", "use", "body",
-    "linear(x, [d_model])", "recurrence(q, k, v)", "shared", "{}", "[]", "1/0", "mixer", "extends: a.yaml\n", "\u00e9", "\x00",
-])
+PIECES = st.sampled_from(
+    ["", "\n", "  ", ":", ": ", "#", " #", "- ", ",", "[", "]", "{", "}", "(", ")", "|", "*", "**", "&x ", "!"]
+    + ["none", "true", "0", "-1", "1e9", "10 ** 9", ".inf", ".nan", "null", "x", "layer", "d_model", "y", "if"]
+    + ["use", "body", "linear(x, [d_model])", "recurrence(q, k, v)", "shared", " else ", "'", '"', "{}", "[]", "1/0", "mixer"]
+    + ["extends: a.yaml\n", "\u00e9", "\x00"]
+)
 
 
 def _damage(text: str, cuts: list[tuple[float, int, str]]) -> str:
@@ -48,8 +49,9 @@ def test_whole_specs(tmp_path: Path, path: Path, cuts: list[tuple[float, int, st
     assert isinstance(render(check(broken, sources), sources), str)
 
 
-@pytest.mark.parametrize("value", [None, 3, "x", [], {}, {"archc": 1}, {1: 2}, {"archc": [[[]]]}, {"model": {"d_model": 1e999}}])
-def test_mappings_of_python(value: object) -> None:
+@pytest.mark.parametrize(
+    "value", [{}, {"archc": 1}, {1: 2}, {"archc": [[[]]]}, {"model": {"d_model": 1e999}}, {"name": object()}]
+)
+def test_mappings_of_python(value: dict[str, object]) -> None:
     """`archc.check` takes a mapping as well: what is no spec is refused like a file."""
-    if isinstance(value, dict):
-        assert check(value)
+    assert check(value)
