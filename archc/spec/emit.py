@@ -21,6 +21,14 @@ _FLOW_BREAKERS = set("{}[],")
 _NULLS = ("", "~", "null", "Null", "NULL")
 
 
+class Commented(dict[str, object]):
+    """A mapping with a comment that stands behind its key, or behind its braces."""
+
+    def __init__(self, data: Mapping[str, object], comment: str) -> None:
+        super().__init__(data)
+        self.comment = comment
+
+
 def to_yaml(data: Mapping[str, object]) -> str:
     """YAML text of nested mappings, lists and scalars, in their order.
 
@@ -37,6 +45,7 @@ def _mapping(data: Mapping[str, object], indent: int, nothing: str, section: str
     for name, value in data.items():
         key = pad + _key(str(name), section)
         if isinstance(value, Mapping):
+            comment = f"  # {value.comment}" if isinstance(value, Commented) and value.comment else ""
             flow = (
                 None
                 if name in EQUATIONS or section == "parts"
@@ -45,9 +54,9 @@ def _mapping(data: Mapping[str, object], indent: int, nothing: str, section: str
             if not value:
                 lines.append(f"{key}: {{}}")
             elif flow is not None and indent > 0:
-                lines.append(f"{key}: {flow}")
+                lines.append(f"{key}: {flow}{comment}")
             else:
-                lines.append(f"{key}:")
+                lines.append(f"{key}:{comment}")
                 lines += _mapping(value, indent + 2, nothing, str(name))
         elif isinstance(value, Sequence) and not isinstance(value, str):
             lines += _list(key, value, indent, nothing)
@@ -76,7 +85,9 @@ def _flow(data: Mapping[str, object], nothing: str, room: int) -> str | None:
     """A mapping of scalars on one line, or None if it holds more or does not fit."""
     parts = []
     for name, value in data.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Commented) and value.comment:
+            text = None
+        elif isinstance(value, Mapping):
             text = _flow(value, nothing, room) if name not in EQUATIONS else None
         elif isinstance(value, Sequence) and not isinstance(value, str):
             text = _flow_list(value, nothing)

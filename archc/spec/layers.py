@@ -238,6 +238,7 @@ class LayerReader:
                             item.span,
                             labels=[Label(places[index], f"layer {index} is taken here")],
                         )
+                        break
                     places[index] = item.span
                     names[index] = key.text
         gaps = [index for index, name in enumerate(names) if name is None]

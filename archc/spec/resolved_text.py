@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from itertools import groupby
 
 from archc.spec.bodies import NEED_INPUTS
-from archc.spec.emit import to_yaml
+from archc.spec.diagnostics import Reporter
+from archc.spec.emit import Commented, to_yaml
 from archc.spec.expressions import Expr
+from archc.spec.scope import Scope, Unknown
 from archc.spec.spec import Body, Equation, Layers, Param, Settings, Shared, Spec, Static, Use
 from archc.spec.unparse import unparse
 from archc.spec.values import show
@@ -19,7 +22,8 @@ def resolved_text(spec: Spec) -> str:
     """What a spec came to, as YAML without `extends` and without anything that a library holds.
 
     Every body that the model uses stands in it; parameters that keep their defaults are listed with the body
-    that declares them. The text depends on the content of the spec alone, and loading it gives an equal spec.
+    that declares them. What follows from the arguments of a use, sizes and derived defaults, stands behind it
+    as a comment. The text depends on the content of the spec alone, and loading it gives an equal spec.
     """
     data: Data = {"archc": 1, "name": spec.name, "model": _settings(spec.settings)}
     if spec.init is not None:
@@ -35,10 +39,13 @@ def resolved_text(spec: Spec) -> str:
     blocks: Data = {name: _body(body) for (kind, name), body in sorted(bodies.items()) if kind == "block"}
     for name, use in spec.blocks.items():
         entry = blocks.pop(name, None) if use.body.name == name else None
-        blocks[name] = {**(entry if isinstance(entry, dict) else {"block": use.body.name}), **_entries(use)}
+        blocks[name] = {
+            **(entry if isinstance(entry, dict) else {"block": use.body.name}),
+            **_entries(use, spec.settings),
+        }
     data["blocks"] = blocks
     if spec.shared:
-        data["shared"] = {name: {"use": use.body.name, **_entries(use)} for name, use in spec.shared.items()}
+        data["shared"] = {name: _use(use, spec.settings) for name, use in spec.shared.items()}
     data["layers"] = _layers(spec.layers)
     return to_yaml(data)
 
@@ -78,7 +85,30 @@ def _value(value: Expr | Static) -> object:
     return value if isinstance(value, bool) or value is None or isinstance(value, float) else show(value)
 
 
-def _entries(use: Use) -> Data:
+def _use(use: Use, settings: Settings) -> Data:
+    return Commented({"use": use.body.name, **_entries(use, settings)}, _derived(use, settings))
+
+
+def _derived(use: Use, settings: Settings) -> str:
+    """The numbers that follow from the arguments of a use: "n_kv_heads 4, head_dim 64"."""
+    statics: dict[str, Static] = {
+        "d_model": Fraction(settings.d_model),
+        "n_layers": Fraction(settings.n_layers),
+    }
+    scope = Scope(use, statics, Reporter())
+    names = [
+        name for name in use.body.params if name not in use.given and isinstance(use.arguments[name], Expr)
+    ]
+    found = []
+    for name in (*names, *use.body.sizes):
+        try:
+            found.append(f"{name} {show(scope.value(name))}")
+        except Unknown:
+            continue
+    return ", ".join(found)
+
+
+def _entries(use: Use, settings: Settings) -> Data:
     """What a user wrote at a use: arguments, slots, replaced equations."""
     data: Data = {name: _value(value) for name, value in use.arguments.items() if name in use.given}
     if use.init is not None:
@@ -87,7 +117,7 @@ def _entries(use: Use) -> Data:
         if isinstance(filled, Shared):
             data[slot] = {"shared": list(filled.names)}
         else:
-            data[slot] = {"use": filled.body.name, **_entries(filled)}
+            data[slot] = _use(filled, settings)
     if use.base is not None:
         kept = set(use.base.equations)
         data["body"] = _equations(tuple(equation for equation in use.body.equations if equation not in kept))

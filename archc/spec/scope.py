@@ -16,6 +16,9 @@ from archc.spec.values import STATICS, declared, fits, free_names, mistyped, sho
 PER_LAYER = frozenset({"layer", "site", "n_sites"})
 
 
+MAX_CHAIN = 32  # numbers that are worked out from each other in a row
+
+
 class Unknown(Exception):
     """A value that differs from layer to layer, or that an error already reported left open."""
 
@@ -30,6 +33,7 @@ class Scope:
         self._values: dict[str, Static] = {}
         self._open: list[str] = []
         self._circles: set[str] = set()
+        self._failed: set[str] = set()
 
     def value(self, name: str) -> Static:
         """The value of a parameter, a size or a static of the model. Raises `Unknown` where it has none."""
@@ -45,8 +49,14 @@ class Scope:
             source = self._statics[name]
         else:
             raise Unknown(name)
+        if name in self._failed:
+            raise Unknown(name)
         if isinstance(source, Expr):
-            source = self._evaluated(name, source)
+            try:
+                source = self._evaluated(name, source)
+            except Unknown:
+                self._failed.add(name)
+                raise
         self._values[name] = source
         return source
 
@@ -63,6 +73,14 @@ class Scope:
                 help="give one of them a value",
             )
             raise Unknown(name)
+        if len(self._open) >= MAX_CHAIN:
+            self.report.error(
+                "E230",
+                f"more than {MAX_CHAIN} numbers depend on each other in a row",
+                self.use.body.span,
+                help="give one of them a value",
+            )
+            raise Unknown(name)
         self._open.append(name)
         try:
             return self.evaluate(expr)
@@ -72,7 +90,13 @@ class Scope:
     def evaluate(self, expr: Expr) -> Static:
         """The value of an expression over the names of this scope. Raises `Unknown` where it has none."""
         found = Reporter()
-        value = evaluate(expr, self.value, found)
+        try:
+            value = evaluate(expr, self.value, found)
+        except RecursionError:
+            self.report.error(
+                "E230", "these numbers are nested too deeply", expr.span, help="give one of them a value"
+            )
+            raise Unknown from None
         for each in found.diagnostics:
             self.report.error(
                 each.code, each.message, each.span, note=each.note, help=each.help, labels=each.labels

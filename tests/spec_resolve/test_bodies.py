@@ -346,3 +346,18 @@ def test_errors_in_a_mapping_have_places_and_text() -> None:
         .splitlines()[found.span.line - 1][found.span.column - 1 :]
         .startswith("contxt")
     )
+
+
+def test_a_long_chain_of_numbers_is_refused_quickly() -> None:
+    """Working one number out from the next nests calls, so its length is bounded before Python's own bound."""
+    params = "".join(f"        p{i}: p{i + 1} + 0\n" for i in range(2000))
+    text = (
+        MODEL
+        + f"blocks:\n  a:\n    mixer:\n      params:\n{params}        p2000: 1\n      body:\n        y: x\n"
+    )
+    assert codes_of(text) == ["E230"]
+
+
+def test_a_broken_equation_is_one_mistake() -> None:
+    text = MODEL.replace("y: linear(o * scale, d_model)", "y: linear(o * scale, d_model") + BLOCKS
+    assert all(code.startswith("E1") for code in codes_of(text + "layers: [a, b]\n"))

@@ -74,9 +74,9 @@ def test_depth_is_free() -> None:
     def seconds(depth: int) -> float:
         text = MODEL.replace("n_layers: 8", f"n_layers: {depth}") + BLOCKS + "layers: [3 a, 1 b]\n"
         spec_of(text)
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(3):
             assert len(spec_of(text).layers.names) == depth
-        return (time.perf_counter() - start) / 3
+        return (time.process_time() - start) / 3
 
     assert seconds(1000) - seconds(8) < 0.1

@@ -17,11 +17,11 @@ def test_a_deep_hybrid_loads_in_a_tenth_of_a_second(tmp_path: Path) -> None:
     path = tmp_path / "deep.yaml"
     path.write_text(f"extends: {ROOT}/specs/models/gdn_hybrid_340m.yaml\nmodel: {{n_layers: 48}}\n")
     best = 1.0
-    for _ in range(5):  # the least of a few: other work on the machine only adds
-        start = time.perf_counter()
+    for _ in range(5):  # processor time, the least of a few: other work on the machine only adds
+        start = time.process_time()
         report = Reporter()
         spec = load(path, report)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
         assert spec is not None, report.diagnostics
     assert len(spec.layers.names) == 48
     assert best < 0.1
