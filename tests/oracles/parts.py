@@ -50,8 +50,8 @@ def unit(x: Tensor, eps: float) -> Tensor:
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + exp(-x))."""
-    return 1 / (1 + torch.exp(-x))
+    """1 / (1 + exp(-x)), kept from overflow."""
+    return 1 / (1 + torch.exp(-x.clamp(min=-80 if x.dtype == torch.float32 else -500)))
 
 
 def silu(x: Tensor) -> Tensor:
