@@ -17,17 +17,66 @@ MODELS = sorted((REPOSITORY / "specs" / "models").glob("*.yaml"))
 BODIES = sorted((REPOSITORY / "specs").glob("*/*.yaml"))
 
 PIECES = st.sampled_from(
-    ["", "\n", "  ", ":", ": ", "#", " #", "- ", ",", "[", "]", "{", "}", "(", ")", "|", "*", "**", "&x ", "!"]
-    + ["none", "true", "0", "-1", "1e9", "10 ** 9", ".inf", ".nan", "null", "x", "layer", "d_model", "y", "if"]
-    + ["use", "body", "linear(x, [d_model])", "recurrence(q, k, v)", "shared", " else ", "'", '"', "{}", "[]", "1/0", "mixer"]
-    + ["extends: a.yaml\n", "\u00e9", "\x00"]
+    [
+        "",
+        "\n",
+        "  ",
+        ":",
+        ": ",
+        "#",
+        " #",
+        "- ",
+        ",",
+        "[",
+        "]",
+        "{",
+        "}",
+        "(",
+        ")",
+        "|",
+        "*",
+        "**",
+        "&x ",
+        "!",
+    ]
+    + [
+        "none",
+        "true",
+        "0",
+        "-1",
+        "1e9",
+        "10 ** 9",
+        ".inf",
+        ".nan",
+        "null",
+        "x",
+        "layer",
+        "d_model",
+        "y",
+        "if",
+    ]
+    + [
+        "use",
+        "body",
+        "linear(x, [d_model])",
+        "recurrence(q, k, v)",
+        "shared",
+        " else ",
+        "'",
+        '"',
+        "{}",
+        "[]",
+        "1/0",
+        "mixer",
+    ]
+    + ["{}", "[]", "1/0", "mixer", "extends: a.yaml\n", "\u00e9", "\x00"]
 )
 
 
 def _damage(text: str, cuts: list[tuple[float, int, str]]) -> str:
     for where, length, piece in cuts:
         at = int(where * len(text))
-        text = text[:at] + piece + text[at + length:]
+        text = text[:at] + piece + text[at + length :]
     return text
 
 

@@ -118,8 +118,13 @@ def test_refused_cleanly_and_quickly(name: str, tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     path.write_bytes(build())
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(path)], cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
-        preexec_fn=_limits, check=False,
+        [sys.executable, "-c", PROGRAM, str(path)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=_limits,
+        check=False,
     )
     assert done.returncode == 0 and not done.stderr, done.stderr[-2000:]
     *_, answer, seconds = done.stdout.strip().split("\n")
