@@ -246,7 +246,7 @@ class Recurrence(Operation):
         if kind.normalize != "none":
             found.append(StateSpec(f"{node.name}.normaliser", (heads, attrs["key"]), "float32"))
         if kind.normalize == "max":
-            found.append(StateSpec(f"{node.name}.maximum", (heads,), "float32", fill="-inf"))
+            found.append(StateSpec(f"{node.name}.maximum", (heads,), "float32"))
         return found
 
     def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:

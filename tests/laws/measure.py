@@ -1,0 +1,126 @@
+"""Logits and gradients of one model in one way, and how far float32 may take them from the truth.
+
+The truth is the step form in float64. What float32 costs is measured where nothing but the precision differs: the
+step form again. Another form adds the same terms in another order, so its own rounding is a draw of the same
+size; over thousands of numbers the largest ones of two draws are within a factor of four of each other. A wrong
+term, decay or border is larger by orders of magnitude.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.laws.subjects import SUBJECTS
+from tests.laws.ways import Way, step
+from tests.support.packages import in_float64, package, random_model
+
+ANOTHER_ORDER = 4
+CHUNK = 64  # tokens
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Per sequence the logits `[T, vocabulary]` in float64, and the largest error that float32 may have."""
+
+    logits: list[Tensor]
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Gradients by parameter in float64, and the largest error over the parameter's largest gradient."""
+
+    gradients: dict[str, Tensor]
+    tolerance: float
+
+
+def sequences_of(*lengths: int, vocabulary: int = 64, seed: int = 0) -> tuple[Tensor, ...]:
+    """Random tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(0, vocabulary, (length,), generator=generator) for length in lengths)
+
+
+@cache
+def subject(name: str) -> tuple[ModuleType, nn.Module]:
+    """The package and the float32 model of a subject."""
+    return package(SUBJECTS[name]), random_model(SUBJECTS[name])
+
+
+@cache
+def exact_model(name: str) -> nn.Module:
+    """The same weights in float64."""
+    return in_float64(SUBJECTS[name], subject(name)[1])
+
+
+@cache
+def truth(name: str, *lengths: int) -> Truth:
+    """The step form in float64, and what float32 costs it."""
+    found, model = subject(name)
+    sequences = sequences_of(*lengths)
+    with torch.no_grad():
+        exact = step(found, exact_model(name), sequences)
+        single = step(found, model, sequences)
+    scale = max(float(logits.abs().max()) for logits in exact if logits.numel())
+    floor = distance(single, exact)
+    assert floor < 1e-4 * scale, "float32 is too coarse here to tell anything"
+    return Truth(exact, ANOTHER_ORDER * max(floor, torch.finfo(torch.float32).eps * scale))
+
+
+def distance(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """The largest difference of any number. Shapes must agree, but for calls that looked at a part only."""
+    gaps = [0.0]
+    for value, expected in zip(found, exact, strict=True):
+        assert value.shape[1:] == expected.shape[1:] and len(value) <= len(expected)
+        if value.numel():
+            assert value.isfinite().all()  # a NaN is smaller than nothing and larger than nothing
+            gaps.append(float((value - expected[: len(value)]).abs().max()))
+    return max(gaps)
+
+
+def gradients(name: str, way: Way, model: nn.Module, lengths: Sequence[int]) -> dict[str, Tensor]:
+    """Gradients of a fixed random combination of all logits, in one way."""
+    logits = way(subject(name)[0], model, sequences_of(*lengths))
+    generator = torch.Generator().manual_seed(3)
+    total = torch.zeros(())
+    for value in logits:
+        total = total + (value * torch.randn(value.shape, generator=generator)).sum()
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(total, parameters), strict=True))
+
+
+@cache
+def slopes(name: str, *lengths: int) -> Slopes:
+    """Gradients of the step form in float64, and what float32 costs them."""
+    exact = gradients(name, step, exact_model(name), lengths)
+    single = gradients(name, step, subject(name)[1], lengths)
+    floor = slope_distance(single, exact)
+    assert floor < 1e-3, "float32 is too coarse here to tell anything"
+    return Slopes(exact, ANOTHER_ORDER * floor)
+
+
+def slope_distance(
+    found: Mapping[str, Tensor], exact: Mapping[str, Tensor], decays: tuple[str, ...] = ()
+) -> float:
+    """The largest difference over the largest gradient of the same parameter.
+
+    `decays`: ends of the names of parameters that feed decays. Over chunks their gradient is the difference of two
+    running sums, whose rounding grows with the root of their length: it counts less by as much.
+    """
+    assert found.keys() == exact.keys() and all(value.isfinite().all() for value in found.values())
+    gaps = []
+    for name, value in exact.items():
+        gap = float((found[name] - value).abs().max() / value.abs().max())
+        gaps.append(gap / CHUNK**0.5 if decays and name.endswith(decays) else gap)
+    return max(gaps)
+
+
+def tensors_of(state: Any) -> dict[str, Tensor]:
+    """Copies of everything that a state holds."""
+    return {name: tensor.detach().clone() for name, tensor in state.tensors().items()}
