@@ -48,7 +48,9 @@ def test_value_and_gradient(activation: str, with_parts: Callable[..., nn.Module
         for name in ("up", "y"):
             weight = mlp.get_submodule(name).weight
             weight.copy_(torch.eye(48))
-    own = {name.split("_")[-1]: p.detach().double() for name, p in mlp.named_parameters() if "." not in name}
+    own = {
+        name.removeprefix("y_"): p.detach().double() for name, p in mlp.named_parameters() if "." not in name
+    }
     value, first, second = derivatives(lambda u: FUNCTIONS[activation](own, u), POINTS.double())
 
     x = torch.zeros(1, len(POINTS), 48)

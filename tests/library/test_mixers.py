@@ -152,7 +152,7 @@ def test_gated_mlp(use: str, bias: bool, with_parts: Callable[..., nn.Module]) -
 def test_mlp_with_any_activation(use: str, activation: str, with_parts: Callable[..., nn.Module]) -> None:
     model = with_parts(MIXER, {"use": use, "activation": activation, "d_ff": 40})
     seen = observe(model, ["layers.0.mlp"], 9)["layers.0.mlp"]
-    own = {name.split("_")[-1]: name for name in seen.weights if "." not in name}
+    own = {name.removeprefix("y_"): name for name in seen.weights if "." not in name}
 
     def forward(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
         inner = {short: weights[name] for short, name in own.items()}

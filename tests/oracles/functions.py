@@ -41,7 +41,7 @@ def scaled_elu(weights: Weights, u: Tensor) -> Tensor:
 
 def xielu(weights: Weights, u: Tensor) -> Tensor:
     """alpha_p x^2 + x / 2 above zero, alpha_n (exp(x) - 1 - x) + x / 2 below."""
-    above, below = softplus(weights["a"]), 0.5 + softplus(weights["b"])
+    above, below = softplus(weights["alpha_p"]), 0.5 + softplus(weights["alpha_n"])
     bounded = u.clamp(max=-1e-6)
     return torch.where(u > 0, above * u * u, below * (torch.expm1(bounded) - u)) + 0.5 * u
 

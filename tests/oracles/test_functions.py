@@ -44,7 +44,7 @@ def test_xielu_with_its_published_parameters() -> None:
     with torch.no_grad():
         published.alpha_p.fill_(0.3)
         published.alpha_n.fill_(-0.4)
-        weights = {"a": published.alpha_p.reshape(()), "b": published.alpha_n.reshape(())}
+        weights = {name: getattr(published, name).reshape(()) for name in ("alpha_p", "alpha_n")}
         found, expected = FUNCTIONS["xielu"](weights, POINTS), published._xielu_python(POINTS)
     # Its constants beta and eps lie in bfloat16: 0.5 is exact there, the small bound is not, and moves the
     # exponential of arguments that it replaces by less than its own size.
