@@ -28,7 +28,7 @@ def sequence(length: int, *batch: int) -> dict[str, Tensor]:
 
 
 def operation(package: Any) -> Any:
-    return lambda inputs, place: package.scan.scan(inputs["g"], inputs["b"], place, "h")
+    return lambda inputs, place: package.scan.scan(inputs["b"], inputs["g"], place, "h")
 
 
 def start(package: Any, rows: int) -> Any:

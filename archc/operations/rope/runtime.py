@@ -26,7 +26,7 @@ def rope(
     `frequencies`. The tables are computed once a call for each set of arguments.
     """
     dims = int(x.shape[-1] * fraction)
-    name = "rope", dims, theta, None if scaling is None else tuple(scaling.items())
+    name = "rope", dims, theta, None if scaling is None else _hashable(scaling)
     if name not in place.memo:
         positions = place.layout.positions_BT
         if place.layout.uniform:
@@ -35,6 +35,10 @@ def rope(
         place.memo[name] = rope_tables(positions, dims, theta, scaling, longest, x.shape[-1])
     cos, sin = place.memo[name]
     return rotate(x, cos, sin, layout)
+
+
+def _hashable(scaling: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in scaling.items())
 
 
 def rope_tables(
@@ -84,7 +88,7 @@ def frequencies(
 ) -> tuple[Tensor, float]:
     """Angles per token `[dims / 2]`, float32, and the factor on cosines and sines.
 
-    `scaling["type"]` and the other keys it reads (`original`: the context before scaling; lists are tuples):
+    `scaling["type"]` and the other keys it reads (`original`: the context before scaling):
     "linear" factor (Chen et al. 2023). "ntk" factor. "dynamic" factor, original. "yarn" factor, original,
     beta_fast, beta_slow, truncate, mscale, mscale_all_dim, attention_factor (Peng et al. 2023). "llama3"
     factor, original, low_freq_factor, high_freq_factor. "longrope" factor, original, long_factor,

@@ -15,13 +15,14 @@ from .place import Place
 _NAMESPACE = re.sub(r"\W", "_", __name__)
 
 
-def scan(g: Tensor, b: Tensor, place: Place, key: str) -> Tensor:
-    """`h [B, T, ...]` in the dtype of `b`, from log decays `g <= 0` that expand to `b [B, T, ...]`.
+def scan(x: Tensor, decay: Tensor, place: Place, key: str) -> Tensor:
+    """`h_t = exp(decay_t) h_{t-1} + x_t` for `x [B, T, ...]`; the log decays, `<= 0`, expand to its shape.
 
     Computed in float32 or wider; the state entry is h after the last token, `[N, ...]`, in that precision.
     """
-    layout, wide = place.layout, torch.float64 if b.dtype == torch.float64 else torch.float32
-    g_wide, b_wide = g.to(wide).expand(b.shape), b.to(wide)
+    b, layout = x, place.layout
+    wide = torch.float64 if b.dtype == torch.float64 else torch.float32
+    g_wide, b_wide = decay.to(wide).expand(b.shape), b.to(wide)
     before = place.read(key)
     if before is not None and b.shape[1] == 1 and layout.cu_seqlens is None:
         after = torch.exp(g_wide[:, 0]) * before + b_wide[:, 0]
