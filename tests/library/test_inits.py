@@ -17,7 +17,7 @@ def fresh(name: str) -> dict[str, torch.Tensor]:
     """The parameters of a small model as they start."""
     torch.manual_seed(0)
     model: Any = archc.load(SPECS / "models" / f"{name}_small.yaml").Model()
-    return dict(model.named_parameters())
+    return {name: value.detach() for name, value in model.named_parameters()}
 
 
 @pytest.mark.parametrize(
