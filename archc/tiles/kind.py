@@ -29,6 +29,7 @@ class RecurrenceKind:
     factors: k, v and the erase have an axis of several factors a token.
     chunk: tokens per chunk, a multiple of 16 that is 16 times a power of two.
     decay_bounded: every log decay lies in [-5, 0], so that exponents over 16 tokens do not overflow.
+    decay_rate: an elementwise decay is the product of a step `[B, T, H, V]` and a rate `[H, K, V]` without tokens.
     """
 
     decay: Decay = "none"
@@ -40,6 +41,7 @@ class RecurrenceKind:
     factors: bool = False
     chunk: int = 64
     decay_bounded: bool = False
+    decay_rate: bool = False
 
     def core(self) -> RecurrenceKind:
         """The class that does the work once factors, normalisers and constant decays are rewritten.
@@ -78,7 +80,7 @@ FORMS: dict[tuple[Decay, Erase], Verdict] = {
 
 
 def form_of(kind: RecurrenceKind) -> Verdict:
-    """The schedule of a class. A "error" verdict says why; nothing raises."""
+    """The schedule of a class. An "error" verdict says why; nothing raises."""
     cell = FORMS[kind.decay, kind.erase]
     if cell.form == "error":
         return cell
@@ -94,6 +96,10 @@ def form_of(kind: RecurrenceKind) -> Verdict:
         ),
         (kind.log_input and kind.normalize != "max", "log_input= overflows without normalize=max"),
         (
+            kind.normalize == "max" and not kind.log_input,
+            "normalize=max needs log_input=; without it write normalize=sum",
+        ),
+        (
             kind.normalize == "max" and (kind.decay == "key" or kind.erase != "none" or kind.factors),
             "normalize=max needs one weight per token: a decay per head, no erase, no factors",
         ),
@@ -101,6 +107,7 @@ def form_of(kind: RecurrenceKind) -> Verdict:
             kind.normalize == "max" and kind.read == "exclusive",
             "normalize=max divides by a maximum that includes the token itself",
         ),
+        (kind.decay_rate and kind.decay != "elementwise", "a decay rate belongs to an elementwise decay"),
         (kind.factors and kind.decay == "elementwise", "factors need a schedule over chunks"),
         (
             kind.chunk < 16 or kind.chunk & (kind.chunk - 1) != 0,

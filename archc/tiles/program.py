@@ -96,5 +96,3 @@ class TileProgram:
     def count(self, operation: str) -> int:
         """How many steps have this operation."""
         return sum(step.operation == operation for step in self.steps)
-
-

@@ -47,7 +47,9 @@ class _Derivation:
         target, sign = self.alias.get(name, (f"d{name}", 1))
         return Row(target, exponent), sign
 
-    def add(self, result: str, operation: str, *operands: Row, like: str, number: int, **details: object) -> None:
+    def add(
+        self, result: str, operation: str, *operands: Row, like: str, number: int, **details: object
+    ) -> None:
         self.axes[result] = self.axes[like]
         adds = any(step.result == result for step in self.steps)
         self.steps.append(Step(result, operation, operands, number, adds=adds, **details))  # type: ignore[arg-type]
@@ -98,7 +100,9 @@ def _pair(derivation: _Derivation, step: Step) -> None:
     dP, sign = derivation.of(step.result)
     details = {"number": step.number, "sign": sign, "mask": step.mask}
     derivation.add(derivation.gradient(x), "apply", dP, y, like=x.base, into=x.exponent, **details)
-    derivation.add(derivation.gradient(y), "apply", dP, x, like=y.base, into=y.exponent, transposed=True, **details)
+    derivation.add(
+        derivation.gradient(y), "apply", dP, x, like=y.base, into=y.exponent, transposed=True, **details
+    )
 
 
 def _apply(derivation: _Derivation, step: Step) -> None:
@@ -107,7 +111,9 @@ def _apply(derivation: _Derivation, step: Step) -> None:
     dz, sign = derivation.of(step.result, step.into)
     details = {"number": step.number, "sign": sign, "mask": step.mask}
     derivation.add(f"d{P.base}", "pair", dz, y, like=P.base, **details)
-    derivation.add(derivation.gradient(y), "apply", P, dz, like=y.base, into=y.exponent, transposed=True, **details)
+    derivation.add(
+        derivation.gradient(y), "apply", P, dz, like=y.base, into=y.exponent, transposed=True, **details
+    )
 
 
 def _invert(derivation: _Derivation, step: Step) -> None:

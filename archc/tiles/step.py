@@ -28,6 +28,7 @@ def recurrence(
     *,
     scale: float,
     decay: Tensor | None = None,
+    decay_rate: Tensor | None = None,
     beta: Tensor | None = None,
     erase_write: Tensor | None = None,
     erase_read: Tensor | None = None,
@@ -42,6 +43,10 @@ def recurrence(
     with factors all but q, decay and log_input have an axis of factors after T. decay as its class says; constant
     `[H]`. Packed when `cu_seqlens` is given (B == 1): tokens after its last entry come out as zeros.
     """
+    if kind.decay_rate and decay is not None and decay_rate is not None:
+        decay = decay.repeat_interleave(max(1, decay_rate.shape[0] // decay.shape[2]), 2)
+        rate = decay_rate.repeat_interleave(decay.shape[2] // decay_rate.shape[0], 0)
+        decay = decay[:, :, :, None, :] * rate
     given = {
         "q": q, "k": k, "v": v, "decay": decay, "beta": beta,
         "erase_write": erase_write, "erase_read": erase_read, "log_input": log_input,
@@ -142,7 +147,9 @@ def _advance(
         seen = torch.einsum("bhkv,bhk->bhv", S, k)
         return S + token["beta"][..., None, None] * torch.einsum("bhk,bhv->bhkv", k, v - seen)
     if kind.erase == "pair":
-        seen = torch.einsum("bhkv,bhk->bhv", before if kind.erase_from == "previous" else S, token["erase_read"])
+        seen = torch.einsum(
+            "bhkv,bhk->bhv", before if kind.erase_from == "previous" else S, token["erase_read"]
+        )
         S = S + torch.einsum("bhk,bhv->bhkv", token["erase_write"], seen)
     return S + write
 

@@ -13,7 +13,7 @@ from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import Step, TileProgram
 from archc.tiles.reverse import reverse
 from archc.tiles.schedule import Schedule, schedule
-from archc.tiles.token_lines import token_lines
+from archc.tiles.token_lines import decode_lines, token_lines
 from archc.tiles.torch_lines import Printer
 
 _SHAPES = {"q": "BTHK", "k": "BTHK", "v": "BTHV", "beta": "BTH", "w": "BTHK", "r": "BTHK"}
@@ -40,6 +40,21 @@ class Argument:
     def token(self) -> str:
         return f"{self.name}_{self.axes.replace('T', '')}"
 
+    @property
+    def flat(self) -> str:
+        return f"{self.name}_A{self.axes.replace('B', '').replace('T', '').replace('H', '')}"
+
+    @property
+    def per_token(self) -> bool:
+        return "T" in self.axes
+
+    @property
+    def head_axis(self) -> int:
+        return self.axes.index("H")
+
+    def at(self, index: str) -> str:
+        return f"{self.full}[:, {index}]" if self.per_token else self.full
+
 
 @dataclass(frozen=True, slots=True)
 class Forms:
@@ -62,7 +77,9 @@ def arguments(kind: RecurrenceKind) -> list[Argument]:
     core = kind.core()
     found = [Argument(name, _SHAPES[name], name) for name in ("q", "k", "v")]
     if core.decay != "none":
-        found.append(Argument("decay", _DECAY_SHAPES[core.decay], "decay"))
+        found.append(Argument("decay", "BTHV" if kind.decay_rate else _DECAY_SHAPES[core.decay], "decay"))
+    if kind.decay_rate:
+        found.append(Argument("rate", "HKV", "decay_rate"))
     if core.erase == "delta":
         found.append(Argument("beta", "BTH", "beta"))
     if core.erase == "pair":
@@ -91,11 +108,13 @@ def emit(kind: RecurrenceKind, name: str, templates: Path | None = None) -> str:
         "core": kind.core(),
         "name": name,
         "arguments": found,
-        "token": token_lines(kind, in_place=False),
-        "decode": token_lines(kind, in_place=True),
+        "token": token_lines(kind),
+        "decode": decode_lines(kind),
     }
     if verdict.form == "scan":
-        view["facts"] = public_facts(kind, found)
+        empty = Forms([], [], [], [], [], [], [], [], [], frozenset())
+        view["forms"] = empty
+        view["facts"] = {**public_facts(kind, found), **chunk_facts(kind, found, empty)}
         return environment.get_template("recurrence/scan.py.jinja").render(view)
     forms = chunk_forms(kind)
     view["forms"] = forms
@@ -130,7 +149,9 @@ def public_facts(kind: RecurrenceKind, found: list[Argument]) -> dict[str, objec
         for argument in found[1:]:
             if argument.name == "decay":
                 zeros = "0, 0, " * (len(argument.axes) - 2)
-                unroll.append(f"{argument.full} = F.pad({argument.full}[:, :, None], ({zeros}0, n - 1)).flatten(1, 2)")
+                unroll.append(
+                    f"{argument.full} = F.pad({argument.full}[:, :, None], ({zeros}0, n - 1)).flatten(1, 2)"
+                )
             else:
                 before = shown[argument.name].full
                 if argument.name == "v" and kind.normalize != "none":
@@ -139,16 +160,17 @@ def public_facts(kind: RecurrenceKind, found: list[Argument]) -> dict[str, objec
                     unroll.append(f"{argument.full} = {before}.flatten(1, 2)")
 
     def tokens(index: str, v: str = "v_BTHV") -> str:
-        return ", ".join(f"{v if a.name == 'v' else a.full}[:, {index}]" for a in found)
+        return ", ".join(f"{v}[:, {index}]" if a.name == "v" else a.at(index) for a in found)
 
-    heads = [f"{argument.name}.shape[2]" for argument in found]
+    heads = [f"{argument.name}.shape[{argument.head_axis}]" for argument in found]
     return {
         "title": TITLES[kind.decay, kind.erase],
         "definition": definition(kind),
         "legend": legend(kind),
         "summary": "The recurrence over all tokens of the call: prefill, continuation or one decode step.",
         "shapes": ", ".join(
-            f"{argument.name} [{', '.join(spaced[axis] for axis in argument.axes)}]" for argument in parameters
+            f"{argument.name} [{', '.join(spaced[axis] for axis in argument.axes)}]"
+            for argument in parameters
         )
         + ".",
         "parameters": parameters,
@@ -156,13 +178,14 @@ def public_facts(kind: RecurrenceKind, found: list[Argument]) -> dict[str, objec
         "unroll": unroll,
         "call": ", ".join(passed[argument.name] for argument in found),
         "names": ", ".join(argument.full for argument in found),
-        "spans": ", ".join(f"{argument.full}[:, span]" for argument in found),
+        "spans": ", ".join(argument.at("span") for argument in found),
         "tokens": tokens("0"),
         "tokens_t": tokens("t"),
         "tokens_s": tokens("t").replace("v_BTHV[:, t]", "v_BTHV[:, t, :, :-1]"),
         "tokens_n": tokens("t").replace("v_BTHV[:, t]", "v_BTHV[:, t, :, -1:]"),
         "heads": f"max({', '.join(heads)})",
-        "heads_full": f"max({', '.join(f'{argument.full}.shape[2]' for argument in found)})",
+        "heads_full": f"max({', '.join(f'{argument.full}.shape[{argument.head_axis}]' for argument in found)})",
+        "decay_m": "decay_MCV[m], rate, tiling.heads" if kind.decay_rate else "decay_MCKV[m]",
         "schema": ", ".join(f"Tensor {argument.name}" for argument in found),
     }
 
@@ -248,12 +271,18 @@ def chunk_forms(kind: RecurrenceKind) -> Forms:
     produced = {step.result for step in backward.steps}
     kept = [name for name in ("U", "X") if name in program.axes]
     again = _recomputed(program, backward, produced, {*program.inputs, "S", "S_next", *kept})
-    scores = {f"d{step.result}": step.operands[0].exponent for step in program.steps if step.operation == "pair"}
+    scores = {
+        f"d{step.result}": step.operands[0].exponent for step in program.steps if step.operation == "pair"
+    }
 
     first = _Phases(core.decay, program.axes, ahead, (), scores)
     second = _Phases(core.decay, backward.axes, behind, again, scores)
     text = "\n".join(line for lines in (*first.lines.values(), *second.lines.values()) for line in lines)
-    helpers = frozenset(name for name in ("_between", "_inverse", "_pair", "_apply", "_apply_transposed") if f"{name}(" in text)
+    helpers = frozenset(
+        name
+        for name in ("_between", "_inverse", "_pair", "_apply", "_apply_transposed")
+        if f"{name}(" in text
+    )
     return Forms(
         first.lines["prepare"], first.lines["walk"], first.lines["finish"], first.buffers,
         [f"{name}_M{program.axes[name]}" for name in kept],
@@ -283,7 +312,12 @@ class _Phases:
     """The printed phases of one program, with the decay tiles ahead of their first use."""
 
     def __init__(
-        self, decay: str, axes: Mapping[str, str], split: Schedule, again: tuple[Step, ...], scores: Mapping[str, str]
+        self,
+        decay: str,
+        axes: Mapping[str, str],
+        split: Schedule,
+        again: tuple[Step, ...],
+        scores: Mapping[str, str],
     ) -> None:
         buffers = split.buffers | {step.result for step in again} | {"q", "k", "v", "w", "r", "X", "G", "S"}
         printer = Printer(decay, dict(axes), buffers)
