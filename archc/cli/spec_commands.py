@@ -101,7 +101,7 @@ def schema(
 ) -> None:
     """Print the JSON Schema of a kind of file, for editors."""
     with answering():
-        from archc.schema import KINDS, generate
+        from archc.spec.schema import KINDS, generate
 
         if kind not in KINDS:
             raise typer.BadParameter(f"there is no kind {kind!r}; kinds: {', '.join(KINDS)}")
