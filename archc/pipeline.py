@@ -1,11 +1,11 @@
 """The compiler on one screen.
 
-    takes              gives              in
-    text               Spec               archc/spec/
-    Spec               Graph              archc/graph/
-    Graph              Graph              archc/passes/, in the order of `PASSES`
-    Graph              {path: source}     archc/codegen/ and templates/
-    {path: source}     a package          archc/output/
+takes              gives              in
+text               Spec               archc/spec/
+Spec               Graph              archc/graph/
+Graph              Graph              archc/passes/, in the order of `PASSES`
+Graph              {path: source}     archc/codegen/ and templates/
+{path: source}     a package          archc/output/
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Report:
     written: WriteReport
 
 
-def load_spec(source: Source, report: Reporter, sources: MutableMapping[str, str] | None = None) -> Spec | None:
+def load_spec(
+    source: Source, report: Reporter, sources: MutableMapping[str, str] | None = None
+) -> Spec | None:
     """Text to a resolved spec; None after errors, which are in `report`."""
     from archc.spec.resolve import load
 
@@ -76,7 +78,9 @@ def sources_of(source: Source) -> dict[str, str]:
     return package_files(graph_of(source), spec_name=name)
 
 
-def build(source: Source, out: str | Path, target: str = "cpu", force: bool = False, keep: bool = False) -> Report:
+def build(
+    source: Source, out: str | Path, target: str = "cpu", force: bool = False, keep: bool = False
+) -> Report:
     """Write the package of a model into `out`.
 
     Raises SpecError for mistakes in the spec and for a folder that holds something else or hand edits, MachineError
@@ -100,7 +104,9 @@ def show(source: Source, resolved: bool = False, after: str | None = None, param
 
         names = ["build", *(name for name, _ in PASSES)]
         if after not in names:
-            raise SpecError([Diagnostic("E399", f"there is no pass `{after}`", help=f"passes: {', '.join(names)}")])
+            raise SpecError(
+                [Diagnostic("E399", f"there is no pass `{after}`", help=f"passes: {', '.join(names)}")]
+            )
         return graph_text(graph_of(source, after))
     if params:
         shapes = parameters(source)

@@ -8,7 +8,7 @@ from typing import Any
 from archc.codegen.forward import ForwardWriter
 from archc.codegen.printer import Printer
 from archc.codegen.views import MODEL_NUMBERS, ClassView, Names
-from archc.codegen.weights import declarations, initial_lines, owned_nodes, state_lines
+from archc.codegen.weights import declarations, initial_lines, owned_nodes, remembers, state_lines
 from archc.graph.types import Graph, Module
 from archc.spec.axes import Axis
 
@@ -72,7 +72,10 @@ class ModuleWriter:
         found.initial = initial_lines(owned, printer)
         for slot in module.slots:
             found.constructor += self._slot(slot, printer)
-        found.states = state_lines(module, printer)
+        if module.shared:
+            slots = ", ".join(f'"{slot}"' for slot in module.shared)
+            found.constructor.append(f"self.shared_slots = ({slots},)")
+        found.states = state_lines(module, printer, lambda key: remembers(self.graph, key))
         printer.graph = module.subgraph
         found.forward, found.result = forward.lines, forward.result
         owners = [f'{name}: "{class_}"' for name, class_ in names.owners[module.key].items()]
@@ -85,12 +88,12 @@ class ModuleWriter:
         keys = self.module.slots[slot]
         made = f"{self.names.classes[keys[0]]}({self.names.constructor(keys[0])})"
         if slot in self.module.shared:
-            lines = []
-            if len(keys) > 1:
-                shared = ", ".join(f'"{name}"' for name, key in self.graph.shared.items() if key in keys)
-                lines.append(
-                    f'self.{slot}_name = ({shared})[sites.take("{self.module.prefix}") % {len(keys)}]'
-                )
+            names = self.module.shared[slot]
+            chosen = f'"{names[0]}"'
+            if len(names) > 1:
+                listed = ", ".join(f'"{name}"' for name in names)
+                chosen = f'({listed})[sites.take("{self.module.prefix}") % {len(names)}]'
+            lines = [f"self.{slot}_name = {chosen}"]
             if "site" in self.names.owners[keys[0]]:
                 lines.append(f"self.{slot} = {self.names.classes[keys[0]]}Site(config)")
             return lines

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from archc.codegen.printer import Code, Printer, owner_of
 from archc.codegen.reach import reached
-from archc.graph.types import Module, Node, Ref, Subgraph, ValueType
+from archc.graph.types import Graph, Module, Node, Ref, Subgraph, ValueType
 from archc.operations.base import StateSpec
 from archc.operations.registry import operations
 from archc.spec.axes import Axis
@@ -62,14 +62,15 @@ class _Initial:
 
     def lines(self, nodes: Iterable[Node]) -> list[str]:
         """Shared values, then a line for each weight."""
-        wanted = [
-            (f"self.{path}", axes, ref)
-            for node in nodes
-            for path, axes, ref in operations()[node.op].initial(node)
-            if ref is not None
+        listed = [(node, *start) for node in nodes for start in operations()[node.op].initial(node)]
+        free = [
+            f"nn.init.normal_(self.{path}, 0.0, 0.02)"
+            for node, path, _, ref in listed
+            if ref is None and node.op == "param"
         ]
+        wanted = [(f"self.{path}", axes, ref) for _, path, axes, ref in listed if ref is not None]
         if not wanted:
-            return []
+            return free
         self.printer.graph = self.graph
         self.printer.drawn = wanted[0][0]
         lines: list[str] = []
@@ -85,7 +86,7 @@ class _Initial:
                 codes[ref] = Code(variable)
         for target, axes, ref in wanted:
             lines.append(self._line(target, axes, ref, codes))
-        return lines
+        return lines + free
 
     def _emit(self, node: Node, codes: Mapping[Ref, Code]) -> Code:
         return operations()[node.op].emit(node, [codes[ref] for ref in node.inputs], self.printer)
@@ -110,8 +111,15 @@ class _Initial:
         return f"{target}.copy_({code.at(12)}.reshape({target}.shape))"
 
 
-def state_lines(module: Module, printer: Printer) -> list[str]:
-    """`"q_conv": Entry((3, 64))` for each tensor of memory."""
+def remembers(graph: Graph, key: str) -> bool:
+    """Whether a module, or one in its slots, keeps memory."""
+    module = graph.modules[key]
+    own = any(operations()[node.op].states(node, module.subgraph) for node in module.subgraph.nodes)
+    return own or any(remembers(graph, inner) for keys in module.slots.values() for inner in keys)
+
+
+def state_lines(module: Module, printer: Printer, remembers: Callable[[str], bool]) -> list[str]:
+    """`"q_conv": Entry((3, 64))` for each tensor of memory; `remembers` says whether a module has any."""
     graph = module.subgraph
     needed = reached(graph, graph.roots())
     printer.graph = graph
@@ -120,6 +128,12 @@ def state_lines(module: Module, printer: Printer) -> list[str]:
         if node.id in needed:
             for state in operations()[node.op].states(node, graph):
                 lines.setdefault(state.name, _entry(state, printer))
+            if node.op == "mixture" and remembers(node.attrs["modules"][0]):
+                printer.use("state", "Entry")
+                count = printer.size(node.attrs["count"]).text
+                lines[node.name] = (
+                    f'**{{f"{node.name}.{{m}}.length": Entry((), dtype=torch.int64) for m in range({count})}}'
+                )
     return list(lines.values())
 
 

@@ -154,13 +154,14 @@ class GraphBuilder:
             fillers,
             self.exported,
             self.report,
+            self._default_init(instance.use),
         )
         subgraph = elaborator.run()
         if subgraph is None:
             return None
         count = len(instance.variants)
         key = instance.prefix if not count else f"{instance.prefix}_{count + 1}"
-        shared = frozenset(slot for slot, signature in fillers.items() if signature.shared)
+        shared = {slot: signature.shared for slot, signature in fillers.items() if signature.shared}
         module = Module(
             key,
             instance.prefix,
@@ -190,6 +191,7 @@ class GraphBuilder:
             {},
             self.exported,
             self.report,
+            self._default_init(instance.use),
         )
         subgraph = elaborator.run()
         if subgraph is None:
@@ -207,6 +209,10 @@ class GraphBuilder:
         )
         inputs = tuple(subgraph.type_of(ref).axes for ref in subgraph.inputs.values())
         return Signature(inputs, subgraph.type_of(subgraph.output), (key,))
+
+    def _default_init(self, use: Use) -> ex.Expr | None:
+        """How matrices start that do not say it themselves: as the use, the body or the model says."""
+        return use.init or use.body.init or self.spec.init
 
     def _filler(self, filler: Use | Shared, slot: str, block: str, layer: _Layer) -> Signature | None:
         uses = [filler] if isinstance(filler, Use) else [self.spec.shared[name] for name in filler.names]

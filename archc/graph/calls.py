@@ -217,6 +217,11 @@ class Call:
             return None
         return self.scope.initial(self.given[name], axes)
 
+    def default_init(self, axes: tuple[Axis, ...]) -> Ref | None:
+        """The start of matrices that do not say their own: the body's or the model's `init:`."""
+        expr = self.scope.elaborator.default_init
+        return None if expr is None else self.scope.initial(expr, axes)
+
     def pair(self, name: str) -> Pair | None:
         """A mask or score over `i`, `j`, `s`."""
         return self.scope.pair(self.given[name]) if self.has(name) else None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from heapq import heappop, heappush
 
-import networkx as nx
-
+from archc.graph.calls import COMMON_KEYWORDS
 from archc.graph.scope import Builder, Scope, literal, rewrite_names
 from archc.graph.types import Ref, Subgraph, ValueType
 from archc.graph.values import Abandon, Several, StaticValue, Traced, Value
+from archc.operations import registry
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
 from archc.spec.diagnostics import Label, Reporter, Span
@@ -43,7 +45,9 @@ class Elaborator:
         slots: Mapping[str, Signature],
         exported: Mapping[str, ValueType],
         report: Reporter,
+        default_init: ex.Expr | None = None,
     ) -> None:
+        self.default_init = default_init
         self.body = body
         self.settings = settings
         self.functions = functions
@@ -128,16 +132,13 @@ class Elaborator:
 
     def _check_reached(self, equations: Mapping[str, Equation], wanted: list[str]) -> None:
         """An equation that nothing can ever read is a mistake (rule 6)."""
-        reach: nx.DiGraph = nx.DiGraph()
-        reach.add_nodes_from(equations)
-        for name, equation in equations.items():
-            for node in equation.expr.walk():
-                if isinstance(node, ex.Name) and node.id in equations:
-                    reach.add_edge(name, node.id)
-        roots = [name for name in wanted if name in reach]
-        reached = (
-            set(roots).union(*(nx.descendants(reach, root) for root in roots)) if roots else set(equations)
-        )
+        pending = [name for name in wanted if name in equations] or list(equations)
+        reached = set(pending)
+        while pending:
+            for node in equations[pending.pop()].expr.walk():
+                if isinstance(node, ex.Name) and node.id in equations and node.id not in reached:
+                    reached.add(node.id)
+                    pending.append(node.id)
         for equation in self.body.equations:
             targets = [t for t in equation.targets if t.name in reached]
             if not targets and self._output_name() in equations:
@@ -150,30 +151,34 @@ class Elaborator:
 
     def _sorted(self, equations: Mapping[str, Equation], scope: Scope, wanted: list[str]) -> list[Equation]:
         """The equations that this layer reaches, each after those it reads. Records a cycle as an error."""
-        graph: nx.DiGraph = nx.DiGraph()
         pending = [name for name in wanted if name in equations]
-        graph.add_nodes_from(pending)
-        seen = set(pending)
+        reads: dict[str, set[str]] = {name: set() for name in pending}
         while pending:
             name = pending.pop()
             for read in self._names_read(equations[name].expr, scope):
                 if read in equations:
-                    graph.add_edge(read, name)
-                    if read not in seen:
-                        seen.add(read)
+                    reads[name].add(read)
+                    if read not in reads:
+                        reads[read] = set()
                         pending.append(read)
+        order = list(equations)
+        sorter = TopologicalSorter(reads)
         try:
-            order = list(nx.lexicographical_topological_sort(graph, key=list(equations).index))
-        except nx.NetworkXUnfeasible:
-            self._report_cycle(graph, equations)
+            sorter.prepare()
+        except CycleError as error:
+            self._report_cycle(list(error.args[1])[:-1], equations)
             return []
+        ready: list[int] = []
         found: dict[int, Equation] = {}
-        for name in order:
+        while sorter.is_active():  # of those that can come next, the first one written
+            for name in sorter.get_ready():
+                heappush(ready, order.index(name))
+            name = order[heappop(ready)]
             found.setdefault(id(equations[name]), equations[name])
+            sorter.done(name)
         return list(found.values())
 
-    def _report_cycle(self, graph: nx.DiGraph, equations: Mapping[str, Equation]) -> None:
-        cycle = [edge[0] for edge in nx.find_cycle(graph)]
+    def _report_cycle(self, cycle: list[str], equations: Mapping[str, Equation]) -> None:
         first = min(cycle, key=list(equations).index)
         at = cycle.index(first)
         path = " -> ".join([*reversed([*cycle[at + 1 :], *cycle[: at + 1]]), first])
@@ -203,6 +208,8 @@ class Elaborator:
                 return self._names_read(branch, scope)
             case ex.Call() if expr.function in ("first", "previous"):
                 return []
+            case ex.Call():
+                return [name for child in _looked_up(expr) for name in self._names_read(child, scope)]
         return [name for child in expr.children() for name in self._names_read(child, scope)]
 
     def _read_equation(self, equation: Equation, scope: Scope) -> None:
@@ -428,9 +435,47 @@ class Elaborator:
             "modules": signature.modules,
             "shared": bool(signature.shared),
             "slot": name,
-            "name": signature.shared[0] if signature.shared else "",
         }
         return scope.add("slot", values, (signature.output,), attrs, expr.span, member)[0]
+
+    def call_mixture(self, scope: Scope, expr: ex.Call) -> Value:
+        """`mixture(body, x, weights=w)`: as many instances of a slot or part as w has entries (rule 16)."""
+        weights_expr = expr.keyword("weights")
+        first = expr.args[0] if expr.args else None
+        if len(expr.args) != 2 or weights_expr is None or not isinstance(first, ex.Name):
+            raise scope.fail(
+                "E313",
+                "a mixture needs a body, a value and weights",
+                expr.span,
+                help="write mixture(expert, x, weights=w)",
+            )
+        signature = self.slots.get(first.id)
+        if signature is None or signature.shared:
+            raise scope.fail(
+                "E336",
+                f"`{first.id}` is no slot or part that a mixture can have copies of",
+                first.span,
+                help=scope.suggest(first.id, list(self.slots)),
+            )
+        value = scope.traced(scope.read(expr.args[1]), expr.args[1].span)
+        weights = scope.traced(scope.read(weights_expr), weights_expr.span)
+        if weights.type.rate != "token" or len(weights.type.axes) != 1:
+            raise scope.fail(
+                "E353", "the weights of a mixture have one axis, an entry for each body", weights_expr.span
+            )
+        word = expr.keyword("name")
+        member = (scope.word(word) if word is not None else None) or first.id
+        if member in self.builder.slots:
+            raise scope.fail(
+                "E361",
+                f"`{member}` is used twice; each use is an instance of its own",
+                expr.span,
+                help="name the second: mixture(..., name=...)",
+            )
+        self.builder.slots[member] = signature.modules
+        self.builder.members.setdefault(member, expr.span)
+        attrs = {"modules": signature.modules, "slot": first.id, "count": weights.type.axes[0]}
+        return scope.add("mixture", [value, weights], (signature.output,), attrs, expr.span, member)[0]
 
     def across_layers(self, scope: Scope, expr: ex.Call) -> Value:
         """`first(v)` and `previous(v)`: an exported value of an earlier layer, same token (rule 11)."""
@@ -451,6 +496,27 @@ class Elaborator:
     def embedding(self, scope: Scope, span: Span) -> Value:
         """The embedding of the token, readable in every body."""
         return scope.add("embedding", (), (ValueType((Axis.named("d_model"),)),), {}, span)[0]
+
+
+def _looked_up(expr: ex.Call) -> list[ex.Expr]:
+    """The arguments of a call in which names stand for values: not the words that the operation declares."""
+    operation = registry.operations().get(expr.function)
+    if operation is None:
+        return [*expr.args, *(k.value for k in expr.keywords if k.name not in COMMON_KEYWORDS)]
+    words = {a.name for a in operation.signature.arguments if a.kind in ("word", "words")} | set(
+        COMMON_KEYWORDS
+    )
+    positional = [a.name for a in operation.signature.arguments if not a.keyword_only]
+    found = (
+        [
+            arg
+            for index, arg in enumerate(expr.args)
+            if positional[min(index, len(positional) - 1)] not in words
+        ]
+        if positional
+        else list(expr.args)
+    )
+    return [*found, *(k.value for k in expr.keywords if k.name not in words)]
 
 
 __all__ = ["Elaborator", "Signature", "rewrite_names"]

@@ -186,8 +186,8 @@ class Scope:
             if expr.id in self.axis_variables:
                 return self.axis_variables[expr.id]
             bound = self.statics.get(expr.id)
-            if isinstance(bound, ex.ListExpr):
-                return tuple(axis for item in bound.items for axis in self.axes(item))
+            if isinstance(bound, ex.ListExpr):  # names of the instance already
+                return tuple(Axis.of(item) for item in bound.items)
         if isinstance(expr, ex.ListExpr):
             found = tuple(axis for item in expr.items for axis in self.axes(item))
             twice = next((axis for axis in found if found.count(axis) > 1), None)
@@ -348,6 +348,8 @@ class Scope:
             return self._draw(name, expr.args, expr.span)
         if name in self.body.slots or name in self.body.parts:
             return self.elaborator.call_slot(self, expr)
+        if name == "mixture":
+            return self.elaborator.call_mixture(self, expr)
         if name in ("first", "previous"):
             return self.elaborator.across_layers(self, expr)
         if name == "norm":

@@ -24,6 +24,11 @@ def parameter_shapes(graph: Graph) -> dict[str, Shape]:
         found |= _norm("embedding_norm", settings.embedding_norm, width)
     for index, key in enumerate(graph.layers()):
         found |= _module_parameters(graph, key, f"layers.{index}.")
+    for name, key in graph.shared.items():
+        found |= _module_parameters(graph, key, f"shared.{name}.")
+    for module in graph.modules.values():
+        for path, shape in _owned(module, "model", "").items():
+            found.setdefault(path, shape)
     found |= _norm("norm", settings.norm, width)
     if not settings.tie_embeddings:
         found["head.weight"] = (settings.vocab_size, width)
@@ -38,12 +43,37 @@ def _norm(name: str, kind: str, width: int) -> dict[str, Shape]:
 def _module_parameters(graph: Graph, key: str, prefix: str) -> dict[str, Shape]:
     module = graph.modules[key]
     sizes = Sizes(module.values)
+    found = _owned(module, "self", prefix)
+    for slot, keys in module.slots.items():
+        inner = graph.modules[keys[0]]
+        if slot in module.shared:
+            found |= _owned(inner, "site", f"{prefix}{slot}.")
+            continue
+        if inner.body.kind == "part":
+            found |= _owned(inner, "mixer", prefix)
+        for name in _instances(module, slot, sizes):
+            found |= _module_parameters(graph, keys[0], f"{prefix}{name}.")
+    return found
+
+
+def _instances(module: Module, slot: str, sizes: Sizes) -> list[str]:
+    """The attributes under which a slot's modules stand: itself, or `memory.0`, `memory.1` in a mixture."""
+    for node in module.subgraph.nodes:
+        if node.op == "mixture" and node.name == slot:
+            return [f"{slot}.{index}" for index in range(sizes.axis(node.attrs["count"]))]
+    return [slot]
+
+
+def _owned(module: Module, owner: str, prefix: str) -> dict[str, Shape]:
+    """The weights of a module that belong to `owner`: "self", "mixer", "site" or "model"."""
+    sizes = Sizes(module.values)
     found: dict[str, Shape] = {}
     for node in module.subgraph.nodes:
-        for path, shape in operations()[node.op].parameters(node, sizes):
-            found.setdefault(prefix + path, shape)
-    for slot, keys in module.slots.items():
-        found |= _module_parameters(graph, keys[0], f"{prefix}{slot}.")
+        share = node.attrs.get("share")
+        holder = "self" if share is None or share == "mixer" and module.body.kind != "part" else share
+        if holder == owner:
+            for path, shape in operations()[node.op].parameters(node, sizes):
+                found.setdefault(prefix + path, shape)
     return found
 
 

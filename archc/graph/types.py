@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any
 
 from archc.spec.axes import Axis
 from archc.spec.diagnostics import Span
 from archc.spec.expressions import Expr
 from archc.spec.spec import Body, Settings
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 RATES = (
     "static",
@@ -103,7 +104,9 @@ class Subgraph:
 
     def digraph(self) -> nx.DiGraph:
         """The dependencies as a networkx graph: an edge from each node to its readers."""
-        graph: nx.DiGraph = nx.DiGraph()
+        import networkx  # a tenth of a second that `archc check` does not spend
+
+        graph: nx.DiGraph = networkx.DiGraph()
         graph.add_nodes_from(node.id for node in self.nodes)
         graph.add_edges_from((ref.node, node.id) for node in self.nodes for ref in node.inputs)
         return graph
@@ -133,7 +136,9 @@ class Module:
     subgraph: Subgraph
     decisions: tuple[Decision, ...]
     slots: Mapping[str, tuple[str, ...]]
-    shared: frozenset[str] = frozenset()  # slots whose module belongs to the model
+    shared: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # slots that modules of the model fill, in turn
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ def ones(like: Tensor) -> Tensor:
     return torch.ones_like(like)
 
 
-def inverse_softplus(x: Tensor) -> Tensor:
+def inverse_softplus(x: Tensor | float) -> Tensor:
     """y with softplus(y) = x, for x above 0."""
+    x = torch.as_tensor(x)
     return x + torch.log(-torch.expm1(-x))

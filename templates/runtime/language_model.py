@@ -159,7 +159,7 @@ class LanguageModel(nn.Module):
         weight = self.embedding.weight
         memory: dict[str, Tensor] = {}
         limited_by: str | None = None
-        for path, module in self.named_modules():
+        for path, module in self._places():
             entries = getattr(module, "state_entries", None)
             if entries is None:
                 continue
@@ -169,6 +169,16 @@ class LanguageModel(nn.Module):
                 if entry.grows and limited_by is None:
                     limited_by = full
         return State.empty(memory, batch_size, slots, weight.device, limited_by)
+
+    def _places(self) -> Iterator[tuple[str, nn.Module]]:
+        """Every place at which a module is called: a shared module stands at each of its sites."""
+        for path, module in self.named_modules():
+            if path.split(".")[0] != "shared":
+                yield path, module
+            for slot in getattr(module, "shared_slots", ()):
+                shared = self.get_submodule(f"shared.{getattr(module, f'{slot}_name')}")
+                for inner, found in shared.named_modules():
+                    yield ".".join(filter(None, (path, slot, inner))), found
 
     def context(self) -> int:
         """The length that the model was made for."""
@@ -234,6 +244,8 @@ class LanguageModel(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, 0.0, 0.02)
+            elif callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
         for module in self.modules():
             if module is not self and hasattr(module, "init_weights"):
                 module.init_weights()

@@ -20,6 +20,14 @@ class Elementwise(Operation):
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """The function over its operands, each indexed so that it broadcasts."""
+        found = self._emit(node, inputs, printer)
+        absent = next((c for c, ref in zip(inputs, node.inputs) if printer.type_of(ref).absent), None)
+        if absent is None or FUNCTIONS[node.attrs["function"]].boolean:
+            return found
+        printer.use("topk", "keep_absent")
+        return Code(f"keep_absent({found.text}, {absent.text})")
+
+    def _emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         name = node.attrs["function"]
         function = FUNCTIONS[name]
         types = [printer.type_of(ref) for ref in node.inputs]
@@ -118,8 +126,7 @@ class Slot(Operation):
         if printer.names is not None:
             extra = printer.names.call_arguments(key, {"mixer": "self", "site": f"self.{node.name}"})
         if node.attrs["shared"]:
-            name = f"self.{node.name}_name" if len(node.attrs["modules"]) > 1 else f'"{node.attrs["name"]}"'
-            called = f'{printer.place()}.memo["shared"][{name}]'
+            called = f'{printer.place()}.memo["shared"][self.{node.name}_name]'
         inner = f'{printer.place()}.at("{node.name}")'
         return Code(f"{called}({', '.join([*(code.text for code in inputs), inner, *extra])})")
 

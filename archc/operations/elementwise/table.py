@@ -174,6 +174,5 @@ def infer(name: str, types: Sequence[ValueType]) -> ValueType:
         low, high = ANY
     if math.isnan(low) or math.isnan(high):
         low, high = ANY
-    return ValueType(
-        widest.axes, rate, low, high, block.block if block else None, any(t.absent for t in types)
-    )
+    absent = any(t.absent for t in types) and not FUNCTIONS[name].boolean
+    return ValueType(widest.axes, rate, low, high, block.block if block else None, absent)

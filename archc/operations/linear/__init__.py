@@ -65,7 +65,7 @@ class Linear(Operation):
             "kept": kept,
             "blocks": blocks,
             "bias": call.flag("bias"),
-            "init": call.init("init", (*per, *out, *over)),
+            "init": call.init("init", (*per, *out, *over)) or call.default_init((*per, *out, *over)),
             "bias_init": call.init("bias_init", (*per, *out)),
             "share": call.word("share", ("none", "mixer", "site", "model")),
         }
@@ -107,7 +107,7 @@ class Linear(Operation):
         bias = "True" if node.attrs["bias"] else "False"
         if node.attrs["blocks"] is not None:
             printer.use("linear", "BlockLinear")
-            blocks = printer.number(node.attrs["blocks"]).text
+            blocks = printer.whole(node.attrs["blocks"]).text
             return [f"self.{node.name} = BlockLinear({over}, {out}, blocks={blocks}, bias={bias})"]
         if node.attrs["per"]:
             printer.use("linear", "PerEntryLinear")

@@ -13,7 +13,14 @@ class BlockLinear(nn.Module):
         super().__init__()
         self.blocks = blocks
         self.weight = nn.Parameter(torch.empty(blocks, m // blocks, n // blocks))
-        self.bias = nn.Parameter(torch.zeros(m)) if bias else None
+        self.bias = nn.Parameter(torch.empty(m)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As the model's other matrices start."""
+        nn.init.normal_(self.weight, 0.0, 0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x [..., n] -> [..., m]."""
@@ -28,4 +35,11 @@ class PerEntryLinear(nn.Module):
     def __init__(self, per: tuple[int, ...], over: tuple[int, ...], out: tuple[int, ...], bias: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(*per, *out, *over))
-        self.bias = nn.Parameter(torch.zeros(*per, *out)) if bias else None
+        self.bias = nn.Parameter(torch.empty(*per, *out)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As the model's other matrices start."""
+        nn.init.normal_(self.weight, 0.0, 0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)

@@ -18,7 +18,7 @@ class Param(Operation):
 
     name = "param"
     title = "a free parameter"
-    signature = Signature.parse("label: word, axes: axes, *, init: init, frozen: static?")
+    signature = Signature.parse("label: word, axes: axes, *, init: init?, frozen: static?")
     weighted = True
 
     def build(self, call: Call) -> Value:

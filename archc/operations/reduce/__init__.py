@@ -47,7 +47,11 @@ class Reduction(Operation):
         axes = printer.type_of(node.inputs[0]).axes
         dims = [axes.index(axis) - len(axes) for axis in node.attrs["over"]]
         dim = str(dims[0]) if len(dims) == 1 else f"({', '.join(map(str, dims))})"
-        return Code(f"{inputs[0].at(12)}.{self.method}({dim})")
+        x = inputs[0]
+        if printer.type_of(node.inputs[0]).absent and self.method == "sum":
+            printer.use("topk", "present")
+            x = Code(f"present({x.text})")
+        return Code(f"{x.at(12)}.{self.method}({dim})")
 
     def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
         """One operation an entry read; softmax costs six."""
