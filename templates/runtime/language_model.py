@@ -110,11 +110,9 @@ class LanguageModel(nn.Module):
         Raises ValueError for a mask with a hole, borders that fall, or both kinds of borders at once; StateError
         for a full cache, a state of other sequences, or a state written in place under grad.
         """
-        tokens_BT, layout, padding = self._arrange(tokens, state, cu_seqlens, attention_mask)
         if return_state and state is None:
-            state = self.init_state(
-                tokens.shape[0] if layout.cu_seqlens is None else len(layout.cu_seqlens) - 1
-            )
+            state = self.init_state(len(tokens) if cu_seqlens is None else len(cu_seqlens) - 1)
+        tokens_BT, layout, padding = self._arrange(tokens, state, cu_seqlens, attention_mask)
         place = open_place(layout, state, _FORM.get(), return_state, tuple(capture))
         logits = self.project(self.hidden(tokens_BT, place))
         if padding is not None:
