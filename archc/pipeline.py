@@ -14,12 +14,15 @@ import math
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from archc.graph.totals import CostReport
-from archc.graph.types import Graph
-from archc.output.write import WriteReport
 from archc.spec.diagnostics import Diagnostic, Reporter, SpecError
 from archc.spec.spec import Spec
+
+if TYPE_CHECKING:
+    from archc.graph.totals import CostReport
+    from archc.graph.types import Graph
+    from archc.output.write import WriteReport
 
 Source = str | Path | Mapping[str, object]
 

@@ -259,9 +259,9 @@ class Recurrence(Operation):
         found = count(attrs["kind"], key, value)
         factors = sizes.axis(attrs["factor"]) if attrs["factor"] is not None else 1
         return Cost(
-            chunk_flops=int(heads * factors * found.forward.flop),
-            step_flops=int(heads * found.decode.flop),
-            chunk_backward_flops=int(heads * factors * found.backward.flop),
+            chunk_flops=int(heads * factors * found.forward.flops),
+            step_flops=int(heads * found.decode.flops),
+            chunk_backward_flops=int(heads * factors * found.backward.flops),
         )
 
 
