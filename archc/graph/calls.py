@@ -57,7 +57,7 @@ class Call:
             if len(args) > len(positional):
                 self.fail(
                     "E310",
-                    f"`{self.operation.name}` takes {len(positional)} positional arguments, "
+                    f"`{self.operation.name}` takes {counted(len(positional), 'argument')} without a name, "
                     f"{len(args)} are given",
                     args[len(positional)].span,
                     help=self._usage(),
@@ -71,10 +71,16 @@ class Call:
                     "E311",
                     f"`{self.operation.name}` has no argument `{keyword.name}`",
                     keyword.span,
-                    help=self._usage(),
+                    help=self.scope.suggest(keyword.name, [*names, *COMMON_KEYWORDS]) or self._usage(),
                 )
             elif keyword.name in self.given:
-                self.fail("E312", f"`{keyword.name}` is given twice", keyword.span)
+                self.fail(
+                    "E312",
+                    f"`{keyword.name}` is given twice",
+                    keyword.span,
+                    labels=[Label(self.given[keyword.name].span, "the first one")],
+                    help=self._usage(),
+                )
             else:
                 self.given[keyword.name] = keyword.value
         for argument in self.operation.signature.arguments:
@@ -167,7 +173,12 @@ class Call:
             return default
         found = self.scope.evaluate(expr)
         if isinstance(found, bool) or not isinstance(found, (Fraction, float, int)):
-            self.fail("E321", f"`{name}` of `{self.operation.name}` must be a number", self.given[name].span)
+            shown = f"`{str(found).lower()}`" if isinstance(found, (bool, str)) else "something else"
+            self.fail(
+                "E321",
+                f"`{name}` of `{self.operation.name}` must be a number, this is {shown}",
+                self.given[name].span,
+            )
         return found
 
     def none(self) -> ex.Expr:
@@ -194,6 +205,18 @@ class Call:
                 expr.span,
             )
         return None if text == "none" else text
+
+    def one_axis(self, name: str) -> Axis:
+        """Exactly one axis."""
+        found = self.axes(name) or ()
+        if len(found) != 1:
+            self.fail(
+                "E353",
+                f"`{self.operation.name}` takes one axis here, this is {shape(found)}",
+                self.span_of(name),
+                help="do it for one axis after the other",
+            )
+        return found[0]
 
     def words(self, name: str, choices: Sequence[str]) -> tuple[str, ...]:
         """A list of bare words, `outputs=[out, lse]`."""
@@ -279,10 +302,20 @@ def argument_kinds(operation: Operation) -> dict[str, Argument]:
     return {argument.name: argument for argument in operation.signature.arguments}
 
 
+def counted(number: int, word: str) -> str:
+    """`1 argument`, `2 arguments`."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def shape(axes: Sequence[Axis]) -> str:
+    """`[n_heads, head_dim]`, as a user would write it."""
+    return f"[{', '.join(map(str, axes))}]"
+
+
 def lift(*rates: str) -> str:
     """The fastest of several rates: what an elementwise result has."""
     order = ("static", "model", "sequence", "token")
     return max(rates, key=order.index) if all(rate in order for rate in rates) else "block"
 
 
-__all__ = ["Call", "Pair", "Ref", "argument_kinds", "lift"]
+__all__ = ["Call", "Pair", "Ref", "argument_kinds", "counted", "lift", "shape"]

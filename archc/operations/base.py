@@ -56,7 +56,9 @@ class Signature:
         return Signature(tuple(found))
 
     def __str__(self) -> str:
-        return ", ".join(a.name + ("" if a.required else "?") for a in self.arguments)
+        """`x, axes, [over=], [bias=]`: optional arguments in brackets, those that need their name with `=`."""
+        shown = (a.name + ("=" if a.keyword_only else "") for a in self.arguments)
+        return ", ".join(text if a.required else f"[{text}]" for a, text in zip(self.arguments, shown))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
-from archc.graph.calls import Call
+from archc.graph.calls import Call, shape
+from archc.graph.types import ValueType
 from archc.graph.values import Traced
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
@@ -17,6 +19,17 @@ def split_heads(value: Traced) -> tuple[Axis | None, Axis]:
     return (heads[-1] if heads else None), last
 
 
+def fail_operand(call: Call, name: str, type_: ValueType) -> NoReturn:
+    """A query, key or value that has no tokens, no axis, or more than two."""
+    has = f"{type_.rate} {shape(type_.axes)}" if type_.rate != "token" else shape(type_.axes)
+    call.fail(
+        "E370",
+        f"`{name}` of `{call.operation.name}` needs tokens and the axes [heads, size] or [size], this has {has}",
+        call.span_of(name),
+        help="linear(x, [n_heads, head_dim]) makes one; reshape folds axes together",
+    )
+
+
 def widest_heads(call: Call, groups: Mapping[str, Sequence[Axis]]) -> Axis | None:
     """The head axis that the others divide. Those that differ must be tied by `divides:`."""
     axes = {name: heads[-1] for name, heads in groups.items() if heads}
@@ -27,12 +40,12 @@ def widest_heads(call: Call, groups: Mapping[str, Sequence[Axis]]) -> Axis | Non
         (
             item
             for item in by_size
-            if all(other == item[1] or _divides(call, other, item[1]) for other in axes.values())
+            if all(other == item[1] or divides(call, other, item[1]) for other in axes.values())
         ),
         by_size[0],
     )
     for other_name, other in axes.items():
-        if other == widest or _divides(call, other, widest):
+        if other == widest or divides(call, other, widest):
             continue
         span = call.span_of(other_name)
         labels = [
@@ -52,7 +65,7 @@ def widest_heads(call: Call, groups: Mapping[str, Sequence[Axis]]) -> Axis | Non
     return widest
 
 
-def _divides(call: Call, small: Axis, wide: Axis) -> bool:
+def divides(call: Call, small: Axis, wide: Axis) -> bool:
     """Whether a chain of `divides:` leads from one axis to the other."""
     seen: set[str] = set()
     current = str(small)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from archc.codegen.printer import Code, Printer, call
-from archc.graph.calls import Call, Pair
+from archc.graph.calls import Call, Pair, shape
 from archc.graph.costs import Cost, Sizes
 from archc.graph.types import Node, Ref, Subgraph, ValueType
 from archc.graph.values import Traced, Value
 from archc.operations.base import Operation, Signature, StateSpec
-from archc.operations.heads import split_heads, widest_heads
+from archc.operations.heads import fail_operand, split_heads, widest_heads
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
 
@@ -36,20 +36,30 @@ class Attention(Operation):
         q, k, v = call.value("q"), call.value("k"), call.value("v")
         for value, name in ((q, "q"), (k, "k"), (v, "v")):
             if value.type.rate != "token" or not 1 <= len(value.type.axes) <= 2:
-                call.fail(
-                    "E370", f"`{name}` needs tokens and the axes [heads, size] or [size]", call.span_of(name)
-                )
+                fail_operand(call, name, value.type)
         if q.type.axes[-1] != k.type.axes[-1]:
             call.fail(
                 "E371",
                 f"the last axes of q and k differ: `{q.type.axes[-1]}` and `{k.type.axes[-1]}`",
                 call.span_of("k"),
+                help="give the key the axis of the query: their product is taken along it",
             )
         heads = widest_heads(call, {"q": q.type.axes[:-1], "k": k.type.axes[:-1], "v": v.type.axes[:-1]})
         if split_heads(k)[0] != split_heads(v)[0]:
-            call.fail("E371", "k and v must have the same heads", call.span_of("v"))
+            call.fail(
+                "E371",
+                f"k and v must have the same heads, they are {shape(k.type.axes)} and {shape(v.type.axes)}",
+                call.span_of("v"),
+                help="repeat(v, few, many) gives each head several times",
+            )
         if split_heads(q)[0] != heads:
-            call.fail("E371", "attention has at least as many query heads as key heads", call.span_of("q"))
+            call.fail(
+                "E371",
+                f"q has the heads `{split_heads(q)[0] or 'none'}`, k and v have more: `{heads}`",
+                call.span_of("q"),
+                note="each key head serves one or several query heads",
+                help="let the number of key heads divide that of query heads",
+            )
         outputs = call.words("outputs", OUTPUTS) or ("out",)
         causal = call.flag("causal", True)
         mask, score = call.pair("mask"), call.pair("score")

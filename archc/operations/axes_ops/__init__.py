@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from archc.codegen.printer import Code, Printer, call
-from archc.graph.calls import Call, lift
+from archc.graph.calls import Call, lift, shape
 from archc.graph.costs import Cost, Sizes
 from archc.graph.types import Node, Subgraph, ValueType
 from archc.graph.values import Value
@@ -33,7 +33,7 @@ class Split(Operation):
         x = call.value("x")
         pieces = call.pieces()
         if not x.type.axes:
-            call.fail("E353", "a value without axes cannot be split", call.span_of("x"))
+            call.fail("E353", "this value has no axis that could be split", call.span_of("x"))
         *rest, last = x.type.axes
         whole = Axis.number(0)
         for axes, _ in pieces:
@@ -65,15 +65,19 @@ class Concat(Operation):
     def build(self, call: Call) -> Value:
         """Shapes: [*rest, a], [*rest, b] -> [*rest, a + b]."""
         parts = call.values()
-        for part in parts:
+        for part, expr in zip(parts, call.rest):
             if not part.type.axes:
-                call.fail("E353", "a value without axes cannot be joined", call.span)
+                call.fail("E353", "this value has no axis along which it could be joined", expr.span)
         rests = [part.type.axes[:-1] for part in parts]
         widest = max(rests, key=len)
-        for rest in rests:
-            extra = [axis for axis in rest if axis not in widest]
-            if extra:
-                call.fail("E350", f"the axis `{extra[0]}` is not in all parts", call.span)
+        for rest, expr in zip(rests, call.rest):
+            if any(axis not in widest for axis in rest):
+                call.fail(
+                    "E350",
+                    f"this part has {shape(rest)} before its last axis, another part has {shape(widest)}",
+                    expr.span,
+                    note="`concat` joins along the last axis; the axes before it must be the same or fewer",
+                )
         last = Axis.number(0)
         for part in parts:
             last = last + part.type.axes[-1]
@@ -115,7 +119,8 @@ class Reshape(Operation):
                 "E356",
                 f"{call.size(before)} entries cannot be read as {call.size(after)}",
                 call.span,
-                note=f"[{', '.join(map(str, x.type.axes))}] against [{', '.join(map(str, axes))}]",
+                note=f"{shape(x.type.axes)} against {shape(axes)}",
+                help="a reshape keeps every entry: the products of the sizes must be equal",
             )
         return call.add([x], ValueType(axes, x.type.rate, x.type.low, x.type.high), {})
 
@@ -139,11 +144,22 @@ class Repeat(Operation):
     def build(self, call: Call) -> Value:
         """Shapes: [.., old, ..] -> [.., new, ..]; entry i of the new axis is entry floor(i * old / new)."""
         x = call.value("x")
-        (old,), (new,) = call.axes("old") or (), call.axes("new") or ()
+        old, new = call.one_axis("old"), call.one_axis("new")
         if old not in x.type.axes:
-            call.fail("E353", f"`{old}` is not an axis of this value", call.span_of("old"))
+            call.fail(
+                "E353",
+                f"`{old}` is not an axis of this value, it has {shape(x.type.axes)}",
+                call.span_of("old"),
+            )
         if call.size(new) % call.size(old):
-            call.fail("E354", f"{call.size(old)} does not divide {call.size(new)}", call.span_of("new"))
+            call.fail(
+                "E354",
+                f"the {call.size(old)} entries of `{old}` cannot be repeated to {call.size(new)}",
+                call.span_of("new"),
+                help=f"the new size must be a multiple of {call.size(old)}",
+            )
+        if new != old and new in x.type.axes:
+            call.fail("E340", f"the axis `{new}` would occur twice in the result", call.span_of("new"))
         axes = tuple(new if axis == old else axis for axis in x.type.axes)
         return call.add([x], ValueType(axes, x.type.rate, x.type.low, x.type.high), {"old": old, "new": new})
 
@@ -165,16 +181,21 @@ class Select(Operation):
     def build(self, call: Call) -> Value:
         """Shapes: [.., axis, ..] -> [.., ..]."""
         x = call.value("x")
-        (axis,) = call.axes("axis") or ()
+        axis = call.one_axis("axis")
         if axis not in x.type.axes:
-            call.fail("E353", f"`{axis}` is not an axis of this value", call.span_of("axis"))
+            call.fail(
+                "E353",
+                f"`{axis}` is not an axis of this value, it has {shape(x.type.axes)}",
+                call.span_of("axis"),
+            )
         index = call.static("index")
         number = call.number("index")
-        if not 0 <= number < call.size(axis):
+        if not 0 <= number < call.size(axis) or number != int(number):
             call.fail(
                 "E357",
                 f"`{axis}` has {call.size(axis)} entries, {number} is none of them",
                 call.span_of("index"),
+                help=f"the first is 0, the last {call.size(axis) - 1}",
             )
         axes = tuple(a for a in x.type.axes if a != axis)
         return call.add(
@@ -203,7 +224,8 @@ class Outer(Operation):
         if not own or tuple(a.type.axes[: len(kept)]) != kept or tuple(b.type.axes[: len(kept)]) != kept:
             call.fail(
                 "E350",
-                "outer takes values that share their leading axes and differ in the last ones",
+                f"outer takes values that share their leading axes and differ in the last ones, not "
+                f"{shape(a.type.axes)} and {shape(b.type.axes)}",
                 call.span,
             )
         type_ = ValueType((*a.type.axes, *own), lift(a.type.rate, b.type.rate))
@@ -231,6 +253,10 @@ class TensorSquare(Operation):
     def build(self, call: Call) -> Value:
         """Shapes: [*rest, n] -> [*rest, n (n + 1) / 2]."""
         x = call.value("x")
+        if not x.type.axes:
+            call.fail(
+                "E353", "tensor_square works along the last axis, this value has none", call.span_of("x")
+            )
         *rest, last = x.type.axes
         axis = last * (last + Axis.number(1)) / Axis.number(2)
         return call.add([x], ValueType((*rest, axis), x.type.rate), {})

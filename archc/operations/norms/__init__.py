@@ -30,6 +30,7 @@ class Norm(Operation):
                 "E353",
                 f"`{self.name}` runs over the last axes of a value, this has [{shape}]",
                 call.span_of("over") if call.has("over") else call.span_of("x"),
+                help="name the last axis, or the last few in their order",
             )
         return tuple(over)
 
@@ -57,7 +58,12 @@ class WeightedNorm(Norm):
         without = "weight" in call.given and not call.has("weight")
         weight = None if without else (call.axes("weight") or over)
         if weight is not None and tuple(x.type.axes[len(x.type.axes) - len(weight) :]) != tuple(weight):
-            call.fail("E353", "the weight must have the last axes of the value", call.span_of("weight"))
+            shape = ", ".join(map(str, x.type.axes))
+            call.fail(
+                "E353",
+                f"the weight must have the last axes of the value, which has [{shape}]",
+                call.span_of("weight"),
+            )
         bias = self.name == "layernorm" and weight is not None and call.flag("bias", True)
         attrs = {
             "over": over,

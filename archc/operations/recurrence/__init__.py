@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import cast
 
@@ -12,9 +13,10 @@ from archc.graph.costs import Cost, Sizes
 from archc.graph.types import Node, Subgraph, ValueType
 from archc.graph.values import Traced, Value
 from archc.operations.base import Operation, Signature, StateSpec
-from archc.operations.heads import widest_heads
+from archc.operations.heads import divides, fail_operand, widest_heads
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
+from archc.spec.diagnostics import Label
 from archc.tiles.kind import Decay, Erase, EraseFrom, Normalize, Read, RecurrenceKind, form_of
 
 OUTPUTS = ("out", "numerator", "denominator")
@@ -49,16 +51,17 @@ class Recurrence(Operation):
         }
         for name in ("q", "k", "v"):
             if parts[name].type.rate != "token" or not 1 <= len(axes[name]) <= 2:
-                call.fail(
-                    "E370", f"`{name}` needs tokens and the axes [heads, size] or [size]", call.span_of(name)
-                )
+                fail_operand(call, name, parts[name].type)
         key, value_axis = axes["q"][-1], axes["v"][-1]
         for name in ("k", "erase_write", "erase_read"):
+            if name in axes and (not 1 <= len(axes[name]) <= 2 or parts[name].type.rate != "token"):
+                fail_operand(call, name, parts[name].type)
             if name in axes and axes[name][-1] != key:
                 call.fail(
                     "E371",
                     f"the last axis of `{name}` is `{axes[name][-1]}`, that of q is `{key}`",
                     call.span_of(name),
+                    help="queries, keys and erase vectors share the key axis of the state",
                 )
         decay, decay_name = self._decay(call, parts, axes, key, value_axis)
         groups: dict[str, tuple[Axis, ...]] = {name: axes[name][:-1] for name in ("q", "k", "v")}
@@ -76,11 +79,12 @@ class Recurrence(Operation):
                     )
         if decay_name:
             groups[decay_name] = tuple(a for a in axes[decay_name] if a not in (key, value_axis))
+        self._check_gates(call, groups, {"beta", "log_input", decay_name})
         heads = widest_heads(call, groups)
         kind = self._kind(call, decay, parts, decay_name)
         verdict = form_of(kind)
         if verdict.form == "error":
-            call.fail("E374", "this combination has no form over chunks", call.span, note=verdict.reason)
+            call.fail("E374", "there is no form of this recurrence", call.span, note=verdict.reason)
         scale = self._scale(call)
         order = [
             "q",
@@ -109,6 +113,20 @@ class Recurrence(Operation):
             return self._bonus(call, result, parts, call.value("bonus"))
         return result
 
+    def _check_gates(self, call: Call, groups: Mapping[str, Sequence[Axis]], gates: Collection[str]) -> None:
+        """A gate has the heads of q, k or v, or none: any other axis is not a head count that differs."""
+        heads = [group[-1] for name, group in groups.items() if group and name not in gates]
+        for name in groups:
+            for axis in groups[name] if name in gates else ():
+                if not any(axis == h or divides(call, axis, h) or divides(call, h, axis) for h in heads):
+                    has = ", ".join(f"`{h}`" for h in dict.fromkeys(heads)) or "none"
+                    call.fail(
+                        "E373",
+                        f"`{name}` has the axis `{axis}`, the heads here are {has}",
+                        call.span_of(name),
+                        help="a gate has the heads of q, k or v; a decay may also have the last axis of k or v",
+                    )
+
     def _decay(
         self, call: Call, parts: dict[str, Traced], axes: dict[str, tuple[Axis, ...]], key: Axis, value: Axis
     ) -> tuple[str, str]:
@@ -124,7 +142,12 @@ class Recurrence(Operation):
                 "E375",
                 "this decay is not known to be at most 0, so the state could grow without bound",
                 call.span_of(name),
-                note=f"decay is the logarithm of what is kept, archc finds at most {type_.high:g}",
+                note="decay is the logarithm of what is kept; "
+                + (
+                    f"archc finds at most {type_.high:g}"
+                    if math.isfinite(type_.high)
+                    else "archc finds no bound"
+                ),
                 help="-exp(...) * softplus(...), logsigmoid(...), or min(..., 0)",
             )
         last = axes[name][-1:] if axes[name] else ()
@@ -143,9 +166,20 @@ class Recurrence(Operation):
     def _kind(self, call: Call, decay: str, parts: dict[str, Traced], decay_name: str) -> RecurrenceKind:
         pair = [n for n in ("erase_write", "erase_read") if n in parts]
         if len(pair) == 1:
-            call.fail("E376", "an erase needs both erase_write= and erase_read=", call.span_of(pair[0]))
+            call.fail(
+                "E376",
+                f"an erase needs both erase_write= and erase_read=, here is only {pair[0]}=",
+                call.span_of(pair[0]),
+                note="the erase adds w (r^T S): r reads what the state holds, w writes the change",
+            )
         if pair and "beta" in parts:
-            call.fail("E376", "beta= is an erase of its own; give it or the pair", call.span_of("beta"))
+            call.fail(
+                "E376",
+                "beta= is an erase of its own; give it or the pair",
+                call.span_of("beta"),
+                labels=[Label(call.span_of(pair[0]), "the pair")],
+                note="beta= stands for erase_write=-beta * k, erase_read=k on the decayed state",
+            )
         erase_from = call.word("erase_from", ("previous", "decayed"))
         if pair and erase_from is None:
             call.fail(
@@ -160,6 +194,8 @@ class Recurrence(Operation):
             "exclusive" if call.has("bonus") else "inclusive"
         )
         chunk = int(call.number("chunk", Fraction(64)))
+        if chunk < 16 or chunk & (chunk - 1) or chunk > 1024:
+            call.fail("E321", "a chunk is 16, 32, 64, ... up to 1024 tokens", call.span_of("chunk"))
         normalize = call.word("normalize", ("sum", "max", "none")) or "none"
         return RecurrenceKind(
             cast(Decay, decay),

@@ -29,6 +29,7 @@ class Scan(Operation):
                 "E375",
                 "this decay is not known to be at most 0, so the state could grow without bound",
                 call.span_of("decay"),
+                note="decay is the logarithm of what is kept",
                 help="-exp(...) * softplus(...), logsigmoid(...), or min(..., 0)",
             )
         extra = [axis for axis in decay.type.axes if axis not in x.type.axes]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from archc.codegen.printer import Code, Printer, call
-from archc.graph.calls import Call
+from archc.graph.calls import Call, shape
 from archc.graph.costs import Cost, Sizes
 from archc.graph.types import Node, Subgraph, ValueType
 from archc.graph.values import Value
@@ -34,7 +34,12 @@ class TopK(Operation):
                 "E321", f"k must be between 1 and {size}, the size of `{x.type.axes[-1]}`", call.span_of("k")
             )
         if by is not None and by.type.axes != x.type.axes:
-            call.fail("E350", "`by` needs the axes of the value", call.span_of("by"))
+            call.fail(
+                "E350",
+                f"`by` has {shape(by.type.axes)}, the value has {shape(x.type.axes)}",
+                call.span_of("by"),
+                help="what the entries are chosen by has an entry for each of them",
+            )
         inputs = [x] if by is None else [x, by]
         type_ = ValueType(x.type.axes, x.type.rate, x.type.low, x.type.high, absent=True)
         return call.add(inputs, type_, {"k": call.static("k")})
