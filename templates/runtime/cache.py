@@ -20,6 +20,30 @@ class Attended(NamedTuple):
     kind: str  # "fresh": the call's own tokens, "slots": in order, "ring": the last ones in any order
 
 
+class Blocks(NamedTuple):
+    """Blocks of `width` tokens, one every `stride` tokens of a sequence; only whole ones count."""
+
+    width: int
+    stride: int
+
+    def last(self, block: Tensor) -> Tensor:
+        """The place of a block's last token."""
+        return block * self.stride + (self.width - 1)
+
+    def within(self, length: int) -> int:
+        """How many blocks `length` tokens hold; at least one, so that no tensor is empty."""
+        return max((length - self.width) // self.stride + 1, 1)
+
+    def complete(self, length_N: Tensor) -> Tensor:
+        """How many blocks the first tokens of each sequence hold."""
+        return ((length_N - self.width + self.stride) // self.stride).clamp(min=0)
+
+    def new(self, place: Place) -> int:
+        """No sequence completes more blocks than this in a call; at least one."""
+        layout = place.layout
+        return self.within(layout.longest_new) if layout.fresh else -(-layout.longest_new // self.stride)
+
+
 def slot_positions(length_N: Tensor, slots: int) -> Tensor:
     """`[N, slots]`: the position that each slot holds after `length_N` tokens, negative where it is empty.
 
@@ -41,6 +65,97 @@ def attended(place: Place, key: str, x: Tensor, ring: bool) -> Attended:
     if name not in place.memo:
         place.memo[name] = _attended(place, key, x, ring)
     result: Attended = place.memo[name]
+    return result
+
+
+def is_ring(place: Place, key: str, window: int | None) -> bool:
+    """Whether the entry keeps the last tokens of a window only. Blocks are no ring."""
+    if place.memory is None or window is None:
+        return False
+    return place.memory[place.prefix + key].shape[1] <= window
+
+
+def cached(place: Place, key: str, x: Tensor, window: int | None = None) -> Tensor:
+    """Store the call's tokens of `x [B, T, ...]`, and give those of all tokens that its queries may attend to.
+
+    Keys and values are computed from the result. Where nothing is older than the call this is `x` itself, else
+    `[N, S, ...]`, whose places `seen_tokens` knows.
+    """
+    if place.memory is None:
+        return x
+    packed = place.layout.cu_seqlens is not None
+    found = attended(place, key, spread(place, x) if packed else x, is_ring(place, key, window))
+    return x if place.layout.fresh else found.values
+
+
+def seen_tokens(place: Place, key: str) -> Place:
+    """The place of the tokens that `cached` gave for `key`: their positions are those at which they were stored."""
+    if place.memory is None or place.layout.fresh:
+        return place
+    seen: Attended = place.memo["attended", place.prefix + key]
+    name = "seen", seen.kind, seen.values.shape[1]
+    if name not in place.memo:
+        positions = seen.positions.clamp(min=0)
+        layout = place.layout._replace(
+            cu_seqlens=None, positions_BT=positions, uniform=positions.shape[0] == 1, sequence_T=None
+        )
+        place.memo[name] = Place(layout)
+    result: Place = place.memo[name]
+    return result
+
+
+def recomputed(place: Place, key: str, x: Tensor) -> Attended:
+    """What was computed from the result of `cached` for `key`."""
+    if place.memory is None or place.layout.fresh:
+        return Attended(x, _new_positions(place), place.layout.cu_seqlens is None, "fresh")
+    seen: Attended = place.memo["attended", place.prefix + key]
+    return seen._replace(values=x)
+
+
+def attended_blocks(place: Place, key: str, x: Tensor, blocks: Blocks) -> Attended:
+    """`attended` for values at block rate: `x [R, M, ...]`, the blocks that the call may have completed.
+
+    Row r begins with the first block that was not complete before the call; the positions count blocks.
+    """
+    name = "attended", place.prefix + key
+    if name not in place.memo:
+        layout = place.layout
+        count = x.shape[1] if layout.fresh else blocks.within(layout.longest)
+        values = x
+        if place.memory is not None:
+            stored = _store_blocks(place, key, x, blocks)
+            values = x if layout.fresh else stored[:, :count].to(x.dtype)
+        positions = torch.arange(count, device=x.device).unsqueeze(0)
+        place.memo[name] = Attended(values, positions, False, "blocks")
+    result: Attended = place.memo[name]
+    return result
+
+
+def _store_blocks(place: Place, key: str, x: Tensor, blocks: Blocks) -> Tensor:
+    """Put each completed block into its slot; gives the entry as it now is."""
+    layout, stored = place.layout, place.read(key)
+    assert stored is not None and layout.start_N is not None
+    x = x.to(stored.dtype)
+    new = layout.longest_new if layout.cu_seqlens is None else layout.cu_seqlens.diff()
+    before, after = blocks.complete(layout.start_N), blocks.complete(layout.start_N + new)
+    slot = torch.arange(stored.shape[1], device=x.device) if x.shape[1] > 1 else None
+    rows = torch.arange(x.shape[0], device=x.device)
+    if slot is None:
+        at = before.clamp(max=stored.shape[1] - 1)
+        finished = (after > before).view(-1, *(1,) * (x.dim() - 2))
+        value = torch.where(finished, x[:, 0], stored[rows, at])
+        if place.in_place:
+            stored.index_put_((rows, at), value)
+        else:
+            place.write(key, stored.index_put((rows, at), value))
+    else:
+        source = slot - before.unsqueeze(1)
+        fresh = (source >= 0) & (slot < after.unsqueeze(1))
+        index = source.clamp(min=0, max=x.shape[1] - 1)
+        fresh = fresh.view(*fresh.shape, *(1,) * (x.dim() - 2))
+        place.write(key, torch.where(fresh, x[rows.unsqueeze(1), index], stored))
+    result = place.read(key)
+    assert result is not None
     return result
 
 

@@ -14,7 +14,8 @@ from .place import Layout, Place, StateError
 class Entry(NamedTuple):
     """One tensor of memory of an operation: `[N, *shape]`, or `[N, slots, *shape]` where tokens are kept.
 
-    `dtype` None is the model's. `grows`: as many slots as the state's `max_length`; `ring`: at most so many.
+    `dtype` None is the model's. `grows`: a slot for each of the state's `max_length` tokens, or for every `every` of
+    them; `ring`: at most so many.
     """
 
     shape: tuple[int, ...]
@@ -22,12 +23,15 @@ class Entry(NamedTuple):
     grows: bool = False
     ring: int | None = None
     fill: float = 0.0
+    every: int = 1
 
     def tensor(self, rows: int, max_length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The start value for `rows` sequences."""
-        slots = (
-            (max_length,) if self.grows else (min(self.ring, max_length),) if self.ring is not None else ()
-        )
+        slots: tuple[int, ...] = ()
+        if self.grows:
+            slots = (-(-max_length // self.every),)
+        elif self.ring is not None:
+            slots = (min(self.ring, max_length),)
         return torch.full((rows, *slots, *self.shape), self.fill, dtype=self.dtype or dtype, device=device)
 
 

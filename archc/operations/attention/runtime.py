@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cache import Attended, attended, gather_back, query_positions, spread
+from .cache import (
+    Attended,
+    Blocks,
+    attended,
+    attended_blocks,
+    gather_back,
+    is_ring,
+    query_positions,
+    recomputed,
+    spread,
+)
 from .place import Place
 
 Mask = Callable[..., Tensor]  # (i, j, a_i, a_j, ...) -> bool
@@ -40,6 +50,8 @@ class _Pairs(NamedTuple):
     tokens: tuple[
         tuple[Tensor, Tensor], ...
     ] = ()  # values at the queries [R, Q] or [R, Q, H], and at the keys
+    blocks: Blocks | None = None  # keys are blocks: one is visible when its last token is
+    select: tuple[Tensor, int] | None = None  # chosen blocks [R, Q, G, S], and their tokens
 
     def at(self, start: int, stop: int) -> list[Tensor]:
         """Positions of some queries and all keys, then values there, all to broadcast over `[R, H, Q, S]`."""
@@ -57,14 +69,25 @@ class _Pairs(NamedTuple):
         i, j, *values = self.at(start, stop)
         result = j >= 0
         if self.causal:
-            result = result & (j <= i)
+            result = result & ((j if self.blocks is None else self.blocks.last(j)) <= i)
         if self.window is not None:
             result = result & (i - j < self.window)
         if self.document is not None:
             result = result & (self.document[start:stop, None] == self.document)
         if self.mask is not None:
             result = result & self.mask(i, j, *values)
+        if self.select is not None:
+            result = result & self._selected(start, stop)
         return result
+
+    def _selected(self, start: int, stop: int) -> Tensor:
+        """`[R, G, stop - start, S]`: whether a key lies in a chosen block."""
+        assert self.select is not None
+        chosen, width = self.select
+        chosen = chosen[:, start:stop].transpose(1, 2)
+        block = (self.j.clamp(min=0) // width).clamp(max=chosen.shape[3] - 1)
+        index = block[:, None, None, :].expand(*chosen.shape[:3], -1)
+        return chosen.gather(3, index)
 
 
 def attention(
@@ -83,6 +106,10 @@ def attention(
     causal: bool = True,
     outputs: tuple[str, ...] = ("out",),
     tokens: Mapping[str, Tensor] | None = None,
+    kept: str | None = None,
+    blocks: Blocks | None = None,
+    select: Tensor | None = None,
+    select_width: int = 1,
 ) -> Any:
     """`softmax(scale * q k^T) v` over the tokens of the same sequence.
 
@@ -95,6 +122,10 @@ def attention(
     `tokens` maps state entries to values `[B, T]` or `[B, T, H]` that the callables see too: after i and j come,
     for each, its value at the query and at the key.
 
+    `kept` names the entry of a value that k and v were computed again from (see `cached`): nothing is stored here.
+    `blocks`: k and v are at block rate, `[B, M, G, K]`; j counts blocks. `select [B, T, G, S]` (or one head for
+    all) says which blocks of `select_width` tokens a query looks at.
+
     `outputs`: "out" `[B, T, H, V]`; "lse" and "max" `[B, T, H]` of the scores without the sink, -inf where no
     key is allowed; "probs" `[B, T, H, S]` over the key's place in its sequence. One output is given bare,
     several as a tuple. A query without any allowed key gives zeros.
@@ -104,11 +135,12 @@ def attention(
     layout, scoring, given = place.layout, _Scoring(scale, score, sink, outputs), tokens or {}
     if layout.cu_seqlens is not None:
         sequences, total = layout.cu_seqlens.shape[0] - 1, q.shape[1]
-        skewed = sequences * layout.longest_new**2 > total * total
+        skewed = sequences * layout.longest_new**2 > total * total and blocks is None and select is None
         if skewed and layout.fresh and "probs" not in outputs:
             if place.memory is not None:
-                attended(place, keys, spread(place, k), False)
-                attended(place, values, spread(place, v), False)
+                if kept is None:
+                    attended(place, keys, spread(place, k), False)
+                    attended(place, values, spread(place, v), False)
                 for name, value in given.items():
                     attended(place, name, spread(place, value), False)
             # Sequences of very different lengths: the row attends to itself, a mask tells documents apart.
@@ -117,16 +149,25 @@ def attention(
             rows = tuple((value, value) for value in given.values())
             pairs = _Pairs(positions, positions, layout.sequence_T, causal, window, mask, rows)
             return _bare(_attend(q, seen, v, place, pairs, scoring))
-        q, k, v = spread(place, q), spread(place, k), spread(place, v)
+        q = spread(place, q)
+        if blocks is None and (kept is None or layout.fresh):
+            k, v = spread(place, k), spread(place, v)
         given = {name: spread(place, value) for name, value in given.items()}
-    slots = None if place.memory is None else place.memory[place.prefix + keys].shape[1]
-    ring = window is not None and slots is not None and slots <= window
+        select = None if select is None else spread(place, select)
+    ring = is_ring(place, keys if kept is None else kept, window)
     if ring and "probs" in outputs and not layout.fresh:
         raise ValueError(f"{place.prefix}{keys}: the keys of a ring have no fixed places to give probs for")
-    seen = attended(place, keys, k, ring)
-    seen_v = attended(place, values, v, ring).values
+    if blocks is not None:
+        seen = attended_blocks(place, keys, k, blocks)
+        seen_v = attended_blocks(place, values, v, blocks).values
+    elif kept is not None:
+        seen, seen_v = recomputed(place, kept, k), v
+    else:
+        seen = attended(place, keys, k, ring)
+        seen_v = attended(place, values, v, ring).values
     both = tuple((value, attended(place, name, value, ring).values) for name, value in given.items())
-    pairs = _Pairs(query_positions(place), seen.positions, None, causal, window, mask, both)
+    chosen = None if select is None else (select, select_width)
+    pairs = _Pairs(query_positions(place), seen.positions, None, causal, window, mask, both, blocks, chosen)
     results = _attend(q, seen, seen_v, place, pairs, scoring)
     if layout.cu_seqlens is not None:
         results = [gather_back(place, result) for result in results]
@@ -148,11 +189,16 @@ def _attend(
     if aligned and window is not None and pairs.causal and not torch.compiler.is_compiling():
         if window >= length:
             pairs = pairs._replace(window=None)
-        elif length > 2 * window and "probs" not in scoring.outputs:
+        elif length > 2 * window and "probs" not in scoring.outputs and pairs.select is None:
             return _banded(q, k, v, pairs, window, scoring)
-    if scoring.score is not None or scoring.sink is not None or scoring.outputs != ("out",):
+    if (
+        scoring.score is not None
+        or scoring.sink is not None
+        or scoring.outputs != ("out",)
+        or pairs.select is not None
+    ):
         return _explicit(q, k, v, pairs, scoring)
-    if pairs.mask is not None:
+    if pairs.mask is not None or pairs.blocks is not None:
         return [_masked(q, k, v, scoring.scale, pairs)]
     if length == 1 and seen.full and (pairs.window is None or seen.kind == "ring"):
         return [_one_query(q, k, v, scoring.scale, None)]
@@ -250,6 +296,12 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, pairs: _Pairs, scoring: _Scoring)
     return parts[0] if len(parts) == 1 else [torch.cat(part, 1) for part in zip(*parts, strict=True)]
 
 
+def _by_head(allowed: Tensor, heads: int) -> Tensor:
+    """`[R, G, Q, S]` as `[R, H, Q, S]`: query head h belongs to key head `h * G // H`."""
+    groups = allowed.shape[1]
+    return allowed if groups in (1, heads) else allowed.repeat_interleave(heads // groups, 1)
+
+
 def _scores(q: Tensor, k: Tensor, v: Tensor, pairs: _Pairs, start: int, scoring: _Scoring) -> list[Tensor]:
     rows, length, heads, _ = q.shape
     groups, keys, width = k.shape[2], k.shape[1], v.shape[3]
@@ -258,7 +310,7 @@ def _scores(q: Tensor, k: Tensor, v: Tensor, pairs: _Pairs, start: int, scoring:
     s = scoring.scale * (per_group @ k.to(wide).permute(0, 2, 3, 1)).view(rows, heads, length, keys)
     if scoring.score is not None:
         s = scoring.score(s, *pairs.at(start, start + length)).to(wide)
-    s = s.masked_fill(~pairs.allowed(start, start + length), float("-inf"))
+    s = s.masked_fill(~_by_head(pairs.allowed(start, start + length), heads), float("-inf"))
     top = s.amax(-1, keepdim=True)
     shift = top.detach()
     if scoring.sink is not None:
