@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +16,7 @@ from .place import Layout, Padding, Place, dense_layout, pack_padding, packed_la
 from .state import State, close_place, open_place
 
 Form = Literal["auto", "step", "chunk"]
-_FORM: ContextVar[Form] = ContextVar("form", default="auto")
+_form: Form = "auto"  # a plain global: torch.compile guards on it, and cannot read a context variable
 
 
 class Loss(NamedTuple):
@@ -41,11 +40,12 @@ def form(name: Form) -> Iterator[None]:
     """Force the form of every recurrence inside: "step" is the loop over tokens, "chunk" the parallel one."""
     if name not in ("auto", "step", "chunk"):
         raise ValueError(f'form is "auto", "step" or "chunk", not {name!r}')
-    before = _FORM.set(name)
+    global _form
+    before, _form = _form, name
     try:
         yield
     finally:
-        _FORM.reset(before)
+        _form = before
 
 
 class LanguageModel(nn.Module):
@@ -113,7 +113,7 @@ class LanguageModel(nn.Module):
         if return_state and state is None:
             state = self.init_state(len(tokens) if cu_seqlens is None else len(cu_seqlens) - 1)
         tokens_BT, layout, padding = self._arrange(tokens, state, cu_seqlens, attention_mask)
-        place = open_place(layout, state, _FORM.get(), return_state, tuple(capture))
+        place = open_place(layout, state, _form, return_state, tuple(capture))
         logits = self.project(self.hidden(tokens_BT, place))
         if padding is not None:
             logits = padding.unpack(logits)
@@ -204,7 +204,7 @@ class LanguageModel(nn.Module):
             labels = labels.masked_fill(~attention_mask.bool(), -100)
         tokens_BT, layout, padding = self._arrange(tokens, None, cu_seqlens, attention_mask)
         labels_BT = labels if padding is None else padding.pack(labels)
-        place = open_place(layout, None, _FORM.get())
+        place = open_place(layout, None, _form)
         hidden_BTD = self.hidden(tokens_BT, place)
         targets_BT = next_tokens(labels_BT, layout.cu_seqlens)
         found = chunked_loss(
