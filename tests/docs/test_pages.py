@@ -1,0 +1,83 @@
+"""The documentation is done as it is written: every example runs, every output shown is what comes out."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES, ROOT, anchors, examples, links, matches
+from tests.docs.reader import Reader
+
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+
+
+@pytest.fixture
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reader:
+    """A reader in an empty folder, whose packages are forgotten afterwards."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = dict(sys.modules)
+    for name in [name for name in before if name.split(".")[0] == "generated"]:
+        monkeypatch.delitem(sys.modules, name)
+    yield Reader(tmp_path)
+    for name in set(sys.modules) - set(before):
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)) or name == "generated":
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples(name: str, reader: Reader) -> None:
+    """Every block of a page, in order."""
+    for example in examples(ROOT / name):
+        reader.do(example)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links(name: str) -> None:
+    """Links lead to files that exist and to headings that they have."""
+    page = ROOT / name
+    for path, anchor in links(page):
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name}: {path}"
+        assert not anchor or anchor in anchors(target), f"{name}: {path}#{anchor}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_says_nothing_it_should_not(name: str) -> None:
+    """No page speaks of anyone's machine, and no line is wider than the others."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert not re.search(r"/(home|work|Users|tmp)/", text)
+    prose = re.sub(r"```.*?\n```", "", text, flags=re.DOTALL)
+    wide = [
+        line for line in prose.split("\n") if len(line) > 120 and not line.lstrip().startswith(("|", "-"))
+    ]
+    assert not wide
+
+
+def test_the_readme_opens_with_the_two_commands() -> None:
+    """`make demo` and `make test`, before anything else."""
+    first = next(examples(ROOT / "README.md"))
+    assert [line.split("#")[0].split() for line in first.text.split("\n")] == [
+        ["make", "demo"],
+        ["make", "test"],
+    ]
+    assert first.line <= 4
+
+
+@pytest.mark.parametrize(
+    ("shown", "real", "same"),
+    [
+        ("a\nb", "a\nb\n", True),
+        ("a\nb", "a\nc", False),
+        ("a ... (...)", "a 12 (0.3 s)", True),
+        ("a\n...\nd", "a\nb\nc\nd", True),
+        ("a\n...\nd", "a\nd", True),
+        ("a\n...\nd", "a\nb\nc", False),
+        ("a.b", "axb", False),
+    ],
+)
+def test_comparing(shown: str, real: str, same: bool) -> None:
+    """`...` stands for text, everything else for itself."""
+    assert matches(shown, real) is same
