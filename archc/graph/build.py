@@ -11,10 +11,11 @@ from typing import Any
 from archc.graph.elaborate import Elaborator, Signature
 from archc.graph.scope import LAYER_NAMES, literal
 from archc.graph.types import Decision, Graph, Module, Run, Subgraph, ValueType
+from archc.operations.registry import operations
 from archc.spec import expressions as ex
 from archc.spec import statics
 from archc.spec.axes import Axis
-from archc.spec.diagnostics import NOWHERE, Reporter
+from archc.spec.diagnostics import NOWHERE, Reporter, Span
 from archc.spec.spec import Body, Shared, Spec, Static, Use
 
 MODEL_NAMES = ("d_model", "n_layers", "vocab_size", "context")
@@ -208,7 +209,10 @@ class GraphBuilder:
             {},
         )
         inputs = tuple(subgraph.type_of(ref).axes for ref in subgraph.inputs.values())
-        return Signature(inputs, subgraph.type_of(subgraph.output), (key,))
+        tokenwise = all(operations()[node.op].tokenwise for node in subgraph.nodes)
+        return Signature(
+            inputs, subgraph.type_of(subgraph.output), (key,), result=_result(part), tokenwise=tokenwise
+        )
 
     def _default_init(self, use: Use) -> ex.Expr | None:
         """How matrices start that do not say it themselves: as the use, the body or the model says."""
@@ -234,7 +238,8 @@ class GraphBuilder:
         output = subgraph.type_of(subgraph.output)
         axes = tuple(self._outer(axis, instance) for axis in output.axes)
         type_ = ValueType(axes, output.rate, output.low, output.high)
-        return Signature(inputs, type_, tuple(keys), filler.names if isinstance(filler, Shared) else ())
+        shared = filler.names if isinstance(filler, Shared) else ()
+        return Signature(inputs, type_, tuple(keys), shared, result=_result(uses[0].body))
 
     def _outer(self, axis: Axis, instance: _Instance) -> Axis:
         """An axis of an inner body in names that every body knows; a number where it has no such name."""
@@ -407,3 +412,8 @@ def build_graph(spec: Spec, report: Reporter) -> Graph | None:
 
 
 __all__ = ["LAYER_NAMES", "Subgraph", "build_graph", "compress"]
+def _result(body: Body) -> Span | None:
+    """Where a body defines what it returns."""
+    return next((e.span for e in body.equations if any(t.name == "y" for t in e.targets)), None)
+
+

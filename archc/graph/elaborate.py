@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from heapq import heappop, heappush
 
-from archc.graph.calls import COMMON_KEYWORDS
-from archc.graph.scope import Builder, Scope, literal, rewrite_names
+from archc.graph.calls import COMMON_KEYWORDS, counted
+from archc.graph.scope import CONSTANTS, Builder, Scope, literal, rewrite_names
 from archc.graph.types import Ref, Subgraph, ValueType
 from archc.graph.values import Abandon, Several, StaticValue, Traced, Value
 from archc.operations import registry
@@ -29,6 +30,8 @@ class Signature:
     output: ValueType
     modules: tuple[str, ...]  # keys; several for a shared slot
     shared: tuple[str, ...] = ()  # names under `shared:`, in turn over the sites
+    result: Span | None = None  # where the body that fills the slot defines its result
+    tokenwise: bool = False  # each token's result depends on that token alone
 
 
 class Elaborator:
@@ -102,14 +105,7 @@ class Elaborator:
             result = self.scope.traced(output, span) if output is not None else None
         except Abandon:
             return None
-        if result is None:
-            self.report.error(
-                "E331",
-                f"the body has no equation `{self._output_name()}`",
-                span,
-                note="its value is what the body returns",
-                help="add an equation `y: ...`",
-            )
+        if result is None:  # a body without `y` is refused before
             return None
         named = {
             name: value.ref
@@ -132,25 +128,50 @@ class Elaborator:
 
     def _check_reached(self, equations: Mapping[str, Equation], wanted: list[str]) -> None:
         """An equation that nothing can ever read is a mistake (rule 6)."""
-        pending = [name for name in wanted if name in equations] or list(equations)
-        reached = set(pending)
+        roots = [name for name in wanted if name in equations] or list(equations)
+        seen = self._reached_from(roots, equations)
+        unused = [e for e in self.body.equations if not any(t.name in seen for t in e.targets)]
+        read = {  # by another unused equation, which is the one to report
+            node.id
+            for equation in unused
+            for node in equation.expr.walk()
+            if isinstance(node, ex.Name) and node.id not in {t.name for t in equation.targets}
+        }
+        unknown = self._unknown_names() if unused else []
+        for equation in sorted(unused, key=lambda e: any(t.name in read for t in e.targets)):
+            names = [target.name for target in equation.targets]
+            if any(name in seen for name in names):
+                continue
+            seen |= self._reached_from(names, equations)
+            if not any(difflib.get_close_matches(name, unknown, 1) for name in names):
+                self.report.error(
+                    "E332",
+                    f"nothing uses `{names[0]}`",
+                    equation.targets[0].span,
+                    help="remove the equation, or use it on the way to `y`",
+                )
+                    note="an equation that does not lead to `y`, an export or a loss has no effect",
+
+    def _sorted(self, equations: Mapping[str, Equation], scope: Scope, wanted: list[str]) -> list[Equation]:
+        """The equations that this layer reaches, each after those it reads. Records a cycle as an error."""
+    def _reached_from(self, names: Sequence[str], equations: Mapping[str, Equation]) -> set[str]:
+        """The equations that these read, directly or through others, whatever the conditions come to."""
+        pending, reached = list(names), set(names)
         while pending:
             for node in equations[pending.pop()].expr.walk():
                 if isinstance(node, ex.Name) and node.id in equations and node.id not in reached:
                     reached.add(node.id)
                     pending.append(node.id)
-        for equation in self.body.equations:
-            targets = [t for t in equation.targets if t.name in reached]
-            if not targets and self._output_name() in equations:
-                self.report.error(
-                    "E332",
-                    f"nothing uses `{equation.targets[0].name}`",
-                    equation.targets[0].span,
-                    help="remove the equation, or use it on the way to `y`",
-                )
+        return reached
 
-    def _sorted(self, equations: Mapping[str, Equation], scope: Scope, wanted: list[str]) -> list[Equation]:
-        """The equations that this layer reaches, each after those it reads. Records a cycle as an error."""
+    def _unknown_names(self) -> list[str]:
+        """Names that are read and stand for nothing: each is an error of its own where it is read."""
+        known = {*self.scope.values, *self.scope.statics, *self.scope.body_equations(), *CONSTANTS}
+        equations = (*self.body.equations, *self.body.losses)
+        return sorted(
+            {node.id for e in equations for node in e.expr.walk() if isinstance(node, ex.Name)} - known
+        )
+
         pending = [name for name in wanted if name in equations]
         reads: dict[str, set[str]] = {name: set() for name in pending}
         while pending:
@@ -241,10 +262,14 @@ class Elaborator:
             names = ", ".join(target.name for target in equation.targets)
             raise scope.fail(
                 "E334",
-                f"`{names}` names {len(equation.targets)} values, the equation has {count}",
+                f"`{names}` {'are' if len(equation.targets) > 1 else 'is'} "
+                f"{counted(len(equation.targets), 'value')}, the equation has {count}",
                 equation.span,
             )
         items = value.items if isinstance(value, Several) else (value,)
+                help="name every result, separated by commas: `a, b: ...`"
+                if count > 1
+                else "one name stands before the colon: `a: ...`",
         for target, item in zip(equation.targets, items):
             scope.values[target.name] = item
 
@@ -263,7 +288,13 @@ class Elaborator:
     def inline(self, scope: Scope, expr: ex.Call, function: Body) -> Value:
         """Read a function's equations in place of its call."""
         if scope.depth >= MAX_INLINE_DEPTH:
-            raise scope.fail("E335", f"`{function.name}` calls itself, directly or through others", expr.span)
+            raise scope.fail(
+                "E335",
+                f"functions call each other more than {MAX_INLINE_DEPTH} deep here",
+                expr.span,
+                note="a function is written out where it is called",
+                help="a function cannot call itself; write several steps into one function",
+            )
         name = expr.keyword("name")
         stem = scope.word(name) if name is not None else (scope.local if scope.prefix else scope.equation)
         prefix = f"{scope.prefix}_{stem}" if scope.prefix else str(stem)
@@ -300,7 +331,10 @@ class Elaborator:
         given: dict[str, ex.Expr] = dict(zip(names, args))
         if len(args) > len(names):
             raise scope.fail(
-                "E310", f"`{function.name}` takes at most {len(names)} arguments", args[len(names)].span
+                "E310",
+                f"`{function.name}` takes at most {counted(len(names), 'argument')}, {len(args)} are given",
+                args[len(names)].span,
+                help=f"write {function.name}({', '.join(names)})",
             )
         for keyword in expr.keywords:
             if keyword.name == "name":
@@ -310,10 +344,15 @@ class Elaborator:
                     "E311",
                     f"`{function.name}` has no argument `{keyword.name}`",
                     keyword.span,
-                    help=scope.suggest(keyword.name, names),
+                    help=scope.suggest(keyword.name, names) or f"write {function.name}({', '.join(names)})",
                 )
             if keyword.name in given:
-                raise scope.fail("E312", f"`{keyword.name}` is given twice", keyword.span)
+                raise scope.fail(
+                    "E312",
+                    f"`{keyword.name}` is given twice",
+                    keyword.span,
+                    labels=[Label(given[keyword.name].span, "the first one")],
+                )
             given[keyword.name] = keyword.value
         for wanted in inputs:
             if wanted.name not in given:
@@ -358,7 +397,11 @@ class Elaborator:
         value = scope.read(expr)
         if not isinstance(value, StaticValue):
             raise scope.fail(
-                "E320", "a parameter of a function must be known before the model runs", expr.span
+                "E320",
+                "a parameter of a function must be known before the model runs",
+                expr.span,
+                note="it depends on the tokens",
+                help="what depends on them is an input of the function: declare it under `inputs:`",
             )
         return value.expr
 
@@ -412,14 +455,20 @@ class Elaborator:
         if len(expr.args) != len(signature.inputs):
             raise scope.fail(
                 "E310",
-                f"`{name}` takes {len(signature.inputs)} values, {len(expr.args)} are given",
+                f"`{name}` takes {counted(len(signature.inputs), 'value')}, {len(expr.args)} are given",
                 expr.span,
             )
         values = [scope.traced(scope.read(arg), arg.span) for arg in expr.args]
+                labels=[Label(signature.result, "its result is defined here")] if signature.result else [],
         for value, axes, arg in zip(values, signature.inputs, expr.args):
             if tuple(map(scope.expand, value.type.axes)) != tuple(map(scope.expand, axes)):
                 got, wanted = (", ".join(map(str, shape)) for shape in (value.type.axes, axes))
-                raise scope.fail("E352", f"`{name}` takes [{wanted}], this is [{got}]", arg.span)
+                raise scope.fail(
+                    "E352",
+                    f"`{name}` takes [{wanted}], this is [{got}]",
+                    arg.span,
+                    help=f"linear(..., {wanted}) makes one" if "," not in wanted else "",
+                )
         word = expr.keyword("name")
         member = (scope.word(word) if word is not None else None) or name
         if member in self.builder.slots:
@@ -480,7 +529,12 @@ class Elaborator:
     def across_layers(self, scope: Scope, expr: ex.Call) -> Value:
         """`first(v)` and `previous(v)`: an exported value of an earlier layer, same token (rule 11)."""
         if len(expr.args) != 1 or not isinstance(expr.args[0], ex.Name) or expr.keywords:
-            raise scope.fail("E337", f"`{expr.function}` takes the name of an exported equation", expr.span)
+            raise scope.fail(
+                "E337",
+                f"`{expr.function}` takes the name of an exported equation",
+                expr.span,
+                help=f"give the expression a name of its own, export it, and write {expr.function}(name)",
+            )
         name = expr.args[0].id
         type_ = self.exported.get(name)
         if type_ is None:
@@ -488,8 +542,9 @@ class Elaborator:
                 "E338",
                 f"no earlier layer exports `{name}`",
                 expr.span,
-                help=f"guard it: `{expr.function}({name}) if site > 0 else ...`, and export it with "
-                f"`export: [{name}]`",
+                help=f"guard it: `{expr.function}({name}) if site > 0 else ...`"
+                if name in {target.name for target in self.body.exports}
+                else f"publish it where it is computed: `export: [{name}]`",
             )
         return scope.add("earlier", (), (type_,), {"which": expr.function, "export": name}, expr.span)[0]
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from archc.graph.calls import Call, Pair
+from archc.graph.calls import Call, Pair, counted, shape
 from archc.graph.types import Decision, Node, Ref, ValueType
 from archc.graph.values import Abandon, Several, StaticValue, Traced, Value
 from archc.operations import registry
+from archc.operations.base import Operation
 from archc.operations.elementwise import table as elementwise
 from archc.spec import expressions as ex
 from archc.spec import statics
@@ -45,6 +46,7 @@ class Builder:
         self.decisions: dict[ex.Expr, bool] = {}
         self.members: dict[str, Span] = {}
         self.member_nodes: dict[str, int] = {}
+        self.owners: dict[str, int] = {}  # the first node of each name that owns weights
         self.exports: dict[str, Ref] = {}
         self.slots: dict[str, tuple[str, ...]] = {}
 
@@ -202,7 +204,12 @@ class Scope:
             return found
         value = self.read(expr)
         if not isinstance(value, StaticValue):
-            raise self.fail("E341", "an axis must be a parameter, a size or arithmetic on them", expr.span)
+            raise self.fail(
+                "E341",
+                "an axis must be a parameter, a size or arithmetic on them",
+                expr.span,
+                note="this depends on the tokens, and sizes are fixed before the model runs",
+            )
         number = self.evaluate(value.expr)
         if (
             isinstance(number, bool)
@@ -212,7 +219,10 @@ class Scope:
         ):
             shown = "nothing" if number is None else str(number)
             raise self.fail(
-                "E342", f"an axis must be a whole number of at least 1, this is {shown}", expr.span
+                "E342",
+                f"an axis must be a whole number of at least 1, this is {shown}",
+                expr.span,
+                help="ceil, floor, round, round_up(x, multiple) and round_down make whole numbers",
             )
         return (Axis.of(value.expr),)
 
@@ -282,9 +292,20 @@ class Scope:
             return self.elaborator.embedding(self, expr.span)
         if expr.id in PAIR_NAMES:
             raise self.fail(
-                "E302", f"`{expr.id}` has a meaning only inside mask=, score= and force=", expr.span
+                "E302",
+                f"`{expr.id}` has a meaning only inside mask= and score=",
+                expr.span,
+                help="`i` and `j` are the two tokens of a pair, `s` is its score: mask=i - j < 128",
             )
-        known = [*self.values, *self.statics, *self.axis_variables]
+        if expr.id in ("tokens", "keys"):
+            raise self.fail(
+                "E302",
+                f"`{expr.id}` is no axis that an equation can work along",
+                expr.span,
+                note="every token has a value of its own, and later tokens are not known to earlier ones",
+                help="recurrence, scan, conv1d, shift and attention look at earlier tokens",
+            )
+        known = [*self.values, *self.statics, *self.axis_variables, *sorted(self.body_equations())]
         raise self.fail("E303", f"`{expr.id}` is not defined", expr.span, help=self.suggest(expr.id, known))
 
     def _entry(self, expr: ex.Attribute | ex.Subscript) -> Value:
@@ -301,7 +322,12 @@ class Scope:
         else:
             index = self.read(expr.index)
             if not isinstance(index, StaticValue):
-                raise self.fail("E304", "the index of a list parameter must be a number", expr.index.span)
+                raise self.fail(
+                    "E304",
+                    "the index of a list parameter must be known before the model runs",
+                    expr.index.span,
+                    note="it depends on the tokens",
+                )
             found = ex.Subscript(expr.span, value.expr, index.expr)
         before = len(self.report.diagnostics)
         constant = self.evaluate(found)
@@ -316,7 +342,7 @@ class Scope:
         if all(isinstance(value, StaticValue) for value in values):
             first, second = (value.expr for value in values if isinstance(value, StaticValue))
             return StaticValue(ex.Binary(whole.span, whole.op, first, second))
-        return self.elementwise(name, values, whole.span)
+        return self.elementwise(name, values, whole.span, (left.span, right.span))
 
     def _compare(self, expr: ex.Compare) -> Value:
         values = [self.read(operand) for operand in expr.operands]
@@ -361,7 +387,12 @@ class Scope:
             name = chosen.value  # a parameter that names a function
             function = self.elaborator.functions.get(name)
         if name in PAIR_NAMES:
-            raise self.fail("E302", f"`{name}` is not a function", expr.function_span)
+            raise self.fail(
+                "E302",
+                f"`{name}` is not a function",
+                expr.function_span,
+                help="`i` and `j` are the two tokens of a pair, `s` is its score",
+            )
         if function is not None:
             return self.elaborator.inline(self, expr, function)
         if name in STATIC_FUNCTIONS:
@@ -375,13 +406,18 @@ class Scope:
         if name in elementwise.FUNCTIONS:
             return self._elementwise_call(name, expr)
         operation = registry.operations().get(name)
-        if operation is None:
+        if operation is None or type(operation).build is Operation.build:  # some only stand in graphs
             known = [
                 *self.body.slots,
                 *self.body.parts,
                 *self.elaborator.functions,
                 *elementwise.FUNCTIONS,
-                *registry.operations(),
+                *(
+                    word
+                    for word, op in registry.operations().items()
+                    if type(op).build is not Operation.build
+                ),
+                "mixture",
                 "first",
                 "previous",
                 "norm",
@@ -398,7 +434,10 @@ class Scope:
         function = elementwise.FUNCTIONS[name]
         if expr.keywords:
             raise self.fail(
-                "E311", f"`{name}` has no argument `{expr.keywords[0].name}`", expr.keywords[0].span
+                "E311",
+                f"`{name}` has no argument `{expr.keywords[0].name}`",
+                expr.keywords[0].span,
+                help=f"`{name}` takes {counted(function.least, 'value')} and nothing by name",
             )
         if not function.least <= len(expr.args) <= function.most:
             wanted = (
@@ -407,33 +446,60 @@ class Scope:
                 else f"{function.least} to {function.most}"
             )
             raise self.fail(
-                "E314", f"`{name}` takes {wanted} arguments, {len(expr.args)} are given", expr.span
+                "E314",
+                f"`{name}` takes {wanted} argument{'' if wanted == '1' else 's'}, {len(expr.args)} are given",
+                expr.span,
             )
         values = [self.read(arg) for arg in expr.args]
         if function.static and all(isinstance(value, StaticValue) for value in values):
             args = tuple(value.expr for value in values if isinstance(value, StaticValue))
             return StaticValue(ex.Call(expr.span, name, expr.function_span, args, ()))
-        return self.elementwise(name, values, expr.span)
+        return self.elementwise(name, values, expr.span, [arg.span for arg in expr.args])
 
     # -- building -------------------------------------------------------------------------------------------
 
-    def elementwise(self, name: str, values: Sequence[Value], span: Span) -> Traced:
+    def elementwise(
+        self, name: str, values: Sequence[Value], span: Span, places: Sequence[Span] = ()
+    ) -> Traced:
         """An elementwise operation: operands align by axis name and one must hold all axes (rule 2)."""
-        operands = [self.traced(value, span) for value in values]
+        operands = [self.traced(value, places[k] if places else span) for k, value in enumerate(values)]
         widest = max(operands, key=lambda operand: len(operand.type.axes))
         for operand in operands:
             extra = [axis for axis in operand.type.axes if axis not in widest.type.axes]
             if extra:
-                shapes = " and ".join(f"[{', '.join(map(str, o.type.axes))}]" for o in (widest, operand))
-                raise self.fail(
-                    "E350",
-                    f"the axes {shapes} do not align",
-                    span,
-                    note="operands align by axis name, and one must hold all axes of the other",
-                    help="outer(a, b) multiplies over different axes; reshape, select and repeat change axes",
-                )
+                raise self._misaligned(widest, operand, span)
         type_ = elementwise.infer(name, [operand.type for operand in operands])
         return self.add("elementwise", operands, (type_,), {"function": name}, span)[0]
+
+    def _misaligned(self, widest: Traced, operand: Traced, span: Span) -> Abandon:
+        """Operands of which none holds all axes of the other; the fault may lie in the body of a slot."""
+        shapes = shape(widest.type.axes), shape(operand.type.axes)
+        for value, other in ((widest, operand), (operand, widest)):
+            node = self.builder.nodes[value.ref.node]
+            signature = self.elaborator.slots.get(str(node.attrs.get("slot"))) if node.op == "slot" else None
+            if signature is not None and other.type.axes == (Axis.named("d_model"),):
+                return self.fail(
+                    "E352",
+                    f"this gives {shape(value.type.axes)}, and {self.elaborator.body.kind} "
+                    f"`{self.elaborator.body.name}` adds it to {shape(other.type.axes)}",
+                    signature.result or span,
+                    labels=[Label(span, "where they meet")],
+                    help="end with linear(..., d_model)",
+                )
+        note = "operands align by axis name, and one must hold all axes of the other"
+        sizes = [[self.evaluate(axis.expr()) for axis in side.type.axes] for side in (widest, operand)]
+        if sizes[0] == sizes[1]:
+            note += "; that they are of equal size here is chance"
+        width = (Axis.named("d_model"),) in (widest.type.axes, operand.type.axes)
+        return self.fail(
+            "E350",
+            f"the axes {shapes[0]} and {shapes[1]} do not align",
+            span,
+            note=note,
+            help="linear(..., d_model) leads back to the width of the model"
+            if width
+            else "write both with the same axes; reshape, select and repeat change axes, outer(a, b) keeps both",
+        )
 
     def traced(self, value: Value, span: Span) -> Traced:
         """The value as a node; a static number becomes one."""
@@ -448,7 +514,15 @@ class Scope:
             )
         number = self.evaluate(value.expr)
         if isinstance(number, bool) or number is None or not isinstance(number, (Fraction, float)):
-            raise self.fail("E307", "a number or a traced value is expected here", span)
+            shown = "none" if number is None else str(number).lower() if isinstance(number, bool) else number
+            raise self.fail(
+                "E307",
+                f"a value is expected here, `{shown}` is none"
+                if isinstance(number, (str, bool)) or number is None
+                else "a value is expected here, this is a list or a mapping",
+                span,
+                help="choose with it: `... if condition else ...`",
+            )
         low = high = float(number)
         if LAYER_NAMES & statics.free_names(value.expr):
             low, high = float("-inf"), float("inf")
@@ -482,9 +556,34 @@ class Scope:
         stem = self.local if self.prefix else self.equation
         if given is not None:
             name = f"{self.prefix}_{given}" if self.prefix else given
+        if name and not self._same_weights(node):
+            raise self.fail(
+                "E362",
+                f"`{name}` is the name of another weight of this body",
+                span,
+                labels=[Label(self.builder.nodes[self.builder.owners[name]].span, "the other one")],
+                note="calls of one name share their weights, so they must be of the same operation and shape",
+                help="give one of them another name",
+            )
         elif self.targets > 1 and not self.prefix:
             raise call.scope.fail(
                 "E360",
+    def _same_weights(self, node: Node) -> bool:
+        """Whether a node that owns weights agrees with an earlier one of the same name."""
+        operation = registry.operations().get(node.op)
+        if operation is None or not operation.owns(node):
+            return True
+        first = self.builder.owners.setdefault(node.name, node.id)
+        if first == node.id:
+            return True
+        other = self.builder.nodes[first]
+
+        def weights(of: Node) -> list[object]:
+            found: list[object] = [(path, axes) for path, axes, _ in operation.initial(of)]
+            return [*found, *(str(of.attrs.get(key)) for key in ("blocks", "share"))]
+
+        return node.op == other.op and weights(node) == weights(other)
+
                 f"`{call.operation.name}` stands under several targets and needs a name",
                 call.span,
                 help=f"write {call.operation.name}(..., name=in_proj)",
@@ -495,10 +594,12 @@ class Scope:
             )
             name = f"{self.prefix}_{own}" if self.prefix else own
         before = self.builder.members.get(name)
-        if before is not None and given is None:
+        remembers = type(call.operation).states is not Operation.states
+        if before is not None and (given is None or remembers):
             raise call.scope.fail(
                 "E361",
-                f"two calls in this equation would both be called `{name}`",
+                f"another call is called `{name}` already"
+                + (", and each keeps a memory of its own" if remembers and given is not None else ""),
                 call.span,
                 labels=[Label(before, "the first one")],
                 help=f"give this one a name of its own: {call.operation.name}(..., name=...)",
@@ -514,12 +615,17 @@ class Scope:
         finally:
             self.drawing = False
         if value.type.rate not in ("static", "model"):
-            raise self.fail("E323", "an initial value cannot depend on the tokens", expr.span)
+            raise self.fail(
+                "E323",
+                "an initial value cannot depend on the tokens",
+                expr.span,
+                help="it may hold numbers, parameters, arange(...) and draws such as normal(0, 0.02)",
+            )
         extra = [axis for axis in value.type.axes if axis not in axes]
         if extra:
             raise self.fail(
                 "E350",
-                f"the initial value has the axis `{extra[0]}`, the weight has [{', '.join(map(str, axes))}]",
+                f"the initial value has the axis `{extra[0]}`, the weight has {shape(axes)}",
                 expr.span,
             )
         return value.ref
@@ -527,8 +633,10 @@ class Scope:
     def _draw(self, name: str, args: Sequence[ex.Expr], span: Span) -> Traced:
         least, most = DRAWS[name]
         if not least <= len(args) <= most:
-            raise self.fail("E314", f"`{name}` takes {least} to {most} numbers in an init", span)
+            wanted = counted(most, "number") if least == most else f"{least} to {counted(most, 'number')}"
+            raise self.fail("E314", f"`{name}` takes {wanted} in an init, {len(args)} are given", span)
         found = [self.read(arg) for arg in args]
+                help="an initial value has axes of its weight, or none",
         if not all(isinstance(value, StaticValue) for value in found):
             raise self.fail("E320", f"the arguments of `{name}` must be known before the model runs", span)
         exprs = tuple(value.expr for value in found if isinstance(value, StaticValue))
@@ -573,8 +681,10 @@ class Scope:
         for node in resolved.walk():
             if isinstance(node, ex.Call) and node.function not in elementwise.FUNCTIONS:
                 raise self.fail(
-                    "E305",
-                    f"`{node.function}` cannot stand in a mask or score",
+                    "E302" if node.function in PAIR_NAMES else "E305",
+                    f"`{node.function}` is not a function"
+                    if node.function in PAIR_NAMES
+                    else f"`{node.function}` cannot stand in a mask or score",
                     node.function_span,
                     help="elementwise functions can: exp, tanh, abs, min, max, where, ...",
                 )
@@ -586,6 +696,7 @@ class Scope:
             expr,
             lambda node: (
                 (node.then if self.decide(node.test) else node.otherwise)
+        self._check_places(resolved, found)
                 if isinstance(node, ex.Conditional)
                 else None
             ),
