@@ -176,7 +176,8 @@ class Printer:
         if step.into and self.decay != "head":
             name = "_apply_transposed" if step.transposed else "_apply"
             above = self.cumulative(step.into) if not step.transposed else self.cumulative(y.exponent)
-            text = f"{name}({scores}, {self.tile(y.base)}, {above}, {self.tile('G')}, inclusive={step.mask == 'inclusive'})"
+            inclusive = step.mask == "inclusive"
+            text = f"{name}({scores}, {self.tile(y.base)}, {above}, {self.tile('G')}, inclusive={inclusive})"
             return self.assign(step, text)
         if step.transposed:
             scores = f"{scores}.mT"
@@ -222,9 +223,10 @@ class Printer:
 
     def _combine(self, step: Step) -> str:
         a, b = step.operands
+        result, left, right = self.tile(step.result), self.tile(a.base), self.tile(b.base)
         if b.scalar:
-            return f"{self.tile(step.result)} = {self.tile(a.base)}.addcmul_({self.tile(b.base)}, {self.beta(b.scalar)})"
-        return f"{self.tile(step.result)} = {self.tile(a.base)} {'-' if step.sign < 0 else '+'} {self.tile(b.base)}"
+            return f"{result} = {left}.addcmul_({right}, {self.beta(b.scalar)})"
+        return f"{result} = {left} {'-' if step.sign < 0 else '+'} {right}"
 
     def _contract(self, step: Step) -> str:
         x, dx = step.operands

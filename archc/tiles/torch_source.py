@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,7 @@ def emit(kind: RecurrenceKind, name: str, templates: Path | None = None) -> str:
         loader=FileSystemLoader(root), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
     )  # fmt: skip
+    environment.filters["wrap"] = _wrap
     found = arguments(kind)
     view: dict[str, object] = {
         "kind": kind,
@@ -120,6 +122,12 @@ def emit(kind: RecurrenceKind, name: str, templates: Path | None = None) -> str:
     view["forms"] = forms
     view["facts"] = {**public_facts(kind, found), **chunk_facts(kind, found, forms)}
     return environment.get_template("recurrence/chunk.py.jinja").render(view)
+
+
+def _wrap(text: str, indent: int = 0) -> str:
+    """Fill a paragraph of prose to the width of the emitted code, later lines indented."""
+    joined = " ".join(text.split())
+    return textwrap.fill(joined, 108 - indent, break_long_words=False).replace("\n", "\n" + " " * indent)
 
 
 def public_facts(kind: RecurrenceKind, found: list[Argument]) -> dict[str, object]:
@@ -167,12 +175,17 @@ def public_facts(kind: RecurrenceKind, found: list[Argument]) -> dict[str, objec
         "title": TITLES[kind.decay, kind.erase],
         "definition": definition(kind),
         "legend": legend(kind),
+        "axes": "Axes: B rows of the batch, T tokens, H heads, K and V the two axes of the state S, N sequences, "
+        "C tokens of a chunk" + (", F factors of a token." if factors else "."),
         "summary": "The recurrence over all tokens of the call: prefill, continuation or one decode step.",
         "shapes": ", ".join(
             f"{argument.name} [{', '.join(spaced[axis] for axis in argument.axes)}]"
             for argument in parameters
         )
         + ".",
+        "memory": "`key`: S [N, H, K, V]"
+        + (", `key.normaliser` [N, H, K]" if kind.normalize != "none" else "")
+        + (", `key.maximum` [N, H]" if kind.normalize == "max" else ""),
         "parameters": parameters,
         "v_axes": shown["v"].axes,
         "unroll": unroll,

@@ -11,9 +11,9 @@ import torch
 from archc.tiles.kind import RecurrenceKind
 from tests.tiles.cases import all_kinds, compare, defined, difference, emitted, gradients, label, layout, make
 
-# float64 carries 1e-16; sums of up to 3 * 193 products and one triangular solve of bounded inverse lose at most 1e4.
+# float64 carries 1e-16; sums of up to 3 * 193 products and one triangular solve lose at most 1e4 of it.
 TOLERANCE = 1e-12
-# The normaliser's quotient may be ill conditioned: o / (n + eps) with n near 0 magnifies by 1 / eps, twice in gradients.
+# The normaliser's quotient magnifies: o / (n + eps) with n near 0 by 1 / eps, in gradients twice.
 QUOTIENT = 1e-10
 
 KINDS = all_kinds()
