@@ -403,6 +403,11 @@ def _runs(keys: list[str]) -> list[Run]:
     return found
 
 
+def _result(body: Body) -> Span | None:
+    """Where a body defines what it returns."""
+    return next((e.span for e in body.equations if any(t.name == "y" for t in e.targets)), None)
+
+
 def build_graph(spec: Spec, report: Reporter) -> Graph | None:
     """The graph of a spec, or None with the errors recorded in `report`."""
     builder = GraphBuilder(spec, report)
@@ -412,8 +417,3 @@ def build_graph(spec: Spec, report: Reporter) -> Graph | None:
 
 
 __all__ = ["LAYER_NAMES", "Subgraph", "build_graph", "compress"]
-def _result(body: Body) -> Span | None:
-    """Where a body defines what it returns."""
-    return next((e.span for e in body.equations if any(t.name == "y" for t in e.targets)), None)
-
-

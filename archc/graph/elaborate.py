@@ -148,12 +148,10 @@ class Elaborator:
                     "E332",
                     f"nothing uses `{names[0]}`",
                     equation.targets[0].span,
+                    note="an equation that does not lead to `y`, an export or a loss has no effect",
                     help="remove the equation, or use it on the way to `y`",
                 )
-                    note="an equation that does not lead to `y`, an export or a loss has no effect",
 
-    def _sorted(self, equations: Mapping[str, Equation], scope: Scope, wanted: list[str]) -> list[Equation]:
-        """The equations that this layer reaches, each after those it reads. Records a cycle as an error."""
     def _reached_from(self, names: Sequence[str], equations: Mapping[str, Equation]) -> set[str]:
         """The equations that these read, directly or through others, whatever the conditions come to."""
         pending, reached = list(names), set(names)
@@ -172,6 +170,8 @@ class Elaborator:
             {node.id for e in equations for node in e.expr.walk() if isinstance(node, ex.Name)} - known
         )
 
+    def _sorted(self, equations: Mapping[str, Equation], scope: Scope, wanted: list[str]) -> list[Equation]:
+        """The equations that this layer reaches, each after those it reads. Records a cycle as an error."""
         pending = [name for name in wanted if name in equations]
         reads: dict[str, set[str]] = {name: set() for name in pending}
         while pending:
@@ -265,11 +265,11 @@ class Elaborator:
                 f"`{names}` {'are' if len(equation.targets) > 1 else 'is'} "
                 f"{counted(len(equation.targets), 'value')}, the equation has {count}",
                 equation.span,
-            )
-        items = value.items if isinstance(value, Several) else (value,)
                 help="name every result, separated by commas: `a, b: ...`"
                 if count > 1
                 else "one name stands before the colon: `a: ...`",
+            )
+        items = value.items if isinstance(value, Several) else (value,)
         for target, item in zip(equation.targets, items):
             scope.values[target.name] = item
 
@@ -457,9 +457,9 @@ class Elaborator:
                 "E310",
                 f"`{name}` takes {counted(len(signature.inputs), 'value')}, {len(expr.args)} are given",
                 expr.span,
+                labels=[Label(signature.result, "its result is defined here")] if signature.result else [],
             )
         values = [scope.traced(scope.read(arg), arg.span) for arg in expr.args]
-                labels=[Label(signature.result, "its result is defined here")] if signature.result else [],
         for value, axes, arg in zip(values, signature.inputs, expr.args):
             if tuple(map(scope.expand, value.type.axes)) != tuple(map(scope.expand, axes)):
                 got, wanted = (", ".join(map(str, shape)) for shape in (value.type.axes, axes))

@@ -548,14 +548,6 @@ class Scope:
             name,
             self.equation,
         )
-        self.builder.nodes.append(node)
-        return [Traced(Ref(node.id, index), type_) for index, type_ in enumerate(types)]
-
-    def member_name(self, call: Call, given: str | None, suffix: str) -> str:
-        """The attribute of a weighted call (rule 9); a second one of the same name must say `name=`."""
-        stem = self.local if self.prefix else self.equation
-        if given is not None:
-            name = f"{self.prefix}_{given}" if self.prefix else given
         if name and not self._same_weights(node):
             raise self.fail(
                 "E362",
@@ -565,9 +557,9 @@ class Scope:
                 note="calls of one name share their weights, so they must be of the same operation and shape",
                 help="give one of them another name",
             )
-        elif self.targets > 1 and not self.prefix:
-            raise call.scope.fail(
-                "E360",
+        self.builder.nodes.append(node)
+        return [Traced(Ref(node.id, index), type_) for index, type_ in enumerate(types)]
+
     def _same_weights(self, node: Node) -> bool:
         """Whether a node that owns weights agrees with an earlier one of the same name."""
         operation = registry.operations().get(node.op)
@@ -584,6 +576,14 @@ class Scope:
 
         return node.op == other.op and weights(node) == weights(other)
 
+    def member_name(self, call: Call, given: str | None, suffix: str) -> str:
+        """The attribute of a weighted call (rule 9); a second one of the same name must say `name=`."""
+        stem = self.local if self.prefix else self.equation
+        if given is not None:
+            name = f"{self.prefix}_{given}" if self.prefix else given
+        elif self.targets > 1 and not self.prefix:
+            raise call.scope.fail(
+                "E360",
                 f"`{call.operation.name}` stands under several targets and needs a name",
                 call.span,
                 help=f"write {call.operation.name}(..., name=in_proj)",
@@ -627,6 +627,7 @@ class Scope:
                 "E350",
                 f"the initial value has the axis `{extra[0]}`, the weight has {shape(axes)}",
                 expr.span,
+                help="an initial value has axes of its weight, or none",
             )
         return value.ref
 
@@ -636,7 +637,6 @@ class Scope:
             wanted = counted(most, "number") if least == most else f"{least} to {counted(most, 'number')}"
             raise self.fail("E314", f"`{name}` takes {wanted} in an init, {len(args)} are given", span)
         found = [self.read(arg) for arg in args]
-                help="an initial value has axes of its weight, or none",
         if not all(isinstance(value, StaticValue) for value in found):
             raise self.fail("E320", f"the arguments of `{name}` must be known before the model runs", span)
         exprs = tuple(value.expr for value in found if isinstance(value, StaticValue))
@@ -688,6 +688,7 @@ class Scope:
                     node.function_span,
                     help="elementwise functions can: exp, tanh, abs, min, max, where, ...",
                 )
+        self._check_places(resolved, found)
         return Pair(resolved, tuple(found.items()))
 
     def decided(self, expr: ex.Expr) -> ex.Expr:
@@ -696,7 +697,6 @@ class Scope:
             expr,
             lambda node: (
                 (node.then if self.decide(node.test) else node.otherwise)
-        self._check_places(resolved, found)
                 if isinstance(node, ex.Conditional)
                 else None
             ),
