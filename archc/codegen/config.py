@@ -81,9 +81,9 @@ def _module(found: ConfigView, module: Module, used: Iterable[str]) -> None:
         names = python_names(definition)
         found.imports |= names
         if whole:
-            exact = names - {"math"}
-            source = f'whole({source}, "{full}")' if exact else source
-            found.imports |= {"whole"} if exact else set()
+            if names - {"math"}:
+                source = f'whole({source}, "{full}")'
+                found.imports.add("whole")
         else:
             source = f"float({source})"
         found.properties.append((full, "int" if whole else "float", source, comment or _text(module, name)))

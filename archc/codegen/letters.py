@@ -20,6 +20,7 @@ USUAL = {
     "d_inner": "E",
     "n_v_heads": "W",
     "vocab_size": "V",
+    "keys": "S",
 }
 TAKEN = "BT"  # batch and tokens
 

@@ -323,8 +323,9 @@ class _Package:
         def words(runs: tuple[Run, ...]) -> str:
             return ", ".join(f"{run.count} {self.class_names[run.module]}" for run in runs)
 
-        if not graph.cycle and len(graph.runs) == 1:
-            name = self.class_names[graph.runs[0].module]
+        classes = {*graph.runs, *graph.cycle, *graph.tail}
+        if len({run.module for run in classes}) == 1:
+            name = self.class_names[next(iter(classes)).module]
             return [f"return [{name}] * n_layers"], f"{name} in every layer"
         head = words(graph.runs) + ", then " if graph.runs and graph.cycle else words(graph.runs)
         cycle_keys = [run.module for run in graph.cycle for _ in range(run.count)]

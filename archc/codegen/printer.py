@@ -164,9 +164,9 @@ class Printer:
             case ex.Name() if expr.id in ("i", "j", "s"):
                 return Code(expr.id)
             case ex.Name() if expr.id in names:
-                return Code(f"{names[expr.id].at(ATOM)}[:, None, None]")
-            case ex.Subscript() if isinstance(expr.index, ex.Name) and isinstance(expr.value, ex.Name):
-                raise NotImplementedError
+                return names[expr.id]
+            case ex.Subscript(value=ex.Name(id=value), index=ex.Name(id=at)) if at in ("i", "j"):
+                return Code(f"{value}_{at}")
             case ex.Binary():
                 level = LEVELS[expr.op]
                 left, right = self._pair(expr.left, names), self._pair(expr.right, names)
@@ -189,9 +189,15 @@ class Printer:
                 function = FUNCTIONS[expr.function]
                 args = [self._pair(arg, names) for arg in expr.args]
                 traced = [
-                    any(isinstance(n, ex.Name) and (n.id in "ijs" or n.id in names) for n in arg.walk())
+                    any(
+                        isinstance(n, ex.Name) and (n.id in ("i", "j", "s") or n.id in names)
+                        or isinstance(n, ex.Subscript)
+                        for n in arg.walk()
+                    )
                     for arg in expr.args
                 ]
+                if not any(traced):
+                    return self.number(expr)
                 if expr.function in ("min", "max") and not all(traced):
                     value, bound = (0, 1) if traced[0] else (1, 0)
                     return Code(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from archc.codegen.printer import Code, Printer, owner_of
 from archc.codegen.reach import reached
 from archc.graph.types import Graph, Module, Node, Ref, Subgraph, ValueType
-from archc.operations.base import StateSpec
+from archc.operations.base import StateSpec, widest
 from archc.operations.registry import operations
 from archc.spec.axes import Axis
 
@@ -124,10 +124,13 @@ def state_lines(module: Module, printer: Printer, remembers: Callable[[str], boo
     needed = reached(graph, graph.roots())
     printer.graph = graph
     lines: dict[str, str] = {}
+    entries: dict[str, StateSpec] = {}
     for node in graph.nodes:
         if node.id in needed:
             for state in operations()[node.op].states(node, graph):
-                lines.setdefault(state.name, _entry(state, printer))
+                known = entries.get(state.name)
+                entries[state.name] = state if known is None else widest(known, state)
+                lines[state.name] = _entry(entries[state.name], printer)
             if node.op == "mixture" and remembers(node.attrs["modules"][0]):
                 printer.use("state", "Entry")
                 count = printer.size(node.attrs["count"]).text
@@ -144,6 +147,8 @@ def _entry(state: StateSpec, printer: Printer) -> str:
         parts.append(f"dtype=torch.{state.dtype}")
     if state.slots == "all":
         parts.append("grows=True")
+        if state.every is not None:
+            parts.append(f"every={printer.whole(state.every).text}")
     elif isinstance(state.slots, Axis):
         parts.append(f"ring={printer.size(state.slots).text}")
     if state.fill != "zeros":

@@ -74,7 +74,7 @@ class GraphBuilder:
             sites.update(self._bodies(use))
         if self.report.diagnostics:
             return None
-        runs, cycle, repeats, tail = compress(keys)
+        runs, cycle, repeats, tail = compress(keys, sum(count for _, count in self.spec.layers.cycle))
         shared = dict(self.shared_keys)
         return Graph(
             self.spec.name,
@@ -366,30 +366,54 @@ class GraphBuilder:
         return found
 
 
-def compress(keys: list[str]) -> tuple[tuple[Run, ...], tuple[Run, ...], int, tuple[Run, ...]]:
-    """Layers as runs: a head, a repeated cycle, a tail; the shortest such description by number of runs."""
+def compress(
+    keys: list[str], period: int = 0
+) -> tuple[tuple[Run, ...], tuple[Run, ...], int, tuple[Run, ...]]:
+    """Layers as runs: a head, a cycle with its number of repeats, a tail.
+
+    `period`: layers after which the spec itself begins anew, 0 where it lists them. A head of at most one such
+    group may differ (its conditions on `site` or `layer` were decided otherwise); the rest must repeat.
+    """
+    for start in range(0, period + 1) if period else ():
+        rest = keys[start:]
+        if len(rest) >= period and all(key == rest[index % period] for index, key in enumerate(rest)):
+            shortest = _shortest(rest[:period])
+            repeats, left = divmod(len(rest), len(shortest))
+            return (
+                tuple(_runs(keys[:start])),
+                tuple(_runs(shortest)),
+                repeats,
+                tuple(_runs(rest[-left:] if left else [])),
+            )
+    return _fewest_runs(keys)
+
+
+def _shortest(group: list[str]) -> list[str]:
+    """The shortest list that the group repeats."""
+    for size in range(1, len(group) + 1):
+        if len(group) % size == 0 and group == group[:size] * (len(group) // size):
+            return group[:size]
+    return group
+
+
+def _fewest_runs(keys: list[str]) -> tuple[tuple[Run, ...], tuple[Run, ...], int, tuple[Run, ...]]:
+    """The description of listed layers with the fewest runs."""
     runs = _runs(keys)
     best: tuple[int, tuple[tuple[Run, ...], tuple[Run, ...], int, tuple[Run, ...]]] = (
         len(runs),
         (tuple(runs), (), 0, ()),
     )
     for head in range(min(len(runs), 4)):
-        start = sum(run.count for run in runs[:head])
-        rest = keys[start:]
-        for period_runs in range(1, min(len(runs) - head, 16) + 1):
-            period = sum(run.count for run in runs[head : head + period_runs])
+        rest = keys[sum(run.count for run in runs[:head]) :]
+        for count in range(1, min(len(runs) - head, 16) + 1):
+            size = sum(run.count for run in runs[head : head + count])
             repeats = 1
-            while rest[repeats * period : (repeats + 1) * period] == rest[:period]:
+            while rest[repeats * size : (repeats + 1) * size] == rest[:size]:
                 repeats += 1
-            if repeats < 2:
-                continue
-            tail = _runs(rest[repeats * period :])
-            cost = head + period_runs + len(tail)
-            if cost < best[0]:
-                best = (
-                    cost,
-                    (tuple(runs[:head]), tuple(runs[head : head + period_runs]), repeats, tuple(tail)),
-                )
+            tail = _runs(rest[repeats * size :])
+            cost = head + count + len(tail)
+            if repeats > 1 and cost < best[0]:
+                best = (cost, (tuple(runs[:head]), tuple(runs[head : head + count]), repeats, tuple(tail)))
     return best[1]
 
 

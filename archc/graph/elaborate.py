@@ -62,6 +62,7 @@ class Elaborator:
         self.builder = Builder()
         self.scope = Scope(self, self.builder, body, statics, environment, report)
         self.texts: list[str] = []
+        self.in_losses = False  # where sums over tokens may stand
 
     # -- the body -------------------------------------------------------------------------------------------
 
@@ -90,6 +91,7 @@ class Elaborator:
         self._check_reached(equations, wanted)
         for equation in self._sorted(equations, self.scope, wanted):
             self._read_equation(equation, self.scope)
+        self.in_losses = True
         for equation in self.body.losses:
             self._read_equation(equation, self.scope)
         if len(self.report.diagnostics) > before:
@@ -457,7 +459,8 @@ class Elaborator:
                 "E310",
                 f"`{name}` takes {counted(len(signature.inputs), 'value')}, {len(expr.args)} are given",
                 expr.span,
-                labels=[Label(signature.result, "its result is defined here")] if signature.result else [],
+                labels=[Label(signature.result, f"what `{name}` returns")] if signature.result else [],
+                help="a body has the inputs that it declares under `inputs:`, else only `x`",
             )
         values = [scope.traced(scope.read(arg), arg.span) for arg in expr.args]
         for value, axes, arg in zip(values, signature.inputs, expr.args):
@@ -476,6 +479,7 @@ class Elaborator:
                 "E361",
                 f"`{name}` is called twice; each call is an instance of its own",
                 expr.span,
+                labels=[Label(self.builder.members[member], "the first one")],
                 help=f"name the second: {name}(..., name=...)",
             )
         self.builder.slots[member] = signature.modules
@@ -485,7 +489,17 @@ class Elaborator:
             "shared": bool(signature.shared),
             "slot": name,
         }
-        return scope.add("slot", values, (signature.output,), attrs, expr.span, member)[0]
+        output = signature.output
+        if any(value.type.rate == "block" for value in values):
+            if not signature.tokenwise:
+                raise scope.fail(
+                    "E382",
+                    f"`{name}` looks at earlier tokens or at their places, so it cannot take blocks",
+                    expr.span,
+                    help="let it hold linear maps, norms and elementwise functions only",
+                )
+            output = replace(output, rate="block")
+        return scope.add("slot", values, (output,), attrs, expr.span, member)[0]
 
     def call_mixture(self, scope: Scope, expr: ex.Call) -> Value:
         """`mixture(body, x, weights=w)`: as many instances of a slot or part as w has entries (rule 16)."""
@@ -519,6 +533,7 @@ class Elaborator:
                 "E361",
                 f"`{member}` is used twice; each use is an instance of its own",
                 expr.span,
+                labels=[Label(self.builder.members[member], "the first one")],
                 help="name the second: mixture(..., name=...)",
             )
         self.builder.slots[member] = signature.modules

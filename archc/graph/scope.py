@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,6 @@ class Builder:
         self.nodes: list[Node] = []
         self.decisions: dict[ex.Expr, bool] = {}
         self.members: dict[str, Span] = {}
-        self.member_nodes: dict[str, int] = {}
         self.owners: dict[str, int] = {}  # the first node of each name that owns weights
         self.exports: dict[str, Ref] = {}
         self.slots: dict[str, tuple[str, ...]] = {}
@@ -222,7 +222,9 @@ class Scope:
                 "E342",
                 f"an axis must be a whole number of at least 1, this is {shown}",
                 expr.span,
-                help="ceil, floor, round, round_up(x, multiple) and round_down make whole numbers",
+                help="ceil, floor, round, round_up(x, multiple) and round_down make whole numbers"
+                if isinstance(number, Fraction) and number.denominator != 1
+                else "",
             )
         return (Axis.of(value.expr),)
 
@@ -283,7 +285,9 @@ class Scope:
                 raise Abandon  # its own error is recorded
             return value
         if expr.id in self.statics:
-            return StaticValue(self.statics[expr.id])
+            found = self.statics[expr.id]
+            here = isinstance(found, ex.Name | ex.Number | ex.Text)  # its errors belong where it is read
+            return StaticValue(replace(found, span=expr.span) if here else found)
         if expr.id in self.axis_variables and len(self.axis_variables[expr.id]) == 1:
             return StaticValue(self.axis_variables[expr.id][0].expr())
         if expr.id in LAYER_NAMES | {"n_sites"}:
@@ -306,7 +310,13 @@ class Scope:
                 help="recurrence, scan, conv1d, shift and attention look at earlier tokens",
             )
         known = [*self.values, *self.statics, *self.axis_variables, *sorted(self.body_equations())]
-        raise self.fail("E303", f"`{expr.id}` is not defined", expr.span, help=self.suggest(expr.id, known))
+        raise self.fail(
+            "E303",
+            f"`{expr.id}` is not defined",
+            expr.span,
+            help=self.suggest(expr.id, known)
+            or "a body knows its own inputs, parameters, sizes and equations, and `d_model`, `layer`, `site`",
+        )
 
     def _entry(self, expr: ex.Attribute | ex.Subscript) -> Value:
         value = self.read(expr.value)
@@ -517,7 +527,7 @@ class Scope:
             shown = "none" if number is None else str(number).lower() if isinstance(number, bool) else number
             raise self.fail(
                 "E307",
-                f"a value is expected here, `{shown}` is none"
+                f"a value is expected here, not `{shown}`"
                 if isinstance(number, (str, bool)) or number is None
                 else "a value is expected here, this is a list or a mapping",
                 span,
@@ -538,6 +548,14 @@ class Scope:
         name: str = "",
     ) -> list[Traced]:
         """Append a node and return its results. A member used again (same `name=`) is checked by the caller."""
+        if op != "attention" and {"token", "block"} <= {value.type.rate for value in inputs}:
+            raise self.fail(
+                "E382",
+                "a value of tokens and one of blocks meet here",
+                span,
+                note="blocks come once every few tokens, so there is no block for each token",
+                help="attention lets tokens look at blocks: attention(q, k_blocks, v_blocks)",
+            )
         node = Node(
             len(self.builder.nodes),
             op,
@@ -690,6 +708,30 @@ class Scope:
                 )
         self._check_places(resolved, found)
         return Pair(resolved, tuple(found.items()))
+
+    def _check_places(self, expr: ex.Expr, found: Mapping[str, Traced]) -> None:
+        """A value with tokens is read at the query, `v[i]`, or at the key, `v[j]`; a value of the model is not."""
+        placed = [node for node in expr.walk() if isinstance(node, ex.Subscript)]
+        for node in placed:
+            at = node.index.id if isinstance(node.index, ex.Name) else ""
+            of = node.value.id if isinstance(node.value, ex.Name) else ""
+            if of not in found or found[of].type.rate != "token" or at not in ("i", "j"):
+                raise self.fail(
+                    "E380",
+                    "here only a value with tokens has an index, and it is `i` or `j`",
+                    node.span,
+                    help="v[i] is the value at the query, v[j] the value at the key",
+                )
+        inside = {id(node.value) for node in placed}
+        for name in expr.walk():
+            if isinstance(name, ex.Name) and name.id in found and id(name) not in inside:
+                if found[name.id].type.rate not in ("static", "model"):
+                    raise self.fail(
+                        "E380",
+                        f"`{name.id}` differs from token to token: say at which of the two",
+                        name.span,
+                        help=f"{name.id}[i] is the value at the query, {name.id}[j] the value at the key",
+                    )
 
     def decided(self, expr: ex.Expr) -> ex.Expr:
         """The expression with its static conditionals taken."""

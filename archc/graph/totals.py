@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from archc.graph.costs import Cost, Sizes
 from archc.graph.types import Graph, Module, Node
-from archc.operations.base import StateSpec
+from archc.operations.base import StateSpec, widest
 from archc.operations.registry import operations
 from archc.spec.axes import Axis
 
@@ -231,13 +231,14 @@ def _memory(graph: Graph, layers: Counter[str], width: int) -> dict[str, int]:
     """Bytes of one sequence: a token of the growing caches, full rings, constant states."""
     found = {"grows": 0, "ring": 0, "fixed": 0}
     for key, count in layers.items():
-        seen: set[tuple[str, str]] = set()
+        entries: dict[tuple[str, str], tuple[StateSpec, Sizes]] = {}
         for module, node in _nodes(graph, key):
             for state in operations()[node.op].states(node, module.subgraph):
-                if (module.key, state.name) not in seen:
-                    seen.add((module.key, state.name))
-                    kind, size = _state_bytes(state, Sizes(module.values), width)
-                    found[kind] += count * size
+                known, _ = entries.get((module.key, state.name), (state, None))
+                entries[module.key, state.name] = widest(known, state), Sizes(module.values)
+        for state, sizes in entries.values():
+            kind, size = _state_bytes(state, sizes, width)
+            found[kind] += count * size
     return found
 
 
@@ -245,7 +246,9 @@ def _state_bytes(state: StateSpec, sizes: Sizes, width: int) -> tuple[str, int]:
     size = sizes.product(state.shape) * (4 if state.dtype == "float32" else width)
     if isinstance(state.slots, Axis):
         return "ring", size * sizes.axis(state.slots)
-    return ("fixed", size) if state.slots is None else ("grows", size)
+    if state.slots is None:
+        return "fixed", size
+    return "grows", size if state.every is None else -(-size // int(sizes.number(state.every)))
 
 
 __all__ = ["CostReport", "cost_report", "parameter_shapes"]

@@ -19,6 +19,7 @@ RATES = (
     "model",
     "sequence",
     "token",
+    "seen",
     "block",
 )  # from slow to fast; a slower value lifts to a faster one
 

@@ -9,7 +9,7 @@ from archc.spec.bodies import SECTIONS, TAKEN, read_body
 from archc.spec.diagnostics import Reporter, Span
 from archc.spec.expressions import Call
 from archc.spec.fields import Fields, describe, unknown_key
-from archc.spec.library import Library
+from archc.spec.library import Library, default_block
 from archc.spec.spec import Body, Use
 from archc.spec.uses import Binder
 from archc.spec.yaml_nodes import YMapping, YNode, YScalar
@@ -148,7 +148,7 @@ class BlockReader:
             return self.library.find(("block",), self.common)
         if self.common is not None:
             return self.common
-        name = "pre_norm" if entry.node.get("mlp") is not None else "pre_norm_single"
+        name = default_block(entry.node.get("mlp") is not None)
         return self.library.find(("block",), YScalar(entry.span, name, name, "plain"))
 
 

@@ -285,3 +285,14 @@ def calls_of(body: Body) -> list[str]:
         if param.type == "function" and isinstance(param.default, str)
     )
     return sorted(names - own)
+
+
+@cache
+def default_block(with_mlp: bool) -> str:
+    """The library's block for a layer that names none, as `specs/defaults.yaml` says."""
+    source = (data_folder("specs") / "defaults.yaml").read_text(encoding="utf-8")
+    node = yaml_nodes.parse(source, "<archc>/defaults.yaml", Reporter())
+    entry = node.get("block" if with_mlp else "block_without_mlp") if isinstance(node, YMapping) else None
+    if not isinstance(entry, YScalar):
+        raise FileNotFoundError("archc's own defaults.yaml is damaged: the installation is incomplete")
+    return entry.text
