@@ -40,8 +40,12 @@ def load_spec(
     source: Source, report: Reporter, sources: MutableMapping[str, str] | None = None
 ) -> Spec | None:
     """Text to a resolved spec; None after errors, which are in `report`."""
+    from archc.operations.registry import add_project_operations
     from archc.spec.resolve import load
 
+    add_project_operations(
+        Path.cwd() if isinstance(source, Mapping) else Path(source).absolute().parent, report
+    )
     return load(source, report, sources)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from archc.codegen.printer import Code, Printer
 from archc.codegen.reach import reached
 from archc.graph.types import Module, Node, Ref, ValueType

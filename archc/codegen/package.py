@@ -20,6 +20,7 @@ from archc.codegen.views import ClassView, Names
 from archc.codegen.weights import declarations, initial_lines, owned_nodes
 from archc.data import data_folder
 from archc.graph.types import Graph, Module, Run
+from archc.operations.registry import runtime_folder
 from archc.spec.exact import __file__ as exact_file
 from archc.tiles.kind import RecurrenceKind
 
@@ -390,6 +391,9 @@ def runtime_path(name: str) -> Path:
     """Where a run-time source lies: beside the templates, or in an operation's folder."""
     if name == "exact":
         return Path(exact_file)
+    own = runtime_folder(name)
+    if own is not None:
+        return own / "runtime.py"
     shared = data_folder("templates") / "runtime" / f"{name}.py"
     return shared if shared.exists() else Path(__file__).parent.parent / "operations" / name / "runtime.py"
 

@@ -190,7 +190,8 @@ class Printer:
                 args = [self._pair(arg, names) for arg in expr.args]
                 traced = [
                     any(
-                        isinstance(n, ex.Name) and (n.id in ("i", "j", "s") or n.id in names)
+                        isinstance(n, ex.Name)
+                        and (n.id in ("i", "j", "s") or n.id in names)
                         or isinstance(n, ex.Subscript)
                         for n in arg.walk()
                     )

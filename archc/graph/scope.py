@@ -438,7 +438,20 @@ class Scope:
                 expr.function_span,
                 help=self.suggest(name, known) or "`archc library` lists functions and operations",
             )
-        return operation.build(Call(expr, operation, self))
+        if not registry.is_added(name):
+            return operation.build(Call(expr, operation, self))
+        try:
+            return operation.build(Call(expr, operation, self))
+        except Abandon:
+            raise
+        except Exception as error:  # a project's own code may fail in any way
+            raise self.fail(
+                "E391",
+                f"the project's operation `{name}` has failed",
+                expr.span,
+                note=registry.last_lines(error),
+                help="this is a mistake in the operation's own code, not in the spec",
+            ) from error
 
     def _elementwise_call(self, name: str, expr: ex.Call) -> Value:
         function = elementwise.FUNCTIONS[name]
