@@ -21,10 +21,12 @@ def split_heads(value: Traced) -> tuple[Axis | None, Axis]:
 
 def fail_operand(call: Call, name: str, type_: ValueType) -> NoReturn:
     """A query, key or value that has no tokens, no axis, or more than two."""
-    has = f"{type_.rate} {shape(type_.axes)}" if type_.rate != "token" else shape(type_.axes)
     call.fail(
         "E370",
-        f"`{name}` of `{call.operation.name}` needs tokens and the axes [heads, size] or [size], this has {has}",
+        f"`{name}` of `{call.operation.name}` needs the axes [heads, size] or [size], this has "
+        f"{shape(type_.axes)}"
+        if type_.rate == "token"
+        else f"`{name}` of `{call.operation.name}` needs a value for each token, this is the same for all",
         call.span_of(name),
         help="linear(x, [n_heads, head_dim]) makes one; reshape folds axes together",
     )

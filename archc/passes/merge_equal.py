@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from archc.graph.types import Node, Ref, Subgraph
 from archc.passes.rebuild import Rebuilder, rebuild
+from archc.spec.unparse import unparse
 
 MERGED = (
     "elementwise",
@@ -34,7 +35,7 @@ def merge_equal(graph: Subgraph) -> Subgraph:
             inputs,
             repr(sorted(node.attrs.items(), key=lambda item: item[0]))
             if node.op != "static"
-            else node.attrs["expr"],
+            else unparse(node.attrs["expr"]),
             node.types[0].axes,
         )
         if key in known:

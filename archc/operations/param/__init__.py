@@ -26,19 +26,12 @@ class Param(Operation):
         axes = call.axes("axes") or ()
         label = call.word("label")
         member = call.scope.member_name(call, label, "")
-        first = call.scope.builder.member_nodes.get(member)
-        if first is not None:
-            node = call.scope.builder.nodes[first]
-            if node.op != self.name or node.type.axes != axes:
-                call.fail("E362", f"`{member}` is the name of another weight of this body", call.span)
         attrs = {
             "init": call.init("init", axes),
             "frozen": call.flag("frozen"),
             "share": call.word("share", ("none", "mixer", "site", "model")),
         }
-        found = call.add([], ValueType(axes, "model"), attrs, name=member)
-        call.scope.builder.member_nodes.setdefault(member, found.ref.node)
-        return found
+        return call.add([], ValueType(axes, "model"), attrs, name=member)
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """The attribute."""

@@ -76,6 +76,7 @@ class Recurrence(Operation):
                         "E373",
                         f"`{name}` is one number a head, this has [{', '.join(map(str, axes[name]))}]",
                         call.span_of(name),
+                        help=f"linear(..., [{axes[name][0]}]) makes one number a head",
                     )
         if decay_name:
             groups[decay_name] = tuple(a for a in axes[decay_name] if a not in (key, value_axis))
@@ -132,7 +133,13 @@ class Recurrence(Operation):
     ) -> tuple[str, str]:
         """The decay's kind from its axes, and the argument it came by (rule 5)."""
         if "decay" in parts and "decay_v" in parts:
-            call.fail("E312", "a recurrence has one decay: decay= or decay_v=", call.span_of("decay_v"))
+            call.fail(
+                "E312",
+                "a recurrence has one decay: decay= or decay_v=",
+                call.span_of("decay_v"),
+                labels=[Label(call.span_of("decay"), "the first one")],
+                help="a decay along both state axes is written decay= with both axes",
+            )
         name = next((n for n in ("decay", "decay_v") if n in parts), "")
         if not name:
             return "none", ""
