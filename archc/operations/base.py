@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from archc.graph.types import Node, Ref, Subgraph
     from archc.graph.values import Value
     from archc.spec.axes import Axis
+    from archc.spec.expressions import Expr
 
 KINDS = ("value", "values", "axes", "pieces", "static", "word", "words", "pair", "init", "cut")
 
@@ -74,6 +75,14 @@ class StateSpec:
     dtype: str
     slots: Axis | str | None = None
     fill: str = "zeros"
+    every: Expr | None = None  # with "all": a slot for every so many tokens
+
+
+def widest(first: StateSpec, second: StateSpec) -> StateSpec:
+    """What serves two readers of one entry: a ring only where both want the same."""
+    if first.slots == second.slots:
+        return first
+    return replace(first, slots="all")
 
 
 class Operation:
@@ -90,6 +99,7 @@ class Operation:
         ""  # of the attribute name: `q` + `conv` -> `q_conv`; empty for the equation's own name
     )
     weighted: ClassVar[bool] = False
+    tokenwise: ClassVar[bool] = False  # each token's result depends on that token alone, wherever it stands
     title: ClassVar[str] = ""
 
     def build(self, call: Call) -> Value:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from archc.graph.invariants import check_graph
 from archc.graph.types import Graph, Subgraph
+from archc.passes.cut_caches import cut_caches
 from archc.passes.merge_equal import merge_equal
 from archc.passes.precision import keep_float32
 from archc.passes.remove_unused import remove_unused
@@ -16,6 +17,7 @@ from archc.passes.simplify import simplify
 SubgraphPass = Callable[[Subgraph], Subgraph]
 
 PASSES: tuple[tuple[str, SubgraphPass], ...] = (
+    ("cut_caches", cut_caches),
     ("remove_unused", remove_unused),
     ("safe_expressions", make_safe),
     ("simplify", simplify),

@@ -26,6 +26,7 @@ class Split(Operation):
 
     name = "split"
     title = "pieces of the last axis"
+    tokenwise = True
     signature = Signature.parse("x, sizes: pieces")
 
     def build(self, call: Call) -> Value:
@@ -60,6 +61,7 @@ class Concat(Operation):
 
     name = "concat"
     title = "values joined along the last axis"
+    tokenwise = True
     signature = Signature.parse("parts: values")
 
     def build(self, call: Call) -> Value:
@@ -94,8 +96,13 @@ class Concat(Operation):
             aligned = printer.align(code, type_, target)
             if type_.axes[:-1] != node.type.axes[:-1] or type_.rate != node.type.rate:
                 sizes = printer.sizes(target.axes)
-                if node.type.rate == "token":
-                    lead = "*x.shape[:2]".replace("x", printer.example())
+                if node.type.rate in ("token", "seen", "block"):
+                    widest = max(
+                        zip(inputs, node.inputs), key=lambda pair: len(printer.type_of(pair[1]).axes)
+                    )
+                    lead = (
+                        f"*{printer.example() if node.type.rate == 'token' else widest[0].at(12)}.shape[:2]"
+                    )
                     aligned = Code(f"{aligned.at(12)}.expand({lead}, {sizes})")
                 else:
                     aligned = Code(f"{aligned.at(12)}.expand({sizes})")
@@ -108,6 +115,7 @@ class Reshape(Operation):
 
     name = "reshape"
     title = "the same entries in other axes"
+    tokenwise = True
     signature = Signature.parse("x, axes: axes")
 
     def build(self, call: Call) -> Value:
@@ -139,6 +147,7 @@ class Repeat(Operation):
 
     name = "repeat"
     title = "entries of an axis repeated"
+    tokenwise = True
     signature = Signature.parse("x, old: axes, new: axes")
 
     def build(self, call: Call) -> Value:
@@ -176,6 +185,7 @@ class Select(Operation):
 
     name = "select"
     title = "one entry of an axis"
+    tokenwise = True
     signature = Signature.parse("x, axis: axes, index: static")
 
     def build(self, call: Call) -> Value:
@@ -214,6 +224,7 @@ class Outer(Operation):
 
     name = "outer"
     title = "products over different axes"
+    tokenwise = True
     signature = Signature.parse("a, b")
 
     def build(self, call: Call) -> Value:
@@ -248,6 +259,7 @@ class TensorSquare(Operation):
 
     name = "tensor_square"
     title = "features whose products are squared"
+    tokenwise = True
     signature = Signature.parse("x")
 
     def build(self, call: Call) -> Value:

@@ -16,6 +16,7 @@ class Elementwise(Operation):
 
     name = "elementwise"
     title = "functions of the entries"
+    tokenwise = True
     signature = Signature.parse("")
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
@@ -72,6 +73,7 @@ class StaticNumber(Operation):
     """A static number among traced operands."""
 
     name = "static"
+    tokenwise = True
     signature = Signature.parse("")
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
@@ -83,6 +85,7 @@ class Input(Operation):
     """An input of the body; printed by name, never by an expression of its own."""
 
     name = "input"
+    tokenwise = True
     signature = Signature.parse("")
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
@@ -135,6 +138,7 @@ class Draw(Operation):
     """A random draw in an init; takes the shape of the weight that it starts."""
 
     name = "draw"
+    tokenwise = True
     signature = Signature.parse("")
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
@@ -149,6 +153,7 @@ class CastLike(Operation):
     """A float32 result back in the dtype of the activations."""
 
     name = "cast_like"
+    tokenwise = True
     signature = Signature.parse("")
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:

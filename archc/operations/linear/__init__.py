@@ -19,6 +19,7 @@ class Linear(Operation):
 
     name = "linear"
     title = "a matrix over the feature axes"
+    tokenwise = True
     signature = Signature.parse(
         "x, axes: axes, *, over: axes?, per: axes?, blocks: static?, bias: static?, "
         "init: init?, bias_init: init?"

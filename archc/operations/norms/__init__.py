@@ -18,6 +18,8 @@ from archc.spec.axes import Axis
 class Norm(Operation):
     """What the normalisations share: the axes they run over must stand last."""
 
+    tokenwise = True
+
     suffix = "norm"
     module = ""
 

@@ -18,6 +18,7 @@ class Param(Operation):
 
     name = "param"
     title = "a free parameter"
+    tokenwise = True
     signature = Signature.parse("label: word, axes: axes, *, init: init?, frozen: static?")
     weighted = True
 
@@ -55,6 +56,7 @@ class Arange(Operation):
 
     name = "arange"
     title = "0, 1, 2, ... over the axes"
+    tokenwise = True
     signature = Signature.parse("axes: axes")
 
     def build(self, call: Call) -> Value:
@@ -75,6 +77,7 @@ class Filled(Operation):
     """The same number everywhere."""
 
     title = "the same number everywhere"
+    tokenwise = True
     signature = Signature.parse("axes: axes")
 
     def build(self, call: Call) -> Value:

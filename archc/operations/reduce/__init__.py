@@ -10,12 +10,15 @@ from archc.graph.costs import Cost, Sizes
 from archc.graph.types import Node, Subgraph, ValueType
 from archc.graph.values import Value
 from archc.operations.base import Operation, Signature
+from archc.operations.over_tokens import over_tokens
+from archc.spec import expressions as ex
 from archc.spec.axes import Axis
 
 
 class Reduction(Operation):
     """What they share: the axes, counted from the end of the value."""
 
+    tokenwise = True
     signature = Signature.parse("x, *, over: axes?")
     keeps = False
     method = ""
@@ -23,6 +26,8 @@ class Reduction(Operation):
     def build(self, call: Call) -> Value:
         """Shapes: [.., over, ..] -> [.., ..], or unchanged for softmax and cumsum."""
         x = call.value("x")
+        if self.method in ("sum", "mean") and is_tokens(call.given.get("over")):
+            return over_tokens(call, x, self.method)
         over = call.axes("over") or x.type.axes[-1:]
         missing = next((axis for axis in over if axis not in x.type.axes), None)
         if missing is not None or not x.type.axes:
@@ -59,6 +64,11 @@ class Reduction(Operation):
             return Cost()
         entries = sizes.product(graph.type_of(node.inputs[0]).axes)
         return Cost(flops=entries * (6 if self.name == "softmax" else 1))
+
+
+def is_tokens(over: ex.Expr | None) -> bool:
+    """Whether `over=` is the axis of tokens, which no value lists among its own."""
+    return isinstance(over, ex.Name) and over.id == "tokens"
 
 
 class Sum(Reduction):

@@ -52,12 +52,20 @@ class Rope(Operation):
         return call(
             "rope",
             inputs[0],
-            printer.place(),
+            self._place(node, printer),
             printer.number(node.attrs["theta"]),
             fraction=None if fraction is None else printer.number(fraction),
             layout=None if node.attrs["layout"] == "half" else '"interleaved"',
             scaling=None if scaling is None else printer.constant(scaling),
         )
+
+    def _place(self, node: Node, printer: Printer) -> str:
+        """Where the tokens stand: those of the call, or all that a cached value was kept of."""
+        key = node.attrs.get("seen")
+        if key is None:
+            return printer.place()
+        printer.use("cache", "seen_tokens")
+        return f'seen_tokens({printer.place()}, "{key}")'
 
     def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
         """Three operations an entry."""
