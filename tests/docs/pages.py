@@ -73,10 +73,12 @@ def anchors(page: Path) -> set[str]:
 
 def matches(shown: str, real: str) -> bool:
     """Whether output is what a page shows. `...` stands for any text; alone on a line, for any lines."""
-    pattern = re.escape(_plain(shown)).replace(re.escape("..."), "\0")
-    pattern = pattern.replace("\n\0\n", r"\n(?:.*\n)*?").replace("\0", ".*?")
-    return re.fullmatch(pattern, _plain(real)) is not None
+    lines = [
+        r"(?:.*\n)*?" if line == "..." else r".*?".join(map(re.escape, line.split("..."))) + r"\n"
+        for line in _plain(shown)
+    ]
+    return re.fullmatch("".join(lines), "\n".join([*_plain(real), ""])) is not None
 
 
-def _plain(text: str) -> str:
-    return "\n".join(line.rstrip() for line in text.strip("\n").split("\n")) + "\n"
+def _plain(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip("\n").split("\n")]
