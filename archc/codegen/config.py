@@ -38,7 +38,7 @@ def config_view(graph: Graph, used: Mapping[str, Iterable[str]]) -> ConfigView:
     for name in MODEL_FIELDS:
         found.fields.append((name, "int", str(getattr(settings, name)), helps[name]))
     for prefix, names in used.items():
-        module = next(m for m in graph.modules.values() if m.prefix == prefix)
+        module = next(m for m in graph.modules.values() if m.prefix == prefix and m.body.kind != "part")
         _module(found, module, names)
     return found
 

@@ -73,7 +73,7 @@ def top_blocks(p: Tensor, n: int, place: Place, width: int, force: Force | None 
     begun = j * width <= i
     forced = torch.zeros_like(begun) if force is None else force(i, j) & begun
     p = p.masked_fill(~(j * width + (width - 1) <= i), float("-inf")).masked_fill(forced, float("inf"))
-    order = p.sort(-1, descending=True, stable=True).indices[..., : min(n, count)]
+    order = p.sort(dim=-1, descending=True, stable=True).indices[..., : min(n, count)]
     chosen = torch.zeros_like(p, dtype=torch.bool).scatter_(-1, order, True)
     return (chosen & (p > float("-inf"))) | forced.expand_as(p)
 
