@@ -12,7 +12,7 @@ from tests.laws.measure import distance, sequences_of, subject, truth
 from tests.laws.subjects import HYBRIDS, SHRUNK, SUBJECTS
 
 LENGTHS = (2, 3, 5, 8, 15, 16, 17, 33, 64, 65, 96, 129)
-FAST = ("windowed_hybrid", "mamba2_small")
+FAST = ("mamba2_small",)
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,11 @@ def test_another_layer_moves_nothing() -> None:
     """In front of, behind or beside other layers, a layer's names are those of its block."""
     base = copy.deepcopy(dict(HYBRIDS["windowed_hybrid"]))
     own = {key.partition(".")[2] for key in by_layer(names(base), 0)}
-    for layers in (["1 linear"] * 5, ["1 linear", "4 full"], ["1 full", "1 linear", "1 local", "1 full", "1 linear"]):
+    for layers in (
+        ["1 linear"] * 5,
+        ["1 linear", "4 full"],
+        ["1 full", "1 linear", "1 local", "1 full", "1 linear"],
+    ):
         blocks = {name: block for name, block in base["blocks"].items() if name in " ".join(layers)}
         found = names({**base, "layers": layers, "blocks": blocks})
         place = next(i for i, word in enumerate(layers) if "linear" in word)

@@ -53,7 +53,9 @@ def test_copies_and_rows(name: str) -> None:
         copy, cut, moved = state.clone(), state.detach(), state.to("cpu")
         picked = state.select([2, 0, 0])
         expected = model(rows[:, 12:], state=state.clone())
-        assert same(copy, tensors_of(state)) and same(cut, tensors_of(state)) and same(moved, tensors_of(state))
+        assert (
+            same(copy, tensors_of(state)) and same(cut, tensors_of(state)) and same(moved, tensors_of(state))
+        )
         assert all(tensor.shape[0] == 3 for tensor in copy.tensors().values())
         found = model(rows[[2, 0, 0]][:, 12:], state=picked)
         before = tensors_of(copy)

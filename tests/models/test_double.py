@@ -64,7 +64,9 @@ def run(model: nn.Module, mixer: nn.Module, tokens: Tensor, pieces: list[int]) -
     return torch.cat([x for x, _ in seen], 1), torch.cat([y for _, y in seen], 1)
 
 
-@pytest.mark.parametrize("pieces", [[80], [15, 1, 47, 1, 16], [60, *[1] * 20]], ids=["whole", "pieces", "decode"])
+@pytest.mark.parametrize(
+    "pieces", [[80], [15, 1, 47, 1, 16], [60, *[1] * 20]], ids=["whole", "pieces", "decode"]
+)
 @pytest.mark.parametrize("name", CASES)
 def test_mixer(name: str, pieces: list[int]) -> None:
     model, mixer, weights = mixer_of(name)

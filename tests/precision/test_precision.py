@@ -126,7 +126,9 @@ def test_training_under_autocast(name: str) -> None:
         found = model.loss(rows)
     coarse = torch.autograd.grad(found.total, parameters)
     assert found.total.dtype == torch.float32
-    assert all(value.dtype == p.dtype and value.isfinite().all() for value, p in zip(coarse, parameters, strict=True))
+    assert all(
+        value.dtype == p.dtype and value.isfinite().all() for value, p in zip(coarse, parameters, strict=True)
+    )
     moved = max(
         turn(plain, torch.autograd.grad(other.loss(rows).total, list(other.parameters())))
         for other in coarse_copies(name)
@@ -171,7 +173,9 @@ def test_float64_all_the_way() -> None:
         (tokens,) = sequences_of(9)
         with torch.no_grad():
             before = model(tokens[None])
-            model.get_parameter(f"layers.0.mixer.{'u' if name == 'convolved' else 'v'}.weight").mul_(1 + 1e-12)
+            model.get_parameter(f"layers.0.mixer.{'u' if name == 'convolved' else 'v'}.weight").mul_(
+                1 + 1e-12
+            )
             after = model(tokens[None])
         assert before.dtype == torch.float64
         assert 0 < float((after - before).abs().max()) < 1e-9
