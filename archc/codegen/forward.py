@@ -37,8 +37,9 @@ class ForwardWriter:
             self.codes[ref] = Code(variable)
             self.taken.add(variable)
             self.arguments.append(f"{variable}: Tensor")
+        always = reached(self.graph, [self.graph.output, *self.graph.exports.values()])
         for node in self.graph.nodes:
-            if node.id in self.needed and node.op != "input":
+            if node.id in always and node.op != "input":
                 self._statement(node)
         output = self.graph.output
         result = self.codes[output].text
@@ -47,9 +48,22 @@ class ForwardWriter:
             self.lines.append(f"{result}: Tensor = {self.codes[output].text}")
         for name, ref in self.graph.exports.items():
             self.lines.append(f'{self.printer.place()}.export("{name}", {self.codes[ref].text})')
+        if self.graph.losses:
+            self._losses(always)
+        return result
+
+    def _losses(self, done: set[int]) -> None:
+        """What only the auxiliary losses need is computed where they are asked for."""
+        before = len(self.lines)
+        for node in self.graph.nodes:
+            if node.id in self.needed - done and node.op != "input":
+                self._statement(node)
         for name, ref in self.graph.losses.items():
             self.lines.append(f'{self.printer.place()}.loss("{name}", {self.codes[ref].text})')
-        return result
+        self.lines[before:] = [
+            f"if {self.printer.place()}.wants_losses:",
+            *(f"    {line}" for line in self.lines[before:]),
+        ]
 
     def _statement(self, node: Node) -> None:
         """Print a node: as a statement if it is an equation or is used twice, else where it is used."""

@@ -269,6 +269,7 @@ class _Package:
             final_norm=f"{NORMS[settings.norm]}((config.d_model,), eps={eps})",
             embedding_norm=embedding_norm,
             tied=settings.tie_embeddings,
+            causal=settings.causal and self._looks_back(),
             float32=self._float32(),
             logit_scale=self._setting(settings.logit_scale, 1),
             softcap=self._setting(settings.logit_softcap, None),
@@ -298,6 +299,11 @@ class _Package:
         if settings.embedding_norm is not None:
             return f"self.embedding_norm({text})"
         return text if scale else ""
+
+    def _looks_back(self) -> bool:
+        """Whether every attention sees earlier tokens only."""
+        nodes = (node for module in self.graph.modules.values() for node in module.subgraph.nodes)
+        return all(node.attrs.get("causal", True) for node in nodes)
 
     def _float32(self) -> list[str]:
         """Ends of the names of parameters that keep float32."""

@@ -94,9 +94,23 @@ class Elaborator:
         self.in_losses = True
         for equation in self.body.losses:
             self._read_equation(equation, self.scope)
+            self._check_loss(equation)
         if len(self.report.diagnostics) > before:
             return None
         return self._finish(inputs)
+
+    def _check_loss(self, equation: Equation) -> None:
+        """A loss is one number."""
+        for target in equation.targets:
+            value = self.scope.values[target.name]
+            if isinstance(value, Traced) and (value.type.rate not in ("static", "model") or value.type.axes):
+                has = "tokens" if value.type.rate == "token" else f"[{', '.join(map(str, value.type.axes))}]"
+                self.report.error(
+                    "E384",
+                    f"the loss `{target.name}` is not one number, it has {has}",
+                    equation.span,
+                    help="mean(..., over=tokens) is the mean over tokens, sum(...) that over an axis",
+                )
 
     def _finish(self, inputs: Mapping[str, Ref]) -> Subgraph | None:
         output = self.scope.values.get(self._output_name())

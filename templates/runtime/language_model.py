@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .generate import generate
 from .loss import chunked_loss, next_tokens
-from .place import Layout, Padding, Place, dense_layout, pack_padding, packed_layout
+from .place import Layout, Padding, Place, StateError, dense_layout, pack_padding, packed_layout
 from .state import State, close_place, open_place
 
 Form = Literal["auto", "step", "chunk"]
@@ -55,6 +55,7 @@ class LanguageModel(nn.Module):
     layers: nn.ModuleList
     norm: nn.Module
     float32: tuple[str, ...] = ()  # ends of the names of parameters that keep float32 under `.to(bfloat16)`
+    causal: bool = True  # False: tokens see later ones, so there is no state and nothing is generated
     logit_scale: float = 1.0
     softcap: float | None = None
 
@@ -152,7 +153,13 @@ class LanguageModel(nn.Module):
         """The memory of `batch_size` sequences that have seen no token.
 
         `max_length`: tokens that caches of full attention can hold; default: the model's context.
+        Raises StateError for a model that is not causal.
         """
+        if not self.causal:
+            raise StateError(
+                "this model is not causal: a token sees the whole sequence, so no state can stand for its beginning; "
+                "call the model with whole sequences"
+            )
         slots = self.context() if max_length is None else max_length
         weight = self.embedding.weight
         memory: dict[str, Tensor] = {}
@@ -197,21 +204,31 @@ class LanguageModel(nn.Module):
         """The mean cross entropy of the next tokens; logits exist for `chunk` tokens at a time only.
 
         `labels [B, T]`: like `tokens` (they are shifted here), -100 where a token does not count; default:
-        `tokens`. `z_loss` weighs the squared log of the softmax's denominator (Chowdhery et al. 2022).
+        `tokens`. A model that is not causal is asked for the labels as they are, and needs them: ValueError without.
+        `z_loss` weighs the squared log of the softmax's denominator (Chowdhery et al. 2022).
         """
-        labels = tokens if labels is None else labels
+        if labels is None:
+            if not self.causal:
+                raise ValueError(
+                    "this model sees later tokens: give labels, -100 where a token does not count"
+                )
+            labels = tokens
         if attention_mask is not None:
             labels = labels.masked_fill(~attention_mask.bool(), -100)
+        elif cu_seqlens is not None and not self.causal:
+            nobody = torch.arange(labels.shape[1], device=labels.device) >= cu_seqlens[-1]
+            labels = labels.masked_fill(nobody, -100)
         tokens_BT, layout, padding = self._arrange(tokens, None, cu_seqlens, attention_mask)
         labels_BT = labels if padding is None else padding.pack(labels)
         place = open_place(layout, None, _form)
+        place.memo["losses"] = {}
         hidden_BTD = self.hidden(tokens_BT, place)
-        targets_BT = next_tokens(labels_BT, layout.cu_seqlens)
+        targets_BT = next_tokens(labels_BT, layout.cu_seqlens) if self.causal else labels_BT
         found = chunked_loss(
             hidden_BTD, self.head_weight(), targets_BT, chunk, self.logit_scale, self.softcap, z_loss
         )
         aux = found.aux
-        for value in place.memo.get("losses", {}).values():
+        for value in place.memo["losses"].values():
             aux = aux + value
         return Loss(found.main + aux, found.main, aux)
 

@@ -100,9 +100,14 @@ class Place:
         self.memo.setdefault(("first", name), value)
         self.memo["previous", name] = value
 
+    @property
+    def wants_losses(self) -> bool:
+        """Whether this call is for a loss."""
+        return "losses" in self.memo
+
     def loss(self, name: str, value: Tensor) -> None:
         """Add an auxiliary loss of this layer."""
-        self.memo.setdefault("losses", {})[self.prefix + name] = value
+        self.memo["losses"][self.prefix + name] = value
 
     def keep_all(self, variables: Mapping[str, object]) -> None:
         """Record the variables of a `forward` that a pattern matches, named without their axes: `q_BTHK` is `q`."""

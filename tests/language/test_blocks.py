@@ -24,7 +24,7 @@ PARAMS = {
     "window": {"type": "int", "default": WINDOW},
     "theta": {"type": "number", "default": 10000},
 }
-GATES = {name: "sigmoid(linear(x, [n_heads]))" for name in ("gc", "gs", "gw")}
+GATES = dict.fromkeys(("gc", "gs", "gw"), "sigmoid(linear(x, [n_heads]))")
 NSA = spec_of(
     "nsa",
     {
