@@ -68,7 +68,7 @@ HYBRIDS: dict[str, Spec] = {
 }
 
 _HEADS = {"n_heads": {"type": "int", "default": 3}, "head_dim": {"type": "int", "default": 16}}
-_PROJECTIONS = {name: "linear(x, [n_heads, head_dim])" for name in ("q", "k", "v")}
+_PROJECTIONS = dict.fromkeys(("q", "k", "v"), "linear(x, [n_heads, head_dim])")
 
 # Mixers of nobody: each takes a corner of the recurrence's algebra that no file of the library reaches.
 CORNERS: dict[str, Spec] = {
@@ -132,7 +132,7 @@ _SEES_THE_FUTURE = "attention that is not causal reads tokens that a later call 
 
 # Laws that cannot hold, and why.
 EXCEPTIONS: dict[str, dict[str, str]] = {
-    "bidirectional": {name: _SEES_THE_FUTURE for name in ("batch", *STATEFUL)},
+    "bidirectional": dict.fromkeys(("batch", *STATEFUL), _SEES_THE_FUTURE),
 }
 
 
