@@ -70,7 +70,7 @@ class _Run:
             held = self.wide if name == "decay" else dtype
             x = value.detach().to(held).to(self.wide) * (scale if name == "q" else 1.0)
             x = x.repeat_interleave(self.heads // x.shape[2], 2)
-            for index, part in enumerate(x.split(kind.chunk, 1)):
+            for index, part in enumerate(torch.split(x, kind.chunk, 1)):
                 tile = part.new_zeros(part.shape[0], kind.chunk, *part.shape[2:])
                 tile[:, : part.shape[1]] = part
                 self.chunks[index][_SHORT.get(name, name)] = tile.transpose(1, 2)
@@ -95,7 +95,7 @@ class _Run:
         names = {name: _SHORT.get(name, name) for name in self.given}
         found: dict[str, list[Tensor]] = {name: [] for name in names}
         dS = dS.to(self.wide)
-        parts = do.to(self.dtype).to(self.wide).split(self.kind.chunk, 1)
+        parts = torch.split(do.to(self.dtype).to(self.wide), self.kind.chunk, 1)
         for tiles, part in zip(reversed(self.chunks), reversed(parts), strict=True):
             gradient = part.new_zeros(part.shape[0], self.kind.chunk, *part.shape[2:])
             gradient[:, : part.shape[1]] = part
@@ -110,7 +110,7 @@ class _Run:
         for name, tiles_of in found.items():
             x = torch.cat(tiles_of, 1)[:, : self.length] * (self.scale if name == "q" else 1.0)
             heads = self.given[name][2]
-            x = x.unflatten(2, (heads, self.heads // heads)).sum(3)
+            x = x.view(*x.shape[:2], heads, self.heads // heads, *x.shape[3:]).sum(3)
             gradients[name] = x if name == "decay" else x.to(self.dtype)
         return {**gradients, "state": dS}
 
@@ -173,7 +173,8 @@ class _Machine:
     def _invert(self, step: Step) -> Tensor:
         A = self.tiles[step.operands[0].base] * (-1 if step.minus else 1)
         one = torch.eye(self.kind.chunk, dtype=A.dtype).expand_as(A)
-        return torch.linalg.solve_triangular(A + one, one, upper=False, unitriangular=True)
+        inverse: Tensor = torch.linalg.solve_triangular(A + one, one, upper=False, unitriangular=True)
+        return inverse
 
     def _apply(self, step: Step) -> Tensor:
         P, rows = step.operands

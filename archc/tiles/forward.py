@@ -51,14 +51,25 @@ class _Builder:
             self.axes["G"] = self.axes["decay"]
             self.add("G", "cumulative", Row("decay"))
 
-    def add(self, result: str, operation: str, *operands: Row, axes: str = "", **details: object) -> Row:
+    def add(
+        self,
+        result: str,
+        operation: str,
+        *operands: Row,
+        axes: str = "",
+        mask: str = "",
+        sign: int = 1,
+        minus: bool = False,
+        into: str = "",
+    ) -> Row:
+        """Append a step, which adds to its result if an earlier one defined it."""
         adds = any(step.result == result for step in self.steps)
         number = len({step.number for step in self.steps}) + 1
         if adds:
             number = next(step.number for step in self.steps if step.result == result)
         if axes:
             self.axes[result] = axes
-        self.steps.append(Step(result, operation, operands, number, adds=adds, **details))  # type: ignore[arg-type]
+        self.steps.append(Step(result, operation, operands, number, mask, sign, minus, into=into, adds=adds))
         return Row(result)
 
     def plain(self) -> None:

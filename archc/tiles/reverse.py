@@ -9,6 +9,7 @@ homogeneous of degree one in `e^(G_end)`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from archc.tiles.program import Row, Step, TileProgram
 
@@ -47,33 +48,32 @@ class _Derivation:
         target, sign = self.alias.get(name, (f"d{name}", 1))
         return Row(target, exponent), sign
 
-    def add(
-        self, result: str, operation: str, *operands: Row, like: str, number: int, **details: object
-    ) -> None:
-        self.axes[result] = self.axes[like]
-        adds = any(step.result == result for step in self.steps)
-        self.steps.append(Step(result, operation, operands, number, adds=adds, **details))  # type: ignore[arg-type]
+    def add(self, step: Step, like: str) -> None:
+        """Append a step, which adds to its result if an earlier one defined it, with the axes of `like`."""
+        self.axes[step.result] = self.axes[like]
+        self.steps.append(replace(step, adds=any(earlier.result == step.result for earlier in self.steps)))
 
     def finish(self) -> TileProgram:
         """Close the state's cycle and bring the gradients of the roles together."""
-        if "decay" in self.program.inputs:
-            self.add("anchor", "contract", Row("S_next"), Row("dS_next"), like="G", number=self.state_step)
+        decayed = "decay" in self.program.inputs
+        if decayed:
+            self.add(Step("anchor", "contract", (Row("S_next"), Row("dS_next")), self.state_step), like="G")
             self.axes["anchor"] = self.axes["G"].replace("C", "") or "1"
         rows = [row for left, right, _ in self.state_pairs for row in (left, right)]
         signs = tuple(sign for _, _, sign in self.state_pairs)
-        self.add("dS", "update", Row("dS_next"), *rows, like="dS", number=self.state_step, signs=signs)
+        self.add(Step("dS", "update", (Row("dS_next"), *rows), self.state_step, signs=signs), like="dS")
         inputs = {base: roles for base, roles in self.roles.items() if base in self.program.inputs}
         for base, roles in inputs.items():
             for role in roles:
                 if role.scalar:
-                    gradient = Row(self.gradient(role))
-                    self.add(f"d{role.scalar}", "contract", Row(base), gradient, like=role.scalar, number=0)
-        if "decay" in self.program.inputs:
+                    parts = (Row(base), Row(self.gradient(role)))
+                    self.add(Step(f"d{role.scalar}", "contract", parts, 0), like=role.scalar)
+        if decayed:
             self._decay()
         for base, roles in inputs.items():
             if len(roles) > 1:
-                parts = [Row(self.gradient(role), scalar=role.scalar) for role in roles]
-                self.add(f"d{base}", "combine", *parts, like=base, number=0)
+                received = tuple(Row(self.gradient(role), scalar=role.scalar) for role in roles)
+                self.add(Step(f"d{base}", "combine", received, 0), like=base)
         names = (*self.program.inputs, "do", "S", "S_next")
         return TileProgram(tuple(self.steps), self.axes, names, "dS_next", "dS")
 
@@ -87,7 +87,7 @@ class _Derivation:
             for role in roles:
                 if role.exponent:
                     operands += [role, Row(self.gradient(role))]
-        self.add("ddecay", "gather", *operands, like="decay", number=1)
+        self.add(Step("ddecay", "gather", tuple(operands), 1), like="decay")
 
 
 def _cumulative(derivation: _Derivation, step: Step) -> None:
@@ -98,22 +98,19 @@ def _pair(derivation: _Derivation, step: Step) -> None:
     """P = x y^T: dx = dP y, dy = dP^T x."""
     x, y = step.operands
     dP, sign = derivation.of(step.result)
-    details = {"number": step.number, "sign": sign, "mask": step.mask}
-    derivation.add(derivation.gradient(x), "apply", dP, y, like=x.base, into=x.exponent, **details)
-    derivation.add(
-        derivation.gradient(y), "apply", dP, x, like=y.base, into=y.exponent, transposed=True, **details
-    )
+    rule = Step("", "apply", (), step.number, step.mask, sign)
+    dx, dy = derivation.gradient(x), derivation.gradient(y)
+    derivation.add(replace(rule, result=dx, operands=(dP, y), into=x.exponent), like=x.base)
+    derivation.add(replace(rule, result=dy, operands=(dP, x), into=y.exponent, transposed=True), like=y.base)
 
 
 def _apply(derivation: _Derivation, step: Step) -> None:
     """z = P y: dP = dz y^T, dy = P^T dz."""
     P, y = step.operands
     dz, sign = derivation.of(step.result, step.into)
-    details = {"number": step.number, "sign": sign, "mask": step.mask}
-    derivation.add(f"d{P.base}", "pair", dz, y, like=P.base, **details)
-    derivation.add(
-        derivation.gradient(y), "apply", P, dz, like=y.base, into=y.exponent, transposed=True, **details
-    )
+    rule = Step(derivation.gradient(y), "apply", (P, dz), step.number, step.mask, sign)
+    derivation.add(Step(f"d{P.base}", "pair", (dz, y), step.number, step.mask, sign), like=P.base)
+    derivation.add(replace(rule, transposed=True, into=y.exponent), like=y.base)
 
 
 def _invert(derivation: _Derivation, step: Step) -> None:
@@ -121,35 +118,34 @@ def _invert(derivation: _Derivation, step: Step) -> None:
 
 
 def _solve(derivation: _Derivation, step: Step) -> None:
-    """U = (I + A)^-1 z: dz = (I + A)^-T dU, dA = -dz U^T below the diagonal."""
+    """U = (I + A)^-1 z: dz = (I + A)^-T dU, dA = -dz U^T below the diagonal; plus for I - A."""
     inverse, z, A = step.operands
     dU, sign = derivation.of(step.result)
     dz = derivation.gradient(z)
-    derivation.add(dz, "solve", inverse, dU, like=z.base, number=step.number, sign=sign, transposed=True)
+    rows = (Row(dz), Row(step.result))
+    derivation.add(Step(dz, "solve", (inverse, dU), step.number, sign=sign, transposed=True), like=z.base)
     derivation.add(
-        f"d{A.base}", "pair", Row(dz), Row(step.result),
-        like=A.base, number=step.number, sign=1 if step.minus else -1, mask="strict",
-    )  # fmt: skip
+        Step(f"d{A.base}", "pair", rows, step.number, "strict", 1 if step.minus else -1), like=A.base
+    )
 
 
 def _read(derivation: _Derivation, step: Step) -> None:
     """z = x S: dx = dz S^T, dS += x^T dz."""
     x, S = step.operands
     dz, sign = derivation.of(step.result, step.into)
-    derivation.add(
-        derivation.gradient(x), "project", dz, S, like=x.base, number=step.number, sign=sign, into=x.exponent
-    )
+    dx = derivation.gradient(x)
+    derivation.add(Step(dx, "project", (dz, S), step.number, sign=sign, into=x.exponent), like=x.base)
     derivation.state_pairs.append((x, dz, sign))
 
 
 def _update(derivation: _Derivation, step: Step) -> None:
     """S_next = e^(G_end) S + x^T y: dx = y dS_next^T, dy = x dS_next, dS = e^(G_end) dS_next."""
     derivation.state_step = step.number
+    dS = Row("dS_next")
     for x, y in zip(step.operands[1::2], step.operands[2::2], strict=True):
-        details = {"number": step.number}
-        dS = Row("dS_next")
-        derivation.add(derivation.gradient(x), "project", y, dS, like=x.base, into=x.exponent, **details)
-        derivation.add(derivation.gradient(y), "read", x, dS, like=y.base, into=y.exponent, **details)
+        dx, dy = derivation.gradient(x), derivation.gradient(y)
+        derivation.add(Step(dx, "project", (y, dS), step.number, into=x.exponent), like=x.base)
+        derivation.add(Step(dy, "read", (x, dS), step.number, into=y.exponent), like=y.base)
 
 
 def _combine(derivation: _Derivation, step: Step) -> None:

@@ -198,6 +198,11 @@ def public_facts(kind: RecurrenceKind, found: list[Argument]) -> dict[str, objec
         "tokens_n": tokens("t").replace("v_BTHV[:, t]", "v_BTHV[:, t, :, -1:]"),
         "heads": f"max({', '.join(heads)})",
         "heads_full": f"max({', '.join(f'{argument.full}.shape[{argument.head_axis}]' for argument in found)})",
+        "typed": ", ".join(f"{argument.name}: Tensor" for argument in found),
+        "typed_full": ", ".join(f"{argument.full}: Tensor" for argument in found),
+        "typed_tokens": ", ".join(f"{argument.token}: Tensor" for argument in found),
+        "typed_parameters": ", ".join(f"{parameter.full}: Tensor" for parameter in parameters),
+        "short": ", ".join(argument.name for argument in found),
         "decay_m": "decay_MCV[m], rate, tiling.heads" if kind.decay_rate else "decay_MCKV[m]",
         "schema": ", ".join(f"Tensor {argument.name}" for argument in found),
     }

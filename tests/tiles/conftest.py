@@ -25,7 +25,8 @@ def package(tmp_path_factory: pytest.TempPathFactory, repository_root: Path) -> 
     folder = tmp_path_factory.mktemp("emitted") / "emitted_tiles"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
-    shutil.copy(repository_root / "templates" / "runtime" / "place.py", folder)
+    for name in ("place", "tiling"):
+        shutil.copy(repository_root / "templates" / "runtime" / f"{name}.py", folder)
     sys.path.insert(0, str(folder.parent))
     return folder
 

@@ -119,7 +119,7 @@ def test_one_token_among_long_ones(load: Callable[[RecurrenceKind], ModuleType])
     module = load(RecurrenceKind("head", "delta"))
     borders = (0, *range(1, 31), 330)
     case = make(RecurrenceKind("head", "delta"), 330, borders)
-    tiling = module.tiling_of(case.tensors["v"], 2, torch.tensor(borders))
+    tiling = module.tiling_of(case.tensors["v"], 2, torch.tensor(borders), 64)
     assert len(tiling.walk) == 5
     assert tiling.tiles == 2 * (30 + 5)
     within(compare(module, case), TOLERANCE)

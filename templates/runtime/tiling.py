@@ -1,4 +1,11 @@
-# Tiles: which tokens stand in which chunk.
+"""Tiles of a recurrence: which tokens of which sequence stand in which chunk."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 
 class Tiling(NamedTuple):
@@ -9,6 +16,7 @@ class Tiling(NamedTuple):
     initial ones. Places of a chunk past the end of its sequence hold zeros, which leave the state as it is.
     """
 
+    chunk: int  # tokens of a tile
     length: int
     heads: int
     dtype: torch.dtype  # of the mathematics
@@ -23,42 +31,43 @@ class Tiling(NamedTuple):
 
     def gather(self, x: Tensor) -> Tensor:
         """`[B, T, h, ...]` to `[M, C, ...]` in the dtype of the mathematics, shared heads repeated."""
-        h, rest = x.shape[2], x.shape[3:]
+        C, h, rest = self.chunk, x.shape[2], x.shape[3:]
         chunks = self.tiles // self.heads
-        out = x.new_empty(chunks, h, self.heads // h, CHUNK, *rest, dtype=self.dtype)
+        out = x.new_empty(chunks, h, self.heads // h, C, *rest, dtype=self.dtype)
         if self.tokens_PC is not None and self.valid_PC is not None:
-            rows = x[0].index_select(0, self.tokens_PC.flatten()).unflatten(0, (-1, CHUNK))
-            rows = rows.masked_fill(~self.valid_PC.view(-1, CHUNK, *(1,) * (x.dim() - 2)), 0)
+            rows = x[0].index_select(0, self.tokens_PC.flatten()).view(-1, C, h, *rest)
+            rows = rows.masked_fill(~self.valid_PC.view(-1, C, *(1,) * (x.dim() - 2)), 0)
             out.copy_(rows.transpose(1, 2).unsqueeze(2))
         elif chunks:
-            whole = self.length // CHUNK
-            steps = out.unflatten(0, (-1, self.sequences))
-            body = x[:, : whole * CHUNK].unflatten(1, (whole, CHUNK))
+            whole = self.length // C
+            steps = torch.unflatten(out, 0, (-1, self.sequences))
+            body = torch.unflatten(x[:, : whole * C], 1, (whole, C))
             steps[:whole].copy_(body.transpose(0, 1).transpose(2, 3).unsqueeze(3))
-            left = self.length - whole * CHUNK
+            left = self.length - whole * C
             if left:
-                steps[whole, :, :, :, :left].copy_(x[:, whole * CHUNK :].transpose(1, 2).unsqueeze(2))
+                steps[whole, :, :, :, :left].copy_(x[:, whole * C :].transpose(1, 2).unsqueeze(2))
                 steps[whole, :, :, :, left:].zero_()
-        return out.view(-1, CHUNK, *rest)
+        return out.view(-1, C, *rest)
 
     def scatter(self, x_M: Tensor, like: Tensor, heads: int | None = None) -> Tensor:
         """`[M, C, ...]` back to tokens in the dtype of `like`, zeros outside sequences.
 
         Groups of heads are summed down to the head count of `like`, or kept if `heads` says so.
         """
-        h, rest = heads or like.shape[2], x_M.shape[2:]
-        x = x_M.view(self.tiles // self.heads, h, self.heads // h, CHUNK, *rest)
+        C, h, rest = self.chunk, heads or like.shape[2], x_M.shape[2:]
+        x = x_M.view(self.tiles // self.heads, h, self.heads // h, C, *rest)
         x = (x.sum(2) if h < self.heads else x[:, :, 0]).transpose(1, 2)
         if self.tokens_PC is not None and self.valid_PC is not None:
             out = like.new_zeros(*like.shape[:2], h, *rest)
             out[0].index_copy_(0, self.tokens_PC[self.valid_PC], x[self.valid_PC].to(out.dtype))
             return out
         out = like.new_empty(*like.shape[:2], h, *rest)
-        whole = self.length // CHUNK
-        steps = x.unflatten(0, (-(-self.length // CHUNK), self.sequences))
-        out[:, : whole * CHUNK].unflatten(1, (whole, CHUNK)).copy_(steps[:whole].transpose(0, 1))
-        if whole * CHUNK < self.length:
-            out[:, whole * CHUNK :].copy_(steps[whole, :, : self.length - whole * CHUNK])
+        whole = self.length // C
+        steps = torch.unflatten(x, 0, (-(-self.length // C), self.sequences))
+        body = torch.unflatten(out[:, : whole * C], 1, (whole, C))
+        body.copy_(steps[:whole].transpose(0, 1))
+        if whole * C < self.length:
+            out[:, whole * C :].copy_(steps[whole, :, : self.length - whole * C])
         return out
 
     def states(self, state: Tensor | None, q_MCK: Tensor, v_MCV: Tensor) -> Tensor:
@@ -79,7 +88,7 @@ class Tiling(NamedTuple):
 
     def final(self, states: Tensor) -> Tensor:
         """The states after the last token of each sequence, `[N, H, K, V]`."""
-        states = states.unflatten(0, (-1, self.heads))
+        states = torch.unflatten(states, 0, (-1, self.heads))
         if self.last_N is None:
             return states[-self.sequences :].clone()
         return states.index_select(0, self.last_N)
@@ -92,7 +101,7 @@ class Tiling(NamedTuple):
 
     def unranked(self, state: Tensor) -> Tensor:
         """Undo `ranked`."""
-        state = state.unflatten(0, (-1, self.heads))
+        state = torch.unflatten(state, 0, (-1, self.heads))
         if self.order_N is None:
             return state
         return torch.empty_like(state).index_copy_(0, self.order_N, state)
@@ -105,32 +114,32 @@ class Tiling(NamedTuple):
         return torch.cat([x_M, x_M.new_zeros(size - x_M.shape[0], *x_M.shape[1:])])
 
 
-def tile_bound(batch: int, length: int, heads: int, cu_seqlens: Tensor | None) -> int:
+def tile_bound(batch: int, length: int, heads: int, cu_seqlens: Tensor | None, chunk: int) -> int:
     """No cut of these shapes has more tiles."""
     if cu_seqlens is None:
-        return batch * -(-length // CHUNK) * heads
-    return (length // CHUNK + cu_seqlens.shape[0] - 1) * heads
+        return batch * -(-length // chunk) * heads
+    return (length // chunk + cu_seqlens.shape[0] - 1) * heads
 
 
-def tiling_of(v: Tensor, heads: int, cu_seqlens: Tensor | None) -> Tiling:
+def tiling_of(v: Tensor, heads: int, cu_seqlens: Tensor | None, chunk: int) -> Tiling:
     """Cut the rows of a dense call, or the sequences of a packed one, into chunks."""
     batch, length = v.shape[:2]
-    bound = tile_bound(batch, length, heads, cu_seqlens)
+    bound = tile_bound(batch, length, heads, cu_seqlens, chunk)
     if cu_seqlens is None:
-        active = [batch] * -(-length // CHUNK)
+        active = [batch] * -(-length // chunk)
         tokens = valid = order = last = None
         sequences = batch
     else:
         sequences = cu_seqlens.shape[0] - 1
-        chunks_N, order = (-(cu_seqlens.diff() // -CHUNK)).sort(descending=True, stable=True)
+        chunks_N, order = (-(cu_seqlens.diff() // -chunk)).sort(descending=True, stable=True)
         steps = int(chunks_N[0])
         active_J = (chunks_N > torch.arange(steps, device=v.device)[:, None]).sum(1)
         active = active_J.tolist()
         before_J = active_J.cumsum(0) - active_J
         step_P = torch.arange(steps, device=v.device).repeat_interleave(active_J)
         rank_P = torch.arange(sum(active), device=v.device) - before_J[step_P]
-        start_P = cu_seqlens[:-1][order][rank_P] + step_P * CHUNK
-        tokens = start_P[:, None] + torch.arange(CHUNK, device=v.device)
+        start_P = cu_seqlens[:-1][order][rank_P] + step_P * chunk
+        tokens = start_P[:, None] + torch.arange(chunk, device=v.device)
         valid = tokens < cu_seqlens[1:][order][rank_P][:, None]
         tokens = tokens.clamp(max=max(length - 1, 0))
         rank_N = torch.arange(sequences, device=v.device)
@@ -144,4 +153,6 @@ def tiling_of(v: Tensor, heads: int, cu_seqlens: Tensor | None) -> Tiling:
         walk.append((m, slice(entered * heads, (entered + count) * heads), leave))
         first, entered = first + count, sequences + first
     dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
-    return Tiling(length, heads, dtype, walk, sequences, first * heads, bound, tokens, valid, order, last)
+    return Tiling(
+        chunk, length, heads, dtype, walk, sequences, first * heads, bound, tokens, valid, order, last
+    )
