@@ -579,6 +579,15 @@ class Scope:
             name,
             self.equation,
         )
+        twice = next((a for type_ in types for a in type_.axes if type_.axes.count(a) > 1), None)
+        if twice is not None:
+            raise self.fail(
+                "E340",
+                f"the axis `{twice}` would occur twice in the result",
+                span,
+                note="axes are told apart by their names",
+                help="give one of them a size of its own under `sizes:`",
+            )
         if name and not self._same_weights(node):
             raise self.fail(
                 "E362",
@@ -610,9 +619,10 @@ class Scope:
     def member_name(self, call: Call, given: str | None, suffix: str) -> str:
         """The attribute of a weighted call (rule 9); a second one of the same name must say `name=`."""
         stem = self.local if self.prefix else self.equation
+        weighted = call.operation.weighted
         if given is not None:
             name = f"{self.prefix}_{given}" if self.prefix else given
-        elif self.targets > 1 and not self.prefix:
+        elif self.targets > 1 and not self.prefix and weighted:
             raise call.scope.fail(
                 "E360",
                 f"`{call.operation.name}` stands under several targets and needs a name",
@@ -624,6 +634,9 @@ class Scope:
                 f"{stem}_{suffix}" if suffix and stem != suffix and not stem.endswith(f"_{suffix}") else stem
             )
             name = f"{self.prefix}_{own}" if self.prefix else own
+            plain, count = name, 2
+            while not weighted and name in self.builder.members:  # no checkpoint holds the name of a memory
+                name, count = f"{plain}_{count}", count + 1
         before = self.builder.members.get(name)
         remembers = type(call.operation).states is not Operation.states
         if before is not None and (given is None or remembers):

@@ -10,9 +10,11 @@ exp(-exp(a))       -> exp(-exp(min(a, 8)))   0 in either form; the derivative is
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 from archc.graph.types import Node, Ref, Subgraph, ValueType
+from archc.operations.elementwise.table import infer
 from archc.passes.rebuild import Rebuilder, rebuild
 from archc.spec.expressions import Number
 
@@ -44,7 +46,8 @@ def _change(node: Node, made: Rebuilder) -> Ref | None:
             and found.attrs["expr"].value == 1
         )
 
-    def put(name: str, *args: Ref, type_: ValueType = node.type) -> Ref:
+    def put(name: str, *args: Ref) -> Ref:
+        type_ = replace(infer(name, [made.type_of(ref) for ref in args]), axes=node.type.axes)
         return made.add("elementwise", args, type_, {"function": name}, node.span, node.equation)
 
     match node.attrs["function"]:
@@ -62,6 +65,8 @@ def _change(node: Node, made: Rebuilder) -> Ref | None:
             return put("softplus", operand(other)) if function(other) == "exp" else put("log1p", other)
         case "exp" if function(inputs[0]) == "neg" and function(operand(inputs[0])) == "exp":
             inner = operand(operand(inputs[0]))
+            if function(inner) == "min":  # bounded already
+                return None
             bound = made.add(
                 "static",
                 (),
