@@ -11,7 +11,7 @@ from archc.codegen.printer import Code, Printer, call
 from archc.graph.calls import Call
 from archc.graph.costs import Cost, Sizes
 from archc.graph.types import Node, Subgraph, ValueType
-from archc.graph.values import Traced, Value
+from archc.graph.values import Several, Traced, Value
 from archc.operations.base import Operation, Signature, StateSpec
 from archc.operations.heads import divides, fail_operand, widest_heads
 from archc.spec import expressions as ex
@@ -25,6 +25,8 @@ OUTPUTS = ("out", "numerator", "denominator")
 class Recurrence(Operation):
     """S_t = D_t S_{t-1} + w_t (r_t^T S'_{t-1}) + k_t v_t^T,  o_t = scale * S_t^T q_t.
 
+    `outputs=[numerator, denominator]` gives o beside what it would be for v = 1, of the same state.
+
     The decay's kind follows from its axes. `beta=` is the delta rule; `erase_write=, erase_read=, erase_from=` the
     general erase. `scale` must be said: `scale=1`, or `scale=auto` for K ** -0.5.
     """
@@ -34,7 +36,7 @@ class Recurrence(Operation):
     signature = Signature.parse(
         "q, k, v, *, decay?, decay_v?, beta?, erase_write?, erase_read?, erase_from: word?, read: word?, "
         "log_input?, normalize: word?, factors: axes?, eps: static?, scale: static?, bonus?, chunk: static?, "
-        "name: word?"
+        "outputs: words?, name: word?"
     )
 
     def build(self, call: Call) -> Value:
@@ -45,6 +47,9 @@ class Recurrence(Operation):
             value = call.optional(name)
             if value is not None:
                 parts[name] = value
+        outputs = call.words("outputs", OUTPUTS)
+        if outputs not in ((), ("out",)):
+            parts["v"] = self._with_one(call, parts, outputs)
         factor = factors[0] if factors else None
         axes = {
             name: tuple(axis for axis in value.type.axes if axis != factor) for name, value in parts.items()
@@ -110,6 +115,8 @@ class Recurrence(Operation):
         name = call.word("name") or call.scope.local or call.scope.equation
         name = f"{call.scope.prefix}_{name}" if call.scope.prefix else name
         result = call.add([parts[n] for n in order], out, attrs, name=call.scope.state_name(call, name))
+        if outputs not in ((), ("out",)):
+            return self._sums(call, result, outputs)
         if call.has("bonus"):
             return self._bonus(call, result, parts, call.value("bonus"))
         return result
@@ -127,6 +134,46 @@ class Recurrence(Operation):
                         call.span_of(name),
                         help="a gate has the heads of q, k or v; a decay may also have the last axis of k or v",
                     )
+
+    def _with_one(self, call: Call, parts: Mapping[str, Traced], outputs: Sequence[str]) -> Traced:
+        """v with a column of ones: what it gathers is the denominator, the sum of the weights of all writes."""
+        v = parts["v"]
+        if "out" in outputs or len(set(outputs)) != len(outputs):
+            call.fail(
+                "E322",
+                "outputs are `out` alone, or `numerator` and `denominator`",
+                call.span_of("outputs"),
+            )
+        unfit = [n for n in ("normalize", "factors", "decay_v", "bonus") if call.has(n)]
+        decay = parts.get("decay")
+        if decay is not None and v.type.axes and v.type.axes[-1] in decay.type.axes:
+            shared = parts["k"].type.axes[-1:] == v.type.axes[-1:]
+            unfit += [] if shared else ["decay"]
+        if unfit:
+            call.fail(
+                "E374",
+                f"with {unfit[0]}= there is no one denominator beside the numerator",
+                call.span_of(unfit[0]),
+                note="the denominator is what the recurrence gives for v = 1, a single number a head",
+                help="write a second recurrence for it",
+            )
+        if v.type.rate != "token" or not v.type.axes:
+            fail_operand(call, "v", v.type)
+        scope, span, one = call.scope, call.span, Axis.number(1)
+        ones = scope.add("ones", [], (ValueType((one,), "model", 1.0, 1.0),), {}, span)[0]
+        like = scope.add("cast_like", [ones, v], (ones.type,), {}, span)[0]
+        type_ = ValueType((*v.type.axes[:-1], v.type.axes[-1] + one))
+        return scope.add("concat", [v, like], (type_,), {}, span)[0]
+
+    def _sums(self, call: Call, result: Traced, outputs: Sequence[str]) -> Several:
+        """The result's columns apart: those of v, and the last one."""
+        *heads, last = result.type.axes
+        value = last - Axis.number(1)
+        types = (ValueType((*heads, value)), ValueType(tuple(heads)))
+        pieces: tuple[tuple[Axis, ...], ...] = ((value,), ())
+        found = call.scope.add("split", [result], types, {"pieces": pieces}, call.span)
+        named = dict(zip(("numerator", "denominator"), found))
+        return Several(tuple(named[output] for output in outputs))
 
     def _decay(
         self, call: Call, parts: dict[str, Traced], axes: dict[str, tuple[Axis, ...]], key: Axis, value: Axis
@@ -256,7 +303,9 @@ class Recurrence(Operation):
             if attrs["scale"] is not None
             else f"{printer.size(attrs['key']).at(11)} ** -0.5"
         )
-        eps = None if attrs["eps"] is None else printer.number(attrs["eps"])
+        eps = None
+        if attrs["kind"].normalize != "none":
+            eps = Code("1e-06") if attrs["eps"] is None else printer.number(attrs["eps"])
         found = call(
             function, *args.values(), scale=scale, eps=eps, place=printer.place(), key=f'"{node.name}"'
         )
