@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from archc.graph.calls import Pair
@@ -44,6 +45,8 @@ def subgraph_text(graph: Subgraph) -> str:
         lines.append(f"  exports {', '.join(f'{name}={_ref(ref)}' for name, ref in graph.exports.items())}")
     if graph.losses:
         lines.append(f"  losses {', '.join(f'{name}={_ref(ref)}' for name, ref in graph.losses.items())}")
+    if graph.updates:
+        lines.append(f"  updates {', '.join(f'{name}={_ref(ref)}' for name, ref in graph.updates.items())}")
     return "\n".join([*lines, ""])
 
 
@@ -79,4 +82,7 @@ def _value(value: Any) -> str:
             return f"{{{', '.join(f'{key}: {_value(entry)}' for key, entry in value.items())}}}"
         case bool():
             return "true" if value else "false"
+    if is_dataclass(value) and not isinstance(value, type):
+        shown = {field.name: getattr(value, field.name) for field in fields(value)}
+        return f"{type(value).__name__}({', '.join(f'{k}={_value(v)}' for k, v in shown.items())})"
     return str(value)
