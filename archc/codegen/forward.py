@@ -48,18 +48,20 @@ class ForwardWriter:
             self.lines.append(f"{result}: Tensor = {self.codes[output].text}")
         for name, ref in self.graph.exports.items():
             self.lines.append(f'{self.printer.place()}.export("{name}", {self.codes[ref].text})')
-        if self.graph.losses:
+        if self.graph.losses or self.graph.updates:
             self._losses(always)
         return result
 
     def _losses(self, done: set[int]) -> None:
-        """What only the auxiliary losses need is computed where they are asked for."""
+        """What only auxiliary losses and buffers need is computed where a loss is asked for."""
         before = len(self.lines)
         for node in self.graph.nodes:
             if node.id in self.needed - done and node.op != "input":
                 self._statement(node)
         for name, ref in self.graph.losses.items():
             self.lines.append(f'{self.printer.place()}.loss("{name}", {self.codes[ref].text})')
+        for name, ref in self.graph.updates.items():
+            self.lines.append(f'{self.printer.place()}.update(self, "{name}", {self.codes[ref].text})')
         self.lines[before:] = [
             f"if {self.printer.place()}.wants_losses:",
             *(f"    {line}" for line in self.lines[before:]),

@@ -271,6 +271,7 @@ class _Package:
             tied=settings.tie_embeddings,
             causal=settings.causal and self._looks_back(),
             float32=self._float32(),
+            undecayed=self._undecayed(),
             logit_scale=self._setting(settings.logit_scale, 1),
             softcap=self._setting(settings.logit_softcap, None),
             embed=self._embed(),
@@ -312,6 +313,16 @@ class _Package:
             for node in module.subgraph.nodes:
                 if node.op == "param" and node.attrs.get("float32", False):
                     found[f".{node.name}"] = None
+        return sorted(found)
+
+    def _undecayed(self) -> list[str]:
+        """Ends of the names of parameters that the spec takes out of weight decay."""
+        found = {
+            f".{node.name}"
+            for module in self.graph.modules.values()
+            for node in module.subgraph.nodes
+            if node.attrs.get("weight_decay") is False
+        }
         return sorted(found)
 
     def _layers(self) -> tuple[list[str], str]:

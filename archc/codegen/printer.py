@@ -165,8 +165,8 @@ class Printer:
                 return Code(expr.id)
             case ex.Name() if expr.id in names:
                 return names[expr.id]
-            case ex.Subscript(value=ex.Name(id=value), index=ex.Name(id=at)) if at in ("i", "j"):
-                return Code(f"{value}_{at}")
+            case ex.Subscript(value=ex.Name(id=of), index=ex.Name(id=at)) if at in ("i", "j"):
+                return Code(f"{of}_{at}")
             case ex.Binary():
                 level = LEVELS[expr.op]
                 left, right = self._pair(expr.left, names), self._pair(expr.right, names)

@@ -374,7 +374,7 @@ def compress(
     `period`: layers after which the spec itself begins anew, 0 where it lists them. A head of at most one such
     group may differ (its conditions on `site` or `layer` were decided otherwise); the rest must repeat.
     """
-    for start in range(0, period + 1) if period else ():
+    for start in range(period + 1) if period else ():
         rest = keys[start:]
         if len(rest) >= period and all(key == rest[index % period] for index, key in enumerate(rest)):
             shortest = _shortest(rest[:period])

@@ -62,6 +62,7 @@ class Elaborator:
         self.builder = Builder()
         self.scope = Scope(self, self.builder, body, statics, environment, report)
         self.texts: list[str] = []
+        self.updates: dict[str, Ref] = {}
         self.in_losses = False  # where sums over tokens may stand
 
     # -- the body -------------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ class Elaborator:
         equations = {target.name: equation for equation in self.body.equations for target in equation.targets}
         wanted += [
             node.id
-            for equation in self.body.losses
+            for equation in (*self.body.losses, *self.body.updates)
             for node in equation.expr.walk()
             if isinstance(node, ex.Name) and node.id in equations
         ]
@@ -95,9 +96,44 @@ class Elaborator:
         for equation in self.body.losses:
             self._read_equation(equation, self.scope)
             self._check_loss(equation)
+        for equation in self.body.updates:
+            self._read_update(equation)
         if len(self.report.diagnostics) > before:
             return None
         return self._finish(inputs)
+
+    def _read_update(self, equation: Equation) -> None:
+        """The value of a buffer after a training step."""
+        target = equation.targets[0]
+        number = self.builder.owners.get(target.name)
+        buffer = self.builder.nodes[number] if number is not None else None
+        if buffer is None or buffer.op != "buffer" or len(equation.targets) > 1:
+            self.report.error(
+                "E392",
+                f"there is no buffer `{target.name}` to update",
+                target.span,
+                help=f"declare it where it is used: buffer({target.name}, [axes], init=0)",
+            )
+            return
+        self.scope.equation = target.name
+        self.scope.values[target.name] = Traced(Ref(buffer.id), buffer.type)
+        try:
+            value = self.scope.traced(self.scope.read(equation.expr), equation.expr.span)
+        except Abandon:
+            return
+        if value.type.rate not in ("static", "model") or value.type.axes != buffer.type.axes:
+            has = ", ".join(
+                ["tokens"] * (value.type.rate == "token") + [str(axis) for axis in value.type.axes]
+            )
+            self.report.error(
+                "E393",
+                f"the update of `{target.name}` has [{has}], the buffer "
+                f"[{', '.join(map(str, buffer.type.axes))}]",
+                equation.span,
+                help="mean(..., over=tokens) is the mean over tokens",
+            )
+            return
+        self.updates[target.name] = value.ref
 
     def _check_loss(self, equation: Equation) -> None:
         """A loss is one number."""
@@ -136,7 +172,14 @@ class Elaborator:
             if target.name in named
         }
         return Subgraph(
-            tuple(self.builder.nodes), dict(inputs), named, result.ref, exports, losses, tuple(self.texts)
+            tuple(self.builder.nodes),
+            dict(inputs),
+            named,
+            result.ref,
+            exports,
+            losses,
+            self.updates,
+            tuple(self.texts),
         )
 
     def _output_name(self) -> str:

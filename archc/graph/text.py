@@ -45,6 +45,8 @@ def subgraph_text(graph: Subgraph) -> str:
         lines.append(f"  exports {', '.join(f'{name}={_ref(ref)}' for name, ref in graph.exports.items())}")
     if graph.losses:
         lines.append(f"  losses {', '.join(f'{name}={_ref(ref)}' for name, ref in graph.losses.items())}")
+    if graph.updates:
+        lines.append(f"  updates {', '.join(f'{name}={_ref(ref)}' for name, ref in graph.updates.items())}")
     return "\n".join([*lines, ""])
 
 

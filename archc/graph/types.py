@@ -75,6 +75,7 @@ class Subgraph:
 
     `inputs`: the body's inputs by name. `equations`: the value of each equation's target that exists here.
     `output`: what the body returns. `exports`: values that later layers may read. `losses`: auxiliary losses.
+    `updates`: what buffers become after a training step.
     """
 
     nodes: tuple[Node, ...]
@@ -83,6 +84,7 @@ class Subgraph:
     output: Ref
     exports: Mapping[str, Ref] = field(default_factory=dict)
     losses: Mapping[str, Ref] = field(default_factory=dict)
+    updates: Mapping[str, Ref] = field(default_factory=dict)
     texts: tuple[str, ...] = ()  # the equations that exist here, static conditions taken
 
     def type_of(self, ref: Ref) -> ValueType:
@@ -98,10 +100,11 @@ class Subgraph:
         return found
 
     def roots(self) -> Iterator[Ref]:
-        """What must be computed: the output, the exports, the losses."""
+        """What must be computed: the output, the exports, the losses, the updates."""
         yield self.output
         yield from self.exports.values()
         yield from self.losses.values()
+        yield from self.updates.values()
 
     def digraph(self) -> nx.DiGraph:
         """The dependencies as a networkx graph: an edge from each node to its readers."""

@@ -30,6 +30,8 @@ INSIDE = (
     "softmax",
     "concat",
     "outer",
+    "topk",
+    "buffer",
 )
 
 
@@ -65,7 +67,7 @@ def _regions(graph: Subgraph) -> set[int]:
     for node in graph.nodes:
         order = node.attrs.get("order", ())
         pending += [ref.node for name, ref in zip(order, node.inputs) if name in FEEDS]
-        if node.op == "scan":
+        if node.op in ("scan", "mixture"):  # a decay, the weights of a router
             pending.append(node.inputs[1].node)
         if node.op == "elementwise" and node.attrs["function"] == "fp32":
             pending.append(node.inputs[0].node)

@@ -66,6 +66,7 @@ class Rebuilder:
             output=self.refs[old.output],
             exports=moved(old.exports),
             losses=moved(old.losses),
+            updates=moved(old.updates),
         )
 
 

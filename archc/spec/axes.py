@@ -99,7 +99,7 @@ class Axis:
 
     def __pow__(self, exponent: int) -> Axis:
         if exponent < 0:
-            return Axis.number(1) / self ** -exponent
+            return Axis.number(1) / self**-exponent
         if exponent > MAX_POWER:
             return _of_atom(_atom("**", (self, Axis.number(exponent))))
         result = Axis.number(1)
@@ -170,8 +170,10 @@ def _of_atom(atom: Atom) -> Axis:
 
 
 def _canonical(axis: Axis) -> str:
-    return "+".join(f"{coefficient}" + "".join(f"*{atom.text}^{exponent}" for atom, exponent in monomial)
-                    for monomial, coefficient in axis.terms)
+    return "+".join(
+        f"{coefficient}" + "".join(f"*{atom.text}^{exponent}" for atom, exponent in monomial)
+        for monomial, coefficient in axis.terms
+    )
 
 
 def _atom(operation: str, parts: tuple[Axis, ...]) -> Atom:
@@ -195,7 +197,7 @@ def _times(left: Monomial, right: Monomial) -> Monomial:
 
 def _invert(axis: Axis) -> Axis:
     """One over a single term."""
-    (monomial, coefficient), = axis.terms
+    ((monomial, coefficient),) = axis.terms
     return _axis({tuple((atom, -exponent) for atom, exponent in monomial): 1 / coefficient}, axis.order)
 
 
@@ -238,8 +240,10 @@ def for_reading(axis: Axis) -> list[tuple[Monomial, Fraction]]:
     def key(term: tuple[Monomial, Fraction]) -> tuple[bool, list[int]]:
         return not term[0], sorted(place.get(atom.text, 0) for atom, _ in term[0])
 
-    return [(tuple(sorted(monomial, key=lambda factor: place.get(factor[0].text, 0))), coefficient)
-            for monomial, coefficient in sorted(axis.terms, key=key)]
+    return [
+        (tuple(sorted(monomial, key=lambda factor: place.get(factor[0].text, 0))), coefficient)
+        for monomial, coefficient in sorted(axis.terms, key=key)
+    ]
 
 
 def _substituted(atom: Atom, mapping: Mapping[str, Axis]) -> Axis:
@@ -310,5 +314,3 @@ def _read(expr: Expr) -> Axis:
         case Call() | ListExpr():
             raise ValueError("not arithmetic on sizes")
     raise ValueError("not arithmetic on sizes")
-
-

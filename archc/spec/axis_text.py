@@ -148,8 +148,10 @@ def _write(expr: Expr) -> tuple[str, int]:
                 f" {op} {part}" for op, part in zip(expr.ops, parts[1:], strict=True)
             ), _COMPARE
         case Conditional():
-            return (f"{_inside(expr.then, _OR)} if {_inside(expr.test, _OR)} else "
-                    f"{_inside(expr.otherwise, _CONDITIONAL)}"), _CONDITIONAL
+            return (
+                f"{_inside(expr.then, _OR)} if {_inside(expr.test, _OR)} else "
+                f"{_inside(expr.otherwise, _CONDITIONAL)}"
+            ), _CONDITIONAL
     raise ValueError(f"not an expression of the language: {type(expr).__name__}")
 
 
@@ -164,7 +166,7 @@ def _number(value: Fraction) -> tuple[str, int]:
     if value.denominator == 1:
         return str(value), level
     for places in range(1, 13):
-        scaled = value * 10 ** places
+        scaled = value * 10**places
         if scaled.denominator == 1:
             digits = str(abs(scaled.numerator)).rjust(places + 1, "0")
             sign = "-" if value < 0 else ""

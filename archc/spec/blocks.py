@@ -15,7 +15,7 @@ from archc.spec.uses import Binder
 from archc.spec.yaml_nodes import YMapping, YNode, YScalar
 
 NAMES = ("block", "use")  # an entry names its body with either
-BODY_KEYS = ("slots", "parts", "sizes", "inputs", "export", "losses", "params", "title", "source")
+BODY_KEYS = ("slots", "parts", "sizes", "inputs", "export", "losses", "updates", "params", "title", "source")
 
 
 @dataclass(frozen=True, slots=True)

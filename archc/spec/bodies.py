@@ -26,6 +26,7 @@ SECTIONS = (
     "init",
     "body",
     "losses",
+    "updates",
 )
 PART_SECTIONS = ("title", "source", "params", "sizes", "inputs", "body")
 SLOT_KINDS = ("mixer", "mlp", "block")
@@ -78,6 +79,7 @@ def read_body(
     )
     equations = fields.take_mapping("body", "equations, `name: expression`")
     losses = fields.take_mapping("losses", "equations of auxiliary losses")
+    updates = fields.take_mapping("updates", "new values of buffers after a training step")
     if equations is None:
         if not report.diagnostics or fields.key("body") is None:
             report.error(
@@ -91,6 +93,7 @@ def read_body(
         body,
         equations=read_equations(equations, report),
         losses=read_equations(losses, report) if losses else (),
+        updates=read_equations(updates, report) if updates else (),
     )
     check_names(body, written_names(equations), report)
     _check_statics(body, report)

@@ -65,8 +65,16 @@ class Reporter:
         self.diagnostics: list[Diagnostic] = []
         self._places: set[tuple[str, Span]] = set()
 
-    def error(self, code: str, message: str, span: Span = NOWHERE, *, note: str = "", help: str = "",
-              labels: Iterable[Label] = ()) -> Diagnostic:
+    def error(
+        self,
+        code: str,
+        message: str,
+        span: Span = NOWHERE,
+        *,
+        note: str = "",
+        help: str = "",
+        labels: Iterable[Label] = (),
+    ) -> Diagnostic:
         """Record a mistake and go on. The same code at the same place is recorded once."""
         found = Diagnostic(code, message, span, note, help, tuple(labels))
         if len(self._places) != len(self.diagnostics):  # someone took diagnostics back

@@ -13,6 +13,7 @@ WIDTH = 110
 EQUATIONS = (
     "body",
     "losses",
+    "updates",
     "sizes",
 )  # their values are expressions, which parentheses protect and quotes would not
 

@@ -52,7 +52,7 @@ def power(base: Number, exponent: Number) -> Fraction:
         return Fraction(0)
     root = _root(base, exponent.denominator)
     if root is not None and abs(exponent.numerator) * _bits(root) <= _MAX_BITS:
-        return root ** exponent.numerator
+        return root**exponent.numerator
     try:
         return _double(_CONTEXT.power(_decimal(base), _decimal(exponent)))
     except Overflow:
@@ -101,8 +101,8 @@ def _whole_root(x: int, degree: int) -> int | None:
     low, high = 0, 1 << (x.bit_length() // degree + 1)
     while low < high:
         middle = (low + high) // 2
-        if middle ** degree < x:
+        if middle**degree < x:
             low = middle + 1
         else:
             high = middle
-    return low if low ** degree == x else None
+    return low if low**degree == x else None

@@ -274,7 +274,7 @@ def called_functions(
 def calls_of(body: Body) -> list[str]:
     """The names that a body and its parts call, without its own slots, parts and parameters."""
     own = {*body.slots, *body.parts, *body.params}
-    expressions = [equation.expr for equation in (*body.equations, *body.losses)]
+    expressions = [equation.expr for equation in (*body.equations, *body.losses, *body.updates)]
     expressions += [body.init] if body.init is not None else []
     names = {node.function for expr in expressions for node in expr.walk() if isinstance(node, Call)}
     for part in body.parts.values():

@@ -14,12 +14,21 @@ MAX_NAME = 60
 
 # Words with a meaning of their own in every body.
 RESERVED = {
-    "x": "the input of a body", "layer": "the index of the layer", "n_layers": "the number of layers",
-    "site": "the index among the uses of a body", "n_sites": "the number of uses of a body",
-    "d_model": "the width of the model", "embedding": "the embedded tokens", "tokens": "the axis of tokens",
-    "keys": "the axis of keys", "i": "the query's position in masks and scores",
-    "j": "the key's position in masks and scores", "s": "the score in `score=`",
-    "true": "a constant", "false": "a constant", "none": "a constant",
+    "x": "the input of a body",
+    "layer": "the index of the layer",
+    "n_layers": "the number of layers",
+    "site": "the index among the uses of a body",
+    "n_sites": "the number of uses of a body",
+    "d_model": "the width of the model",
+    "embedding": "the embedded tokens",
+    "tokens": "the axis of tokens",
+    "keys": "the axis of keys",
+    "i": "the query's position in masks and scores",
+    "j": "the key's position in masks and scores",
+    "s": "the score in `score=`",
+    "true": "a constant",
+    "false": "a constant",
+    "none": "a constant",
 }
 
 # Public attributes of torch.nn.Module in torch 2.11 to 2.13; a test compares them with the installed torch.
@@ -52,8 +61,9 @@ _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
 _LOOKALIKES = {"l": "one", "I": "one", "O": "zero"}
 
 
-def check_name(name: str, span: Span, report: Reporter, *, what: str = "name",
-               allow: frozenset[str] = frozenset()) -> bool:
+def check_name(
+    name: str, span: Span, report: Reporter, *, what: str = "name", allow: frozenset[str] = frozenset()
+) -> bool:
     """Whether a word may be declared as a name; reports why not.
 
     `what` says what is being named ("parameter", "block"). `allow` lifts single words, such as `x` for an
@@ -68,8 +78,12 @@ def check_name(name: str, span: Span, report: Reporter, *, what: str = "name",
             "E142", f"`{name}` is reserved: it is {RESERVED[name]}", span, help=f"choose another {what}"
         )
     elif name in TAKEN:
-        report.error("E144", f"`{name}` means something else in the generated source", span,
-                     help=f"choose another {what}, such as `{name}_`" if not name.endswith("_") else "")
+        report.error(
+            "E144",
+            f"`{name}` means something else in the generated source",
+            span,
+            help=f"choose another {what}, such as `{name}_`" if not name.endswith("_") else "",
+        )
     elif name in _LOOKALIKES:
         report.error(
             "E144", f"`{name}` reads like a {_LOOKALIKES[name]}", span, help=f"choose another {what}"
@@ -94,8 +108,13 @@ def check_weight_name(name: str, span: Span, report: Reporter, *, what: str = "n
             help=f"choose another {what}",
         )
     elif name in MODULE_ATTRIBUTES:
-        report.error("E143", f"`{name}` is an attribute of torch.nn.Module", span,
-                     note="a weight or value of this name would hide it", help=f"choose another {what}")
+        report.error(
+            "E143",
+            f"`{name}` is an attribute of torch.nn.Module",
+            span,
+            note="a weight or value of this name would hide it",
+            help=f"choose another {what}",
+        )
     else:
         return True
     return False
@@ -114,8 +133,13 @@ def _form(name: str, span: Span, report: Reporter, what: str) -> None:
         wrong = next((c for c in name if not re.match(r"[A-Za-z0-9_]", c, re.ASCII)), "")
         note = f"the character {describe(wrong)} cannot be part of a name" if wrong else ""
     shown = name if len(name) <= 40 else name[:37] + "..."
-    report.error("E140", f"`{shown}` cannot be a {what}", span, note=note,
-                 help="a name is a letter and then letters, digits and `_`, all of them ASCII")
+    report.error(
+        "E140",
+        f"`{shown}` cannot be a {what}",
+        span,
+        note=note,
+        help="a name is a letter and then letters, digits and `_`, all of them ASCII",
+    )
 
 
 def parse_targets(key: YScalar, report: Reporter) -> tuple[Target, ...]:

@@ -26,8 +26,9 @@ __all__ = [
 MAX_NODES = 2_000
 
 
-def parse_equation(node: YNode, report: Reporter, *, quoted_ok: bool = False, ellipsis_ok: bool = False
-                   ) -> Expr | None:
+def parse_equation(
+    node: YNode, report: Reporter, *, quoted_ok: bool = False, ellipsis_ok: bool = False
+) -> Expr | None:
     """The syntax tree of an equation, or None after errors.
 
     An equation is plain text in block style. With `quoted_ok` the value may also be quoted (without escapes)
@@ -36,14 +37,19 @@ def parse_equation(node: YNode, report: Reporter, *, quoted_ok: bool = False, el
     """
     if isinstance(node, YSequence | YMapping):
         kind = "list" if isinstance(node, YSequence) else "mapping"
-        report.error("E129", f"an equation is expected here, and YAML reads a {kind}", node.span,
-                     help="put parentheses around an expression that begins with a bracket"
-                     if kind == "list" else "write `name: expression`, one a line")
+        report.error(
+            "E129",
+            f"an equation is expected here, and YAML reads a {kind}",
+            node.span,
+            help="put parentheses around an expression that begins with a bracket"
+            if kind == "list"
+            else "write `name: expression`, one a line",
+        )
         return None
     shift = _content(node, report, quoted_ok)
     if shift is None:
         return None
-    text = node.raw[shift:len(node.raw) - shift]
+    text = node.raw[shift : len(node.raw) - shift]
     return _parse(
         text, _placer(text, node.span, shift), report, ellipsis_ok=ellipsis_ok, comment=node.comment
     )
@@ -90,8 +96,12 @@ def _content(scalar: YScalar, report: Reporter, quoted_ok: bool) -> int | None:
             return None
         return 1
     if scalar.flow and not quoted_ok:
-        report.error("E129", "an equation inside `{...}` or `[...]`", scalar.span,
-                     help="give each equation a line of its own (block style)")
+        report.error(
+            "E129",
+            "an equation inside `{...}` or `[...]`",
+            scalar.span,
+            help="give each equation a line of its own (block style)",
+        )
         return None
     return 0
 
@@ -105,17 +115,27 @@ def _placer(text: str, span: Span, shift: int) -> Callable[[int, int], Span]:
         def column(line: int, at: int) -> int:
             return at + span.column - 1 + shift if line == 1 else at
 
-        return Span(span.path, found.line + span.line - 1, column(found.line, found.column),
-                    found.end_line + span.line - 1, column(found.end_line, found.end_column))
+        return Span(
+            span.path,
+            found.line + span.line - 1,
+            column(found.line, found.column),
+            found.end_line + span.line - 1,
+            column(found.end_line, found.end_column),
+        )
 
     return place
 
 
-def _parse(text: str, place: Callable[[int, int], Span], report: Reporter, *, ellipsis_ok: bool,
-           comment: Span | None) -> Expr | None:
+def _parse(
+    text: str, place: Callable[[int, int], Span], report: Reporter, *, ellipsis_ok: bool, comment: Span | None
+) -> Expr | None:
     if len(text) > MAX_LENGTH:
-        report.error("E128", f"an equation has at most {MAX_LENGTH:,} characters", place(0, 1),
-                     help="give its parts names of their own")
+        report.error(
+            "E128",
+            f"an equation has at most {MAX_LENGTH:,} characters",
+            place(0, 1),
+            help="give its parts names of their own",
+        )
         return None
     tokens = tokenize(text)
     if not Check(tokens, place, report, len(text), ellipsis_ok, comment).run():
@@ -160,7 +180,7 @@ def _too_deep(span: Span, report: Reporter) -> None:
 def _offset(text: str, line: int, column: int) -> int:
     """The offset in `text` of a place in `"(" + text`; lines count from 1, columns from 0."""
     lines = text.split("\n")
-    before = sum(len(each) + 1 for each in lines[:line - 1])
+    before = sum(len(each) + 1 for each in lines[: line - 1])
     return max(0, min(len(text), before + column - (1 if line == 1 else 0)))
 
 
@@ -171,8 +191,12 @@ def _explain(text: str, offset: int, place: Callable[[int, int], Span], report: 
     equals = [token for token in tokens if token.text == "="]
     if depth_of_if and sum(token.text == "if" for token in depth_of_if) != len(depth_of_if) / 2:
         lone = depth_of_if[-1]
-        report.error("E120", "`if` and `else` do not pair up", place(lone.start, lone.end),
-                     help="a choice is `a if condition else b`")
+        report.error(
+            "E120",
+            "`if` and `else` do not pair up",
+            place(lone.start, lone.end),
+            help="a choice is `a if condition else b`",
+        )
         return
     for before, token in zip(tokens, tokens[1:], strict=False):
         if token.text == "not" and before.text in (
@@ -191,8 +215,12 @@ def _explain(text: str, offset: int, place: Callable[[int, int], Span], report: 
             "!=",
             "|",
         ):
-            report.error("E120", f"`not` after `{before.text}`", place(token.start, token.end),
-                         help="put parentheses around the condition")
+            report.error(
+                "E120",
+                f"`not` after `{before.text}`",
+                place(token.start, token.end),
+                help="put parentheses around the condition",
+            )
             return
     if equals:
         report.error(
@@ -205,4 +233,3 @@ def _explain(text: str, offset: int, place: Callable[[int, int], Span], report: 
         return
     end = next((token.end for token in tokens if token.start <= offset < token.end), offset + 1)
     report.error("E120", "this is not an expression", place(offset, min(end, len(text))))
-

@@ -26,8 +26,16 @@ _CONDITIONAL, _OR, _AND, _NOT, _COMPARE, _SUM, _PRODUCT, _SIGN, _POWER, _ATOM = 
 _BINDS = {"+": _SUM, "-": _SUM, "*": _PRODUCT, "//": _PRODUCT, "%": _PRODUCT}
 _WORDS = {"true": "True", "false": "False", "none": "None"}
 _FUNCTIONS = {
-    "ceil": "math.ceil", "floor": "math.floor", "round": "round", "min": "min", "max": "max", "abs": "abs",
-    "round_up": "round_up", "round_down": "round_down", "sqrt": "square_root", "exp": "exponential",
+    "ceil": "math.ceil",
+    "floor": "math.floor",
+    "round": "round",
+    "min": "min",
+    "max": "max",
+    "abs": "abs",
+    "round_up": "round_up",
+    "round_down": "round_down",
+    "sqrt": "square_root",
+    "exp": "exponential",
     "log": "logarithm",
 }
 
@@ -117,8 +125,10 @@ def _write(expr: Expr, rename: Callable[[str], str]) -> tuple[str, int]:
                 text += f" {python_op} {inside(operand, _COMPARE + 1)}"
             return text, _COMPARE
         case Conditional():
-            return (f"{inside(expr.then, _OR)} if {test(expr.test, _OR)} else "
-                    f"{inside(expr.otherwise, _CONDITIONAL)}"), _CONDITIONAL
+            return (
+                f"{inside(expr.then, _OR)} if {test(expr.test, _OR)} else "
+                f"{inside(expr.otherwise, _CONDITIONAL)}"
+            ), _CONDITIONAL
         case Binary():
             return _binary(expr, inside)
         case Call() if expr.function in _FUNCTIONS:
@@ -145,8 +155,13 @@ def _number(value: Fraction) -> tuple[str, int]:
 
 
 def _is_truth(expr: Expr) -> bool:
-    return (isinstance(expr, Compare | Boolean) or isinstance(expr, Unary) and expr.op == "not"
-            or isinstance(expr, Name) and expr.id in ("true", "false"))
+    return (
+        isinstance(expr, Compare | Boolean)
+        or isinstance(expr, Unary)
+        and expr.op == "not"
+        or isinstance(expr, Name)
+        and expr.id in ("true", "false")
+    )
 
 
 def _is_none(expr: Expr) -> bool:

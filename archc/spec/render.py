@@ -46,8 +46,13 @@ def to_json(diagnostics: Iterable[Diagnostic]) -> str:
 
 
 def _place(span: Span) -> dict[str, object]:
-    return {"path": span.path, "line": span.line, "column": span.column, "end_line": span.end_line,
-            "end_column": span.end_column}
+    return {
+        "path": span.path,
+        "line": span.line,
+        "column": span.column,
+        "end_line": span.end_line,
+        "end_column": span.end_column,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +148,7 @@ def _underline(text: str, mark: _Mark, window: slice, paint: _Paint) -> str:
     stop = len(text.rstrip()) if mark.end is None else mark.end - 1
     stop = min(max(stop, start), window.stop)
     width = max(1, sum(_width(_cell(character)) for character in text[start:stop]))
-    indent = sum(_width(_cell(character)) for character in text[window.start:start])
+    indent = sum(_width(_cell(character)) for character in text[window.start : start])
     sign = paint("caret" if mark.sign == "^" else "label", mark.sign * width)
     words = f" {paint('label', mark.text)}" if mark.text else ""
     return f"{' ' * indent}{sign}{words}"

@@ -156,6 +156,8 @@ def _body(body: Body) -> Data:
     data["body"] = _equations(body.equations)
     if body.losses:
         data["losses"] = _equations(body.losses)
+    if body.updates:
+        data["updates"] = _equations(body.updates)
     return data
 
 

@@ -66,6 +66,10 @@ def _sections(names: tuple[str, ...] = SECTIONS) -> Schema:
         "init": {**_ref("expression"), "description": "The default initialiser of the weights."},
         "body": {**_ref("equations"), "description": "Equations, one a line; the result is `y`."},
         "losses": {**_ref("equations"), "description": "Auxiliary losses; they may reduce over tokens."},
+        "updates": {
+            **_ref("equations"),
+            "description": "The value of a buffer after a training step; may reduce over tokens.",
+        },
     }
     return {name: known[name] for name in names}
 

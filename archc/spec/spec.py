@@ -76,6 +76,7 @@ class Body:
     exports: tuple[Target, ...] = ()
     equations: tuple[Equation, ...] = ()
     losses: tuple[Equation, ...] = ()
+    updates: tuple[Equation, ...] = ()  # the value of a buffer after a training step
     init: Expr | None = None  # the default init of this body's weights
 
 

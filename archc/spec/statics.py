@@ -36,8 +36,17 @@ Lookup = Mapping[str, Static] | Callable[[str], Static]
 
 # The functions of static arithmetic, with the number of their arguments (None: two or more).
 FUNCTIONS: Mapping[str, int | None] = {
-    "ceil": 1, "floor": 1, "round": 1, "round_up": 2, "round_down": 2, "min": None, "max": None, "abs": 1,
-    "sqrt": 1, "exp": 1, "log": 1,
+    "ceil": 1,
+    "floor": 1,
+    "round": 1,
+    "round_up": 2,
+    "round_down": 2,
+    "min": None,
+    "max": None,
+    "abs": 1,
+    "sqrt": 1,
+    "exp": 1,
+    "log": 1,
 }
 
 
@@ -116,9 +125,13 @@ class _Evaluator:
         except KeyError:
             known = [] if callable(self.names) else list(self.names)
             near = difflib.get_close_matches(expr.id, known, 1)
-            raise self.fail("E160", f"`{expr.id}` is not a static name here", expr,
-                            note="" if near else "parameters, sizes and the place in the stack are static",
-                            help=f"did you mean `{near[0]}`?" if near else "") from None
+            raise self.fail(
+                "E160",
+                f"`{expr.id}` is not a static name here",
+                expr,
+                note="" if near else "parameters, sizes and the place in the stack are static",
+                help=f"did you mean `{near[0]}`?" if near else "",
+            ) from None
 
     def _attribute(self, expr: Attribute) -> Static:
         whole = self.value(expr.value)
@@ -128,9 +141,14 @@ class _Evaluator:
             )
         if expr.name not in whole:
             near = difflib.get_close_matches(expr.name, list(whole), 1)
-            raise self.fail("E166", f"there is no entry `{expr.name}`", expr,
-                            help=f"did you mean `{near[0]}`?" if near else
-                            f"entries: {', '.join(f'`{key}`' for key in whole)}")
+            raise self.fail(
+                "E166",
+                f"there is no entry `{expr.name}`",
+                expr,
+                help=f"did you mean `{near[0]}`?"
+                if near
+                else f"entries: {', '.join(f'`{key}`' for key in whole)}",
+            )
         return whole[expr.name]
 
     def _subscript(self, expr: Subscript) -> Static:
@@ -158,15 +176,23 @@ class _Evaluator:
     def _finite(self, expr: Expr) -> Fraction:
         found = self._number(expr)
         if isinstance(found, float):
-            raise self.fail("E165", f"{show(found)} has no exact arithmetic here", expr,
-                            note="infinities are only compared, and passed to `min`, `max` and operations")
+            raise self.fail(
+                "E165",
+                f"{show(found)} has no exact arithmetic here",
+                expr,
+                note="infinities are only compared, and passed to `min`, `max` and operations",
+            )
         return found
 
     def _condition(self, expr: Expr) -> bool:
         found = self.value(expr)
         if isinstance(found, str):
-            raise self.fail("E161", f"a condition is needed here, and this is the word {show(found)}", expr,
-                            help=f'compare it: `... == "{found}"`')
+            raise self.fail(
+                "E161",
+                f"a condition is needed here, and this is the word {show(found)}",
+                expr,
+                help=f'compare it: `... == "{found}"`',
+            )
         return is_true(found)
 
     def _boolean(self, expr: Boolean) -> bool:
@@ -192,8 +218,12 @@ class _Evaluator:
             assert isinstance(left, Fraction | float) and isinstance(right, Fraction | float)
             return {"<": left < right, "<=": left <= right, ">": left > right, ">=": left >= right}[op]
         if left is not None and right is not None and _kind(left) != _kind(right):
-            raise self.fail("E161", f"{show(left)} and {show(right)} are never equal", after,
-                            note="one is a " + _kind(left) + ", the other a " + _kind(right))
+            raise self.fail(
+                "E161",
+                f"{show(left)} and {show(right)} are never equal",
+                after,
+                note="one is a " + _kind(left) + ", the other a " + _kind(right),
+            )
         return (left == right) is (op == "==")
 
     def _binary(self, expr: Binary) -> Fraction:
@@ -203,8 +233,12 @@ class _Evaluator:
         if expr.op == "**":
             return self._power(left, right, expr)
         result = {
-            "+": lambda: left + right, "-": lambda: left - right, "*": lambda: left * right,
-            "/": lambda: left / right, "//": lambda: Fraction(left // right), "%": lambda: left % right,
+            "+": lambda: left + right,
+            "-": lambda: left - right,
+            "*": lambda: left * right,
+            "/": lambda: left / right,
+            "//": lambda: Fraction(left // right),
+            "%": lambda: left % right,
         }[expr.op]()
         return self._bounded(result, expr)
 
@@ -212,7 +246,7 @@ class _Evaluator:
         bits = max(base.numerator.bit_length(), base.denominator.bit_length()) - 1
         if exponent.denominator == 1 and abs(base) not in (0, 1) and max(bits, 1) * abs(exponent) > MAX_BITS:
             raise self.fail("E163", "the result has too many digits", expr, note=f"at most {MAX_BITS:,} bits")
-        if abs(exponent.numerator) > 10 ** 9:
+        if abs(exponent.numerator) > 10**9:
             exponent = self._bounded(exponent, expr)
             if abs(base) in (0, 1) and exponent > 0 and exponent.denominator == 1:
                 return base if exponent % 2 else abs(base)
@@ -234,9 +268,13 @@ class _Evaluator:
         name = expr.function
         if name not in FUNCTIONS:
             near = difflib.get_close_matches(name, FUNCTIONS, 1)
-            raise self.fail("E164", f"`{name}` is not a function of static arithmetic", expr,
-                            note="functions: " + ", ".join(f"`{each}`" for each in FUNCTIONS),
-                            help=f"did you mean `{near[0]}`?" if near else "")
+            raise self.fail(
+                "E164",
+                f"`{name}` is not a function of static arithmetic",
+                expr,
+                note="functions: " + ", ".join(f"`{each}`" for each in FUNCTIONS),
+                help=f"did you mean `{near[0]}`?" if near else "",
+            )
         count = FUNCTIONS[name]
         if expr.keywords or (len(expr.args) != count if count is not None else len(expr.args) < 2):
             needed = "two numbers or more" if count is None else "one number" if count == 1 else "two numbers"

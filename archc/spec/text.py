@@ -38,7 +38,7 @@ class Lines:
         """The text of a line, without its end; empty after the last."""
         if number > len(self._starts):
             return ""
-        return self.text[self._starts[number - 1]:self.end(number)].rstrip("\r")
+        return self.text[self._starts[number - 1] : self.end(number)].rstrip("\r")
 
     def start(self, number: int) -> int:
         """The offset of a line's first character."""
@@ -68,7 +68,7 @@ def decode(data: bytes, path: str, report: Reporter) -> str | None:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        before = data[:error.start].decode("utf-8")
+        before = data[: error.start].decode("utf-8")
         line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
         report.error(
             "E100",
@@ -91,17 +91,25 @@ def check_characters(text: str, path: str, report: Reporter) -> bool:
             continue
         offset = text.find(character)
         if character == "\r":
-            offset = next((i for i, c in enumerate(text) if c == "\r" and text[i + 1:i + 2] != "\n"), -1)
+            offset = next((i for i, c in enumerate(text) if c == "\r" and text[i + 1 : i + 2] != "\n"), -1)
         if offset < 0:
             continue
         lines = lines or Lines(text, path)
         if character == "\t":
-            report.error("E102", "a tab", lines.span(offset, offset + 1),
-                         note="YAML gives tabs no width, so an indentation with tabs has no meaning",
-                         help="use spaces")
+            report.error(
+                "E102",
+                "a tab",
+                lines.span(offset, offset + 1),
+                note="YAML gives tabs no width, so an indentation with tabs has no meaning",
+                help="use spaces",
+            )
         else:
-            report.error("E100", f"the character {describe(character)} does not belong in a spec",
-                         lines.span(offset, offset + 1), help="remove it")
+            report.error(
+                "E100",
+                f"the character {describe(character)} does not belong in a spec",
+                lines.span(offset, offset + 1),
+                help="remove it",
+            )
     return len(report.diagnostics) == known
 
 
@@ -117,5 +125,9 @@ def _is_plain(character: str) -> bool:
 
 
 def _too_large(path: str, report: Reporter) -> None:
-    report.error("E101", f"the file is larger than {MAX_BYTES:,} bytes", Span(path, 1, 1, 1, 1),
-                 help="a spec is a page or two: move bodies that several models use into files of a library")
+    report.error(
+        "E101",
+        f"the file is larger than {MAX_BYTES:,} bytes",
+        Span(path, 1, 1, 1, 1),
+        help="a spec is a page or two: move bodies that several models use into files of a library",
+    )

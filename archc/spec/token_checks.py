@@ -35,8 +35,23 @@ _FOREIGN = {
     "}": "there are no mappings in equations",
     "...": "`...` stands only in the axes of a function's input",
 }
-_UNICODE = {"−": "-", "–": "-", "×": "*", "·": "*", "÷": "/", "≤": "<=", "≥": ">=", "≠": "!=", "²": "** 2",
-            "³": "** 3", "\u00a0": " ", "“": '"', "”": '"', "‘": "'", "’": "'"}
+_UNICODE = {
+    "−": "-",
+    "–": "-",
+    "×": "*",
+    "·": "*",
+    "÷": "/",
+    "≤": "<=",
+    "≥": ">=",
+    "≠": "!=",
+    "²": "** 2",
+    "³": "** 3",
+    "\u00a0": " ",
+    "“": '"',
+    "”": '"',
+    "‘": "'",
+    "’": "'",
+}
 _WORDS = re.compile(r"[A-Za-z0-9_ .+*/-]{0,80}", re.ASCII)
 _INFIX = frozenset(
     {"+", "-", "*", "/", "//", "%", "**", "<", "<=", ">", ">=", "==", "!=", "|", "and", "or", "if", "else"}
@@ -56,7 +71,7 @@ class Check:
 
     def run(self) -> bool:
         """Whether the tokens can be an expression; reports the first mistakes if not."""
-        return (self._bounds() and self._each() and self._brackets() and self._order())
+        return self._bounds() and self._each() and self._brackets() and self._order()
 
     def _error(self, code: str, message: str, token: Token, note: str = "", help: str = "") -> None:
         self.report.error(code, message, self.place(token.start, token.end), note=note, help=help)
@@ -64,17 +79,29 @@ class Check:
     def _bounds(self) -> bool:
         tokens = self.tokens
         if not tokens:
-            self.report.error("E132", "there is no expression here", self.place(0, self.end),
-                              help="write it after the colon")
+            self.report.error(
+                "E132",
+                "there is no expression here",
+                self.place(0, self.end),
+                help="write it after the colon",
+            )
             return False
         if len(tokens) > MAX_TOKENS:
-            self._error("E128", f"an equation has at most {MAX_TOKENS:,} words and signs", tokens[MAX_TOKENS],
-                        help="give its parts names of their own")
+            self._error(
+                "E128",
+                f"an equation has at most {MAX_TOKENS:,} words and signs",
+                tokens[MAX_TOKENS],
+                help="give its parts names of their own",
+            )
             return False
         deep = deepest_bracket(tokens, MAX_DEPTH)
         if deep is not None:
-            self._error("E128", f"more than {MAX_DEPTH} brackets inside each other", deep,
-                        help="give the inner parts names of their own")
+            self._error(
+                "E128",
+                f"more than {MAX_DEPTH} brackets inside each other",
+                deep,
+                help="give the inner parts names of their own",
+            )
         return deep is None
 
     def _each(self) -> bool:
@@ -98,26 +125,46 @@ class Check:
                 after = self.tokens[position + 1].text if position + 1 < len(self.tokens) else ""
                 if token.text == ":" and after == "=":
                     continue
-                self._error("E124", f"`{token.text}` is not an operator of the language", token,
-                            help=_FOREIGN[token.text])
+                self._error(
+                    "E124",
+                    f"`{token.text}` is not an operator of the language",
+                    token,
+                    help=_FOREIGN[token.text],
+                )
         return len(self.report.diagnostics) == known
 
     def _character(self, token: Token) -> None:
         if token.text == "#":
-            self._error("E111", "`#` does not belong in an equation", token,
-                        help="put the comment on a line of its own above, or a space before the `#`")
+            self._error(
+                "E111",
+                "`#` does not belong in an equation",
+                token,
+                help="put the comment on a line of its own above, or a space before the `#`",
+            )
         elif token.text in "\"'":
             self._error("E122", "a quote that is never closed", token, help="a quoted word ends on its line")
         elif token.text == "\\":
-            self._error("E121", "a backslash", token,
-                        help="an equation goes on in the next line without one, if that line is indented")
+            self._error(
+                "E121",
+                "a backslash",
+                token,
+                help="an equation goes on in the next line without one, if that line is indented",
+            )
         elif token.text in _UNICODE:
             written = _UNICODE[token.text]
-            self._error("E121", f"the character {describe(token.text)} is not part of the language", token,
-                        help=f"write `{written}`" if written.strip() else "use an ordinary space")
+            self._error(
+                "E121",
+                f"the character {describe(token.text)} is not part of the language",
+                token,
+                help=f"write `{written}`" if written.strip() else "use an ordinary space",
+            )
         else:
-            self._error("E121", f"the character {describe(token.text)} is not part of the language", token,
-                        help="names and signs of equations are ASCII")
+            self._error(
+                "E121",
+                f"the character {describe(token.text)} is not part of the language",
+                token,
+                help="names and signs of equations are ASCII",
+            )
 
     def _quoted(self, token: Token) -> None:
         if not _WORDS.fullmatch(token.text[1:-1]):
@@ -135,11 +182,18 @@ class Check:
                 "E130", f"`{token.text}` is written `{written}` here", token, help=f"write `{written}`"
             )
         elif keyword.iskeyword(token.text) and token.text not in _LOGIC:
-            helps = {"is": "compare with `==`", "in": "compare with `==` and `or`",
-                     "for": "operations work on whole axes; reductions take `over=`",
-                     "lambda": "`mask=` and `score=` see `i`, `j` and `s` without one"}
-            self._error("E126", f"`{token.text}` is a keyword of Python and not part of the language", token,
-                        help=helps.get(token.text, "names cannot be keywords: choose another word"))
+            helps = {
+                "is": "compare with `==`",
+                "in": "compare with `==` and `or`",
+                "for": "operations work on whole axes; reductions take `over=`",
+                "lambda": "`mask=` and `score=` see `i`, `j` and `s` without one",
+            }
+            self._error(
+                "E126",
+                f"`{token.text}` is a keyword of Python and not part of the language",
+                token,
+                help=helps.get(token.text, "names cannot be keywords: choose another word"),
+            )
         elif len(token.text) > 80:
             self._error("E128", "a name has at most 80 letters", token)
 
@@ -149,9 +203,13 @@ class Check:
             return True
         if bad.text in "([":
             if self.comment is not None:
-                self.report.error("E111", "`#` begins a comment, which ends the equation", self.comment,
-                                  labels=[Label(self.place(bad.start, bad.end), "this bracket stays open")],
-                                  help="put the comment on a line of its own above the equation")
+                self.report.error(
+                    "E111",
+                    "`#` begins a comment, which ends the equation",
+                    self.comment,
+                    labels=[Label(self.place(bad.start, bad.end), "this bracket stays open")],
+                    help="put the comment on a line of its own above the equation",
+                )
             else:
                 self._error("E122", f"`{bad.text}` is never closed", bad)
         else:
@@ -190,8 +248,11 @@ class Check:
                         return self._wrong("a plus without a value before it", token, "leave the `+` out")
                     return self._wrong(f"expected a value before `{text}`", token)
             elif value or text == "not":
-                return self._wrong(f"expected an operator before `{_short(text)}`", token,
-                                   "a product is written with `*`" if value else "")
+                return self._wrong(
+                    f"expected an operator before `{_short(text)}`",
+                    token,
+                    "a product is written with `*`" if value else "",
+                )
             elif text in _INFIX or text in (",", "=", ".") or opening:
                 value_next = True
             previous = token

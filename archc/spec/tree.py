@@ -25,10 +25,21 @@ from archc.spec.expressions import (
 from archc.spec.lexer import exact_number
 
 _BINARY: dict[type[ast.operator], str] = {
-    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%", ast.Pow: "**",
+    ast.Add: "+",
+    ast.Sub: "-",
+    ast.Mult: "*",
+    ast.Div: "/",
+    ast.FloorDiv: "//",
+    ast.Mod: "%",
+    ast.Pow: "**",
 }
 _COMPARE: dict[type[ast.cmpop], str] = {
-    ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=",
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+    ast.Eq: "==",
+    ast.NotEq: "!=",
 }
 _NOT_CALLED = frozenset({"true", "false", "none", "..."})
 _FOREIGN: dict[type[ast.expr], tuple[str, str]] = {
@@ -151,8 +162,12 @@ class Converter:
                 and isinstance(operand.op, ast.BitOr)
                 and not self._in_parentheses(operand)
             ):
-                raise self._refuse("E125", "`|` beside a comparison", self._span(operand),
-                                   "join conditions with `or`; put a pipe that is compared in parentheses")
+                raise self._refuse(
+                    "E125",
+                    "`|` beside a comparison",
+                    self._span(operand),
+                    "join conditions with `or`; put a pipe that is compared in parentheses",
+                )
         ops = []
         for op in node.ops:
             if type(op) not in _COMPARE:
@@ -176,8 +191,9 @@ class Converter:
 
     def _call(self, node: ast.Call, span: Span, piped: Expr | None) -> Expr:
         if not isinstance(node.func, ast.Name) or node.func.id in _NOT_CALLED:
-            raise self._refuse("E127", "only a name can be called", self._span(node.func),
-                               "a product is written with `*`")
+            raise self._refuse(
+                "E127", "only a name can be called", self._span(node.func), "a product is written with `*`"
+            )
         for argument in node.args:
             if isinstance(argument, ast.Starred):
                 raise self._refuse(

@@ -173,7 +173,7 @@ class Binder:
 
     def _check_entries(self, node: YMapping, body: Body, param: Param) -> None:
         """A mapping that a body only takes apart may hold nothing but the entries that the body reads."""
-        expressions = [equation.expr for equation in (*body.equations, *body.losses)]
+        expressions = [equation.expr for equation in (*body.equations, *body.losses, *body.updates)]
         expressions += [equation.expr for part in body.parts.values() for equation in part.equations]
         expressions += body.sizes.values()
         expressions += [other.default for other in body.params.values() if isinstance(other.default, Expr)]

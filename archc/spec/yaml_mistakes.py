@@ -13,23 +13,41 @@ Mistake = Diagnostic
 
 _VALUE = re.compile(r"(?:\s*-\s)*\s*[^\s:#'\"{\[](?:[^:#]|:\S|\S#)*?:\s+(?P<value>\S.*)")
 _SPECIAL = {
-    "-": "starts a list item", "?": "starts a key", "[": "starts a list", "{": "starts a mapping",
-    "|": "starts a block of text", ">": "starts a block of text", "%": "starts a directive",
-    "@": "is reserved", "`": "is reserved", '"': "starts a quoted word", "'": "starts a quoted word",
-    "*": "starts an alias", "&": "starts an anchor", "!": "starts a tag",
+    "-": "starts a list item",
+    "?": "starts a key",
+    "[": "starts a list",
+    "{": "starts a mapping",
+    "|": "starts a block of text",
+    ">": "starts a block of text",
+    "%": "starts a directive",
+    "@": "is reserved",
+    "`": "is reserved",
+    '"': "starts a quoted word",
+    "'": "starts a quoted word",
+    "*": "starts an alias",
+    "&": "starts an anchor",
+    "!": "starts a tag",
 }
 
 
 def flow_comma(span: Span, *, torn: bool) -> Mistake:
     """The mistake of a comma in a call, or between names, inside braces or brackets."""
-    message = ("a comma inside `{...}` or `[...]` ends the value, also in the middle of a call" if torn
-               else "a name without a value: inside `{...}` a comma ends the entry")
-    return Diagnostic("E110", message, span,
-                      help="give each equation a line of its own (block style), or put the value in quotes")
+    message = (
+        "a comma inside `{...}` or `[...]` ends the value, also in the middle of a call"
+        if torn
+        else "a name without a value: inside `{...}` a comma ends the entry"
+    )
+    return Diagnostic(
+        "E110",
+        message,
+        span,
+        help="give each equation a line of its own (block style), or put the value in quotes",
+    )
 
 
-def explain(lines: Lines, problem: str, offset: int, context: int | None, flow: int | None,
-            torn: YScalar | None) -> Mistake:
+def explain(
+    lines: Lines, problem: str, offset: int, context: int | None, flow: int | None, torn: YScalar | None
+) -> Mistake:
     """The mistake behind a YAML error.
 
     `offset` is where the parser stopped, `context` what it was reading, `flow` the start of the innermost
@@ -54,16 +72,23 @@ def explain(lines: Lines, problem: str, offset: int, context: int | None, flow: 
     if "values are not allowed" in problem:
         return _second_colon(here)
     if "escape" in problem:
-        if lines.text[offset - 1:offset] == "\\":  # where PyYAML's own parser stops
+        if lines.text[offset - 1 : offset] == "\\":  # where PyYAML's own parser stops
             here = lines.span(offset - 1, offset)
-        return Diagnostic("E103", "an escape that YAML does not know", here,
-                          help="use single quotes, in which a backslash is a backslash")
+        return Diagnostic(
+            "E103",
+            "an escape that YAML does not know",
+            here,
+            help="use single quotes, in which a backslash is a backslash",
+        )
     if "find expected ':'" in problem or "expected ':'" in problem:
         at = context if context is not None else offset
         number, _ = lines.position(at)
-        return Diagnostic("E103", "a line that is neither `name: value` nor a list item",
-                          lines.span(at, max(at + 1, lines.end(number))),
-                          help="write `name: value`; a continued value is indented deeper than its name")
+        return Diagnostic(
+            "E103",
+            "a line that is neither `name: value` nor a list item",
+            lines.span(at, max(at + 1, lines.end(number))),
+            help="write `name: value`; a continued value is indented deeper than its name",
+        )
     return Diagnostic(
         "E103",
         "the text does not fit here",
@@ -87,15 +112,20 @@ def _continuation(lines: Lines, torn: YScalar) -> Mistake | None:
     if following.strip().startswith("#"):
         column = len(following) - len(following.lstrip()) + 1
         span = Span(torn.span.path, number, column, number, len(following) + 1)
-        return Diagnostic("E111", "a comment line ends the equation", span,
-                          help="put the comment above the equation")
+        return Diagnostic(
+            "E111", "a comment line ends the equation", span, help="put the comment above the equation"
+        )
     key_column = len(lines.line(torn.span.line)) - len(lines.line(torn.span.line).lstrip())
     indent = len(following) - len(following.lstrip())
     if following.strip() and indent <= key_column and not re.match(r"\s*[\w, ]+:(\s|$)", following):
         span = Span(torn.span.path, number, indent + 1, number, len(following) + 1)
-        return Diagnostic("E112", "the equation is continued too far to the left", span,
-                          labels=(Label(torn.span, "begins here, and its brackets are still open"),),
-                          help="indent the second line deeper than the name of the equation")
+        return Diagnostic(
+            "E112",
+            "the equation is continued too far to the left",
+            span,
+            labels=(Label(torn.span, "begins here, and its brackets are still open"),),
+            help="indent the second line deeper than the name of the equation",
+        )
     return None
 
 
@@ -135,9 +165,13 @@ def _in_flow(lines: Lines, flow: int, here: Span) -> Mistake:
     bracket = lines.text[flow]
     closer = {"{": "}", "[": "]"}.get(bracket, "")
     opened = lines.span(flow, flow + 1)
-    return Diagnostic("E103", f"inside `{bracket}`, expected `,` or `{closer}`", here,
-                      labels=(Label(opened, "opened here"),),
-                      help="close the bracket; a value that holds brackets, commas or `: ` needs quotes")
+    return Diagnostic(
+        "E103",
+        f"inside `{bracket}`, expected `,` or `{closer}`",
+        here,
+        labels=(Label(opened, "opened here"),),
+        help="close the bracket; a value that holds brackets, commas or `: ` needs quotes",
+    )
 
 
 def _second_colon(here: Span) -> Mistake:

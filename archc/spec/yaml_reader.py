@@ -91,8 +91,12 @@ class _Composer:
             self._count(event)
             span = self._span(event)
             word = self._slice(event)
-            self.report.error("E104", f"`{word}` is an alias, and specs have none", span,
-                              help=f'write the value out; if `*` is meant as a letter, quote it: "{word}"')
+            self.report.error(
+                "E104",
+                f"`{word}` is an alias, and specs have none",
+                span,
+                help=f'write the value out; if `*` is meant as a letter, quote it: "{word}"',
+            )
             self._add(YScalar(span, word, word, "plain"))
         elif isinstance(event, yaml.ScalarEvent):
             self._count(event)
@@ -101,8 +105,12 @@ class _Composer:
             self._count(event)
             self._refuse_properties(event)
             if len(self.stack) >= MAX_DEPTH:
-                self._refuse("E101", f"more than {MAX_DEPTH} levels of nesting", self._span(event),
-                             help="no part of a spec needs them: see whether a bracket is never closed")
+                self._refuse(
+                    "E101",
+                    f"more than {MAX_DEPTH} levels of nesting",
+                    self._span(event),
+                    help="no part of a spec needs them: see whether a bracket is never closed",
+                )
             if self.stack:
                 self._check_key_kind(event)
             mapping = isinstance(event, yaml.MappingStartEvent)
@@ -113,8 +121,12 @@ class _Composer:
     def _document(self, event: Any) -> None:
         self.documents += 1
         if event.version or event.tags:
-            self.report.error("E105", "a YAML directive, and specs have none", self._span(event),
-                              help="remove the lines that begin with `%`")
+            self.report.error(
+                "E105",
+                "a YAML directive, and specs have none",
+                self._span(event),
+                help="remove the lines that begin with `%`",
+            )
         if self.documents > 1:
             self._refuse(
                 "E106",
@@ -126,8 +138,12 @@ class _Composer:
     def _count(self, event: Any) -> None:
         self.nodes += 1
         if self.nodes > MAX_NODES:
-            self._refuse("E101", f"more than {MAX_NODES:,} nodes", self._span(event),
-                         help="depth is said once, in `layers:`; bodies that models share stand in a library")
+            self._refuse(
+                "E101",
+                f"more than {MAX_NODES:,} nodes",
+                self._span(event),
+                help="depth is said once, in `layers:`; bodies that models share stand in a library",
+            )
 
     def _refuse(self, code: str, message: str, span: Span, help: str = "") -> None:
         self.report.error(code, message, span, help=help)
@@ -143,8 +159,12 @@ class _Composer:
                 help="remove it; `extends:`, `use:` and `shared:` are the ways to say a thing once",
             )
         if event.tag is not None:
-            self.report.error("E105", "a YAML tag, and specs have none", span,
-                              help="remove the word that begins with `!`; in an equation, write `not`")
+            self.report.error(
+                "E105",
+                "a YAML tag, and specs have none",
+                span,
+                help="remove the word that begins with `!`; in an equation, write `not`",
+            )
 
     def _scalar(self, event: Any) -> YScalar:
         self._refuse_properties(event)
@@ -164,8 +184,12 @@ class _Composer:
         if has_unmatched_bracket(scalar.text):
             self.torn = scalar
         if _NOT_A_NUMBER.fullmatch(scalar.text):
-            self.report.error("E113", f"`{scalar.text}` is not a number", scalar.span,
-                              help="infinities are `.inf` and `-.inf`; where there is no value, write `none`")
+            self.report.error(
+                "E113",
+                f"`{scalar.text}` is not a number",
+                scalar.span,
+                help="infinities are `.inf` and `-.inf`; where there is no value, write `none`",
+            )
         elif _LONG_NUMBER.fullmatch(scalar.text):
             reason = exact_number(scalar.text.lstrip("+-").lstrip("0") or "0")
             if isinstance(reason, str) and reason.startswith(("a number has", "the exponent")):
@@ -183,8 +207,12 @@ class _Composer:
     def _check_key_kind(self, event: Any) -> None:
         top = self.stack[-1]
         if top.mapping and top.expects_key and not top.told:
-            self.report.error("E108", "a list or a mapping as a key", self._span(event),
-                              help='a key is a word; if it begins with `[` or `{`, quote it')
+            self.report.error(
+                "E108",
+                "a list or a mapping as a key",
+                self._span(event),
+                help="a key is a word; if it begins with `[` or `{`, quote it",
+            )
 
     def _close(self, event: Any) -> None:
         done = self.stack.pop()
@@ -231,8 +259,13 @@ class _Composer:
             return False
         if name in top.entries:
             first = top.entries[name][0]
-            self.report.error("E109", f"`{_short(name)}` is given twice", top.key.span,
-                              labels=[Label(first.span, "first given here")], help="keep one of the two")
+            self.report.error(
+                "E109",
+                f"`{_short(name)}` is given twice",
+                top.key.span,
+                labels=[Label(first.span, "first given here")],
+                help="keep one of the two",
+            )
             return False
         if not name and not top.told:
             self.report.error("E108", "a key without a name", top.key.span, help="write `name: value`")
@@ -257,23 +290,32 @@ class _Composer:
         context = getattr(error, "context_mark", None)
         opened = next((o.start for o in reversed(self.stack) if o.flow), None)
         mistake = explain(
-            self.lines, str(getattr(error, "problem", "") or ""),
+            self.lines,
+            str(getattr(error, "problem", "") or ""),
             min(mark.index, len(self.lines.text)) if mark is not None else 0,
-            context.index if context is not None else None, opened, self.torn,
+            context.index if context is not None else None,
+            opened,
+            self.torn,
         )
         places = {(found.span.path, found.span.line) for found in self.report.diagnostics}
         if (mistake.span.path, mistake.span.line) not in places:
             self._report(mistake)
 
     def _report(self, mistake: Mistake) -> None:
-        self.report.error(mistake.code, mistake.message, mistake.span, note=mistake.note, help=mistake.help,
-                          labels=mistake.labels)
+        self.report.error(
+            mistake.code,
+            mistake.message,
+            mistake.span,
+            note=mistake.note,
+            help=mistake.help,
+            labels=mistake.labels,
+        )
 
     def _start(self, event: Any) -> int:
         return int(event.start_mark.index)
 
     def _slice(self, event: Any) -> str:
-        return self.lines.text[self._start(event):event.end_mark.index]
+        return self.lines.text[self._start(event) : event.end_mark.index]
 
     def _span(self, event: Any) -> Span:
         if event.start_mark is None:

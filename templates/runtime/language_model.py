@@ -52,10 +52,12 @@ class LanguageModel(nn.Module):
     """Tokens in, logits out. Subclasses hold `embedding`, `layers`, `norm`, and define `embed` and `project`."""
 
     embedding: nn.Embedding
+    _updates: Sequence[tuple[nn.Module, str, Tensor]] = ()  # buffers and what they become after this step
     layers: nn.ModuleList
     norm: nn.Module
     float32: tuple[str, ...] = ()  # ends of the names of parameters that keep float32 under `.to(bfloat16)`
     causal: bool = True  # False: tokens see later ones, so there is no state and nothing is generated
+    undecayed: tuple[str, ...] = ()  # ends of the names of parameters that weight decay leaves alone
     logit_scale: float = 1.0
     softcap: float | None = None
 
@@ -230,7 +232,16 @@ class LanguageModel(nn.Module):
         aux = found.aux
         for value in place.memo["losses"].values():
             aux = aux + value
+        if self.training:
+            self._updates = place.memo.get("updates", [])
         return Loss(found.main + aux, found.main, aux)
+
+    @torch.no_grad()
+    def post_step(self) -> None:
+        """Give buffers the values that the last `loss` in training found for them; call it after the optimiser."""
+        for module, name, value in self._updates:
+            module.get_buffer(name).copy_(value)
+        self._updates = []
 
     def parameter_groups(self, weight_decay: float = 0.1) -> list[dict[str, Any]]:
         """Two groups for an optimiser: matrices, which decay, and vectors, embeddings and gates, which do not."""
@@ -239,7 +250,9 @@ class LanguageModel(nn.Module):
         embeddings = {id(self.embedding.weight)}
         for name, parameter in self.named_parameters():
             keep = (
-                parameter.dim() < 2 or id(parameter) in embeddings or name.endswith(self.float32 or ("\0",))
+                parameter.dim() < 2
+                or id(parameter) in embeddings
+                or name.endswith((*self.float32, *self.undecayed, "\0"))
             )
             (free if keep else decayed).append(parameter)
         return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from .state import State
@@ -104,6 +104,10 @@ class Place:
     def wants_losses(self) -> bool:
         """Whether this call is for a loss."""
         return "losses" in self.memo
+
+    def update(self, module: nn.Module, name: str, value: Tensor) -> None:
+        """Say what a buffer becomes after this training step."""
+        self.memo.setdefault("updates", []).append((module, name, value.detach()))
 
     def loss(self, name: str, value: Tensor) -> None:
         """Add an auxiliary loss of this layer."""

@@ -48,6 +48,8 @@ class Elementwise(Operation):
             ]
         if function.torch.startswith("F."):
             printer.modules_used.add("F")
+        if name == "fp32":
+            printer.use("precision", "wide")
         if name == "inverse_softplus":
             printer.use("initial", "inverse_softplus")
         if function.level == 12:

@@ -138,7 +138,7 @@ FUNCTIONS: dict[str, Function] = {
     "logaddexp": Function("torch.logaddexp({0}, {1})", lambda a, b: (max(a[0], b[0]), INF), 2, 2, flops=10),
     "clip": Function("torch.clamp({0}, {1}, {2})", _clip, 3, 3, flops=2),
     "where": Function("torch.where({0}, {1}, {2})", lambda c, a, b: _hull(a, b), 3, 3),
-    "fp32": Function("{0}.float()", lambda a: a, flops=0),
+    "fp32": Function("wide({0})", lambda a: a, flops=0),
     "less": Function("{0} < {1}", lambda a, b: (0.0, 1.0), 2, 2, level=4, boolean=True),
     "less_equal": Function("{0} <= {1}", lambda a, b: (0.0, 1.0), 2, 2, level=4, boolean=True),
     "greater": Function("{0} > {1}", lambda a, b: (0.0, 1.0), 2, 2, level=4, boolean=True),

@@ -19,7 +19,7 @@ class Param(Operation):
     name = "param"
     title = "a free parameter"
     tokenwise = True
-    signature = Signature.parse("label: word, axes: axes, *, init: init?, frozen: static?")
+    signature = Signature.parse("label: word, axes: axes, *, init: init?, weight_decay: static?")
     weighted = True
 
     def build(self, call: Call) -> Value:
@@ -29,7 +29,7 @@ class Param(Operation):
         member = call.scope.member_name(call, label, "")
         attrs = {
             "init": call.init("init", axes),
-            "frozen": call.flag("frozen"),
+            "weight_decay": call.flag("weight_decay", True) if call.has("weight_decay") else None,
             "share": call.word("share", ("none", "mixer", "site", "model")),
         }
         return call.add([], ValueType(axes, "model"), attrs, name=member)
@@ -49,6 +49,30 @@ class Param(Operation):
     def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
         """Its entries."""
         return Cost(parameters=sizes.product(node.type.axes))
+
+
+class Buffer(Param):
+    """`buffer(correction, [n_experts], init=0)`: part of the state dict, without a gradient, not a parameter.
+
+    An equation of the same name under `updates:` gives its value after a training step.
+    """
+
+    name = "buffer"
+    title = "a tensor that training updates without a gradient"
+    signature = Signature.parse("label: word, axes: axes, *, init: init")
+
+    def declare(self, node: Node, printer: Printer) -> list[str]:
+        """`self.register_buffer("correction", torch.empty(...))`."""
+        sizes = printer.sizes(node.type.axes) or "()"
+        return [f"self.{node.name}: Tensor", f'self.register_buffer("{node.name}", torch.empty({sizes}))']
+
+    def parameters(self, node: Node, sizes: Sizes) -> list[tuple[str, tuple[int, ...]]]:
+        """None."""
+        return []
+
+    def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
+        """No parameters."""
+        return Cost()
 
 
 class Arange(Operation):
@@ -102,4 +126,4 @@ class Zeros(Filled):
     name = "zeros"
 
 
-OPERATIONS = (Param(), Arange(), Ones(), Zeros())
+OPERATIONS = (Param(), Buffer(), Arange(), Ones(), Zeros())
