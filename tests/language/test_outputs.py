@@ -57,7 +57,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "one_head": spec_of(
         "one_head",
         {
-            **{name: "linear(x, head_dim)" for name in ("q", "k", "v")},
+            **dict.fromkeys(("q", "k", "v"), "linear(x, head_dim)"),
             "o, lse, top": "attention(q, k, v, outputs=[out, lse, max])",
             "y": "linear(o * tanh(lse - top), d_model)",
         },
@@ -68,8 +68,8 @@ SPECS: dict[str, dict[str, Any]] = {
         {
             **QKV,
             "o, p": "attention(q, k, v, outputs=[out, probs])",
-            "near": "attention(q, k, v, select=topk(mean(group(p, n_kv_heads), over=n_heads / n_kv_heads), 3, over=keys, "
-            "force=i == j))",
+            "shared": "mean(group(p, n_kv_heads), over=n_heads / n_kv_heads)",
+            "near": "attention(q, k, v, select=topk(shared, 3, over=keys, force=i == j))",
             "y": "linear(o - near, d_model)",
         },
         PARAMS,
@@ -111,7 +111,7 @@ def definition(name: str, mixer: nn.Module, x: Tensor) -> Tensor:
         for i in range(len(x)):
             for g in range(groups):
                 own = [h for h in range(heads) if h * groups // heads == g]
-                order = sorted(range(i), key=lambda j: -float(probs[i, own, j].mean()))  # noqa: B023
+                order = sorted(range(i), key=lambda j: -float(probs[i, own, j].mean()))
                 seen = sorted([i, *order[:2]])
                 for h in own:
                     s = torch.stack([DIM**-0.5 * q[i, h] @ k[j, g] for j in seen])
@@ -144,7 +144,7 @@ def test_every_way(name: str) -> None:
 )
 def test_outputs_that_are_none(arguments: str, code: str) -> None:
     body = {
-        **{name: "linear(x, [n_heads, head_dim])" for name in ("q", "k", "v")},
+        **dict.fromkeys(("q", "k", "v"), "linear(x, [n_heads, head_dim])"),
         "a, b": f"recurrence(q, k, v, {arguments})",
         "y": "linear(a * b, d_model)",
     }
