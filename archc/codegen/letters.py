@@ -21,8 +21,11 @@ USUAL = {
     "n_v_heads": "W",
     "vocab_size": "V",
     "keys": "S",
+    "blocks": "M",
 }
 TAKEN = "BT"  # batch and tokens
+# What stands in the place of tokens in values that come at another rate.
+RATE_AXES = {"seen": Axis.named("keys"), "block": Axis.named("blocks")}
 
 
 def assign_letters(graph: Graph) -> dict[Axis, str]:
@@ -44,6 +47,8 @@ def _axes(graph: Graph) -> Iterable[Axis]:
     for module in graph.modules.values():
         for node in module.subgraph.nodes:
             for type_ in node.types:
+                if type_.rate in RATE_AXES:
+                    yield RATE_AXES[type_.rate]
                 yield from type_.axes
 
 

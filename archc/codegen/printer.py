@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from archc.codegen.letters import RATE_AXES
 from archc.codegen.views import Names
 from archc.graph.types import Module, Node, Ref, ValueType
 from archc.spec import expressions as ex
@@ -287,11 +288,13 @@ class Printer:
         return self.graph.type_of(ref)
 
     def suffix(self, type_: ValueType) -> str:
-        """`_BTHK` for a token value, `_HK` for a value of the model; empty where an axis has no letter."""
-        letters = [self.letters.get(axis) for axis in type_.axes]
+        """`_BTHK` for a token value, `_BMHK` for one of blocks, `_HK` for one of the model; empty where an axis has no letter."""
+        rate = RATE_AXES.get(type_.rate)
+        letters = [self.letters.get(axis) for axis in (*([rate] if rate else []), *type_.axes)]
         if any(letter is None for letter in letters):
             return ""
-        text = ("BT" if type_.rate == "token" else "") + "".join(letter for letter in letters if letter)
+        lead = "BT" if type_.rate == "token" else "B" if rate else ""
+        text = lead + "".join(letter for letter in letters if letter)
         return f"_{text}" if text else ""
 
 

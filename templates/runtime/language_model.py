@@ -123,8 +123,11 @@ class LanguageModel(nn.Module):
         state = None if state is None else close_place(place, state)
         extra: list[Any] = [state] if return_state else []
         if capture:
-            unpack = padding.unpack if padding is not None else lambda value: value
-            extra.append({name: unpack(value) for name, value in place.captured.items()})
+            found = dict(place.captured)
+            for name, value in found.items():  # values of the model or of blocks have no padding
+                if padding is not None and value.shape[:2] == tokens_BT.shape:
+                    found[name] = padding.unpack(value)
+            extra.append(found)
         return (logits, *extra) if extra else logits
 
     def _arrange(
@@ -265,6 +268,7 @@ class LanguageModel(nn.Module):
 
     def init_weights(self) -> None:
         """Draw all weights: the default for matrices, then what the equations say."""
+        module: Any
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, 0.0, 0.02)
@@ -272,8 +276,8 @@ class LanguageModel(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, 0.0, 0.02)
-            elif callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
+            elif hasattr(module, "reset_parameters"):
+                module.reset_parameters()
         for module in self.modules():
             if module is not self and hasattr(module, "init_weights"):
                 module.init_weights()
@@ -311,7 +315,7 @@ class LanguageModel(nn.Module):
             for name, parameter in self.named_parameters()
             if self.float32 and name.endswith(self.float32) and parameter.dtype == torch.float32
         }
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, parameter in self.named_parameters():
             if name in kept and parameter.dtype not in (torch.float32, torch.float64):
                 parameter.data = kept[name].to(device=parameter.device)

@@ -201,3 +201,15 @@ def test_gradients_reach_every_weight_of_the_compression() -> None:
     model.loss(torch.arange(30)[None]).total.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and bool((parameter.grad != 0).any()), name
+
+
+def test_values_of_blocks_can_be_captured() -> None:
+    model = exact(NSA)
+    tokens = torch.arange(22).view(2, 11)
+    mask = torch.ones_like(tokens)
+    mask[0, :3] = 0
+    with torch.no_grad():
+        _, padded = model(tokens, attention_mask=mask, capture=["*.kc", "*.q"])
+        _, alone = model(tokens[:1, 3:], capture=["*.kc", "*.q"])
+    torch.testing.assert_close(padded["layers.0.mixer.kc"][:1, :2], alone["layers.0.mixer.kc"])
+    torch.testing.assert_close(padded["layers.0.mixer.q"][:1, 3:], alone["layers.0.mixer.q"])
