@@ -25,14 +25,15 @@ def rope(
     `layout`: "half" pairs channel j with j + dims / 2, "interleaved" pairs neighbours. `scaling`: see
     `frequencies`. The tables are computed once a call for each set of arguments.
     """
-    dims = int(x.shape[-1] * fraction)
-    name = "rope", dims, theta, None if scaling is None else _hashable(scaling)
+    name = "rope", x.dim(), x.shape[-1], fraction, theta, layout, scaling and _hashable(scaling)
     if name not in place.memo:
         positions = place.layout.positions_BT
         if place.layout.uniform:
             positions = positions[:1]
-        longest = place.layout.longest
-        place.memo[name] = rope_tables(positions, dims, theta, scaling, longest, x.shape[-1])
+        dims, longest = int(x.shape[-1] * fraction), place.layout.longest
+        cos, sin = rope_tables(positions, dims, theta, scaling, longest, x.shape[-1])
+        heads = cos.shape[:2] + (1,) * (x.dim() - 3)
+        place.memo[name] = tuple(table.view(*heads, -1) for table in _per_channel(cos, sin, layout))
     cos, sin = place.memo[name]
     return rotate(x, cos, sin, layout)
 
@@ -59,23 +60,27 @@ def rope_tables(
     return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: str = "half") -> Tensor:
-    """Turn the first `2 * cos.shape[-1]` channels of `x [B, T, ..., K]`; products are float32 or wider."""
-    half, wide = cos.shape[-1], x if x.dtype == torch.float64 else x.float()
-    if x.dim() > 3:
-        shape = (*cos.shape[:2], *(1,) * (x.dim() - 3), half)
-        cos, sin = cos.view(shape), sin.view(shape)
+def _per_channel(cos: Tensor, sin: Tensor, layout: str) -> tuple[Tensor, Tensor]:
+    """Both tables with an entry for each channel: the sine's sign is that of its partner in the channel's sum."""
     if layout == "half":
-        a, b = wide[..., :half], wide[..., half : 2 * half]
-        turned = torch.cat([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)], -1)
-    elif layout == "interleaved":
-        a, b = wide[..., 0 : 2 * half : 2], wide[..., 1 : 2 * half : 2]
-        turned = torch.stack([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)], -1)
-        turned = turned.flatten(-2)
+        return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+    if layout == "interleaved":
+        return cos.repeat_interleave(2, -1), torch.stack([-sin, sin], -1).flatten(-2)
+    raise ValueError(f'rope layout {layout!r}: "half" or "interleaved"')
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
+    """Turn the first channels of `x [..., K]`, as many as the tables have; products are float32 or wider."""
+    dims, wide = cos.shape[-1], x if x.dtype in (torch.float32, torch.float64) else x.float()
+    turned = wide if dims == x.shape[-1] else wide[..., :dims]
+    if layout == "half":
+        partner = turned.roll(dims // 2, -1)
     else:
-        raise ValueError(f'rope layout {layout!r}: "half" or "interleaved"')
-    turned = turned.to(x.dtype)
-    return turned if 2 * half == x.shape[-1] else torch.cat([turned, x[..., 2 * half :]], -1)
+        partner = turned.reshape(*turned.shape[:-1], -1, 2).flip(-1).flatten(-2)
+    turned = (turned * cos).addcmul_(partner, sin)
+    if dims != x.shape[-1]:
+        turned = torch.cat([turned, wide[..., dims:]], -1)
+    return turned if turned.dtype == x.dtype else turned.to(x.dtype)
 
 
 def frequencies(
