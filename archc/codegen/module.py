@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,7 +61,7 @@ class ModuleWriter:
             names.classes[module.key],
             module.body.title or module.body.name.replace("_", " "),
             module.body.source,
-            list(module.subgraph.texts),
+            [line for text in module.subgraph.texts for line in wrapped(text)],
         )
         forward = ForwardWriter(module, printer)
         owned = owned_nodes(module, "self")
@@ -128,3 +129,8 @@ class ModuleWriter:
         self.numbers.update(printer.numbers)
         view.imports = printer.imports
         view.modules_used = printer.modules_used
+
+
+def wrapped(text: str) -> list[str]:
+    """An equation as lines of a docstring, those after the first indented."""
+    return textwrap.wrap(text, 104, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)

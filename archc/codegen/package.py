@@ -13,7 +13,7 @@ import jinja2
 from archc.codegen.config import config_view
 from archc.codegen.format import format_files
 from archc.codegen.letters import assign_letters
-from archc.codegen.module import ModuleWriter
+from archc.codegen.module import ModuleWriter, wrapped
 from archc.codegen.printer import Printer
 from archc.codegen.reach import static_names
 from archc.codegen.views import ClassView, Names
@@ -229,7 +229,11 @@ class _Package:
 
     def _model(self, classes: list[ClassView]) -> str:
         settings = self.graph.settings
-        imports: dict[str, set[str]] = {"language_model": {"LanguageModel"}, "place": {"Place"}}
+        imports: dict[str, set[str]] = {
+            "config": {"Config"},
+            "language_model": {"LanguageModel"},
+            "place": {"Place"},
+        }
         for view in classes:
             for file, name in view.imports:
                 imports.setdefault(file, set()).add(name)
@@ -250,9 +254,7 @@ class _Package:
             title=self._title(),
             facts=self.facts,
             classes=classes,
-            legend=[
-                (letter, str(axis)) for axis, letter in sorted(self.letters.items(), key=lambda item: item[1])
-            ],
+            legend=self._legend(),
             standard=sorted({m for view in classes for m in view.modules_used if m in STANDARD}),
             functional=any("F" in view.modules_used for view in classes),
             imports=sorted((file, sorted(names)) for file, names in imports.items()),
@@ -314,6 +316,12 @@ class _Package:
                 if node.op == "param" and node.attrs.get("float32", False):
                     found[f".{node.name}"] = None
         return sorted(found)
+
+    def _legend(self) -> list[str]:
+        """What the letters in names stand for."""
+        named = sorted((letter, str(axis)) for axis, letter in self.letters.items())
+        letters = ["B batch", "T tokens", *(f"{letter} {axis}" for letter, axis in named)]
+        return wrapped(f"Axes: {', '.join(letters)}.")
 
     def _undecayed(self) -> list[str]:
         """Ends of the names of parameters that the spec takes out of weight decay."""

@@ -114,7 +114,7 @@ class Place:
         self.memo["losses"][self.prefix + name] = value
 
     def keep_all(self, variables: Mapping[str, object]) -> None:
-        """Record the variables of a `forward` that a pattern matches, named without their axes: `q_BTHK` is `q`."""
+        """Record the variables that a pattern matches, named without their axes: `q_BTHK` is `q`."""
         for variable, value in variables.items():
             if isinstance(value, Tensor):
                 name, _, axes = variable.rpartition("_")

@@ -50,10 +50,9 @@ class Split(Operation):
         return call.add_several([x], types, {"pieces": tuple(axes for axes, _ in pieces)})
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
-        """`x.split((a, b), dim=-1)`; unfolding follows where a piece is used."""
+        """`torch.split(x, [a, b], dim=-1)`; unfolding follows where a piece is used."""
         sizes = ", ".join(printer.product(axes) for axes in node.attrs["pieces"])
-        comma = "," if len(node.attrs["pieces"]) == 1 else ""
-        return Code(f"{inputs[0].at(12)}.split(({sizes}{comma}), dim=-1)")
+        return Code(f"torch.split({inputs[0].text}, [{sizes}], dim=-1)")
 
 
 class Concat(Operation):

@@ -94,7 +94,8 @@ class Arange(Operation):
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """`torch.arange(n)`, on the device of the module."""
         text = f"torch.arange({printer.product(node.type.axes)}, device={printer.device()})"
-        return printer.unfold(Code(text), node.type.axes)
+        several = len(node.type.axes) > 1
+        return Code(f"{text}.view({printer.sizes(node.type.axes)})") if several else Code(text)
 
 
 class Filled(Operation):
