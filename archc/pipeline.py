@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from archc.graph.types import Graph
     from archc.output.write import WriteReport
 
+NEEDS_OTHER_LAYERS = "E338"  # an export, which may stand in a layer that cannot be read
+
 Source = str | Path | Mapping[str, object]
 
 
@@ -60,10 +62,17 @@ def make_graph(spec: Spec, report: Reporter, after: str | None = None) -> Graph 
 
 def check(source: Source, sources: MutableMapping[str, str] | None = None) -> list[Diagnostic]:
     """Every mistake of a spec, in the order of their places; an empty list if there is none."""
+    from archc.spec.resolve import load
+
     report = Reporter()
-    spec = load_spec(source, report, sources)
+    sound: list[Spec] = []
+    spec = load(source, report, sources, sound=sound)
     if spec is not None:
         make_graph(spec, report)
+    for part in sound:  # layers without mistakes so far, which may have some in their equations
+        more = Reporter()
+        make_graph(part, more)
+        report.diagnostics += [found for found in more.diagnostics if found.code != NEEDS_OTHER_LAYERS]
     return sorted(report.diagnostics, key=lambda found: found.span)
 
 

@@ -27,6 +27,7 @@ from archc.spec.library import (
 from archc.spec.parser import check_name
 from archc.spec.settings import ModelSection, read_model
 from archc.spec.single import small_models
+from archc.spec.sound import sound_part
 from archc.spec.spec import Body, Shared, Spec, Use
 from archc.spec.uses import Binder
 from archc.spec.values import parse_scalar
@@ -56,11 +57,14 @@ def load(
     source: str | Path | Mapping[str, object],
     report: Reporter,
     sources: MutableMapping[str, str] | None = None,
+    *,
+    sound: list[Spec] | None = None,
 ) -> Spec | None:
     """Load a model, or a single body inside a small model; None after errors, all of them in `report`.
 
     `source` is a path or a mapping with the same content. `sources` receives the text of every file that was
-    read, by the name under which errors speak of it; a spec that loads has them in `Spec.sources` too.
+    read, by the name under which errors speak of it; a spec that loads has them in `Spec.sources` too. `sound`
+    receives, after errors, a spec of the layers whose blocks and bodies have none, so that they can be checked.
     """
     texts: MutableMapping[str, str] = {} if sources is None else sources
     path = None
@@ -76,7 +80,7 @@ def load(
         path = Path(source)
         node = read_file(path, str(source), texts, report)
         folder, name = path.parent, path.stem
-    return _load(node, folder, name, path, texts, report) if node is not None else None
+    return _load(node, folder, name, path, texts, report, sound) if node is not None else None
 
 
 def load_text(text: str, report: Reporter, name: str = "<text>", folder: Path | None = None) -> Spec | None:
@@ -93,6 +97,7 @@ def _load(
     path: Path | None,
     texts: MutableMapping[str, str],
     report: Reporter,
+    sound: list[Spec] | None = None,
 ) -> Spec | None:
     single = body_kind(node)
     if single is not None:
@@ -101,7 +106,8 @@ def _load(
     if merged is None:
         return None
     node, folders = merged
-    return _Resolver(node, name, Library(_folders(folders, report), report, texts), texts, report).resolve()
+    library = Library(_folders(folders, report), report, texts)
+    return _Resolver(node, name, library, texts, report, sound).resolve()
 
 
 def _load_single(
@@ -147,13 +153,20 @@ class _Resolver:
     """One model file, section by section; each reports what is wrong in it, and the next one is read."""
 
     def __init__(
-        self, node: YMapping, name: str, library: Library, texts: MutableMapping[str, str], report: Reporter
+        self,
+        node: YMapping,
+        name: str,
+        library: Library,
+        texts: MutableMapping[str, str],
+        report: Reporter,
+        sound: list[Spec] | None = None,
     ) -> None:
         self.node = node
         self.default_name = name
         self.library = library
         self.texts = texts
         self.report = report
+        self.sound = sound
         self.place = Span(
             node.span.path, node.span.line, node.span.column, node.span.line, node.span.column + 1
         )
@@ -214,9 +227,14 @@ class _Resolver:
         functions = called_functions(
             bodies, extra, [*inits, *([init] if init is not None else [])], self.library, self.report
         )
-        if self.report.diagnostics or settings is None or layers is None:
+        if settings is None or layers is None:
             return None
-        return Spec(name, self.place, settings, uses, shared, layers, functions, init, dict(self.texts))
+        spec = Spec(name, self.place, settings, uses, shared, layers, functions, init, dict(self.texts))
+        if not self.report.diagnostics:
+            return spec
+        if self.sound is not None:
+            self.sound.extend(sound_part(spec, self.node, self.report))
+        return None
 
     def _check_block_names(self, entries: Mapping[str, Entry]) -> None:
         """Names become files and classes, so two of them differ by more than their case."""

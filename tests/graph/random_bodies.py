@@ -85,7 +85,7 @@ LOOK = ("mask=i - j < 8", "mask=x", "mask=i - j < 8 and j % 2 == 0", "score=s * 
 STATE = ("decay=a", "decay_v=a", "beta=a", "beta=sigmoid(a)", "decay=-exp(a)", "decay=-exp(k)", "decay_v=-exp(v)",
          "normalize=max", "normalize=sum", "log_input=a", "read=exclusive", "erase_write=k", "erase_read=k",
          "chunk=16", "erase_from=previous", "erase_from=decayed", "factors=n_heads", "bonus=k", "decay=-1",
-         "scale=auto", "eps=1e-6", "decay=-exp(param(l, [n_heads]))", "bonus=param(u, [n_heads, head_dim])")  # fmt: skip
+         "scale=auto", "decay=-exp(param(l, [n_heads]))", "bonus=param(u, [n_heads, head_dim])")  # fmt: skip
 ANY = ("unknown=1", "scale=1", "name=w", "over=x")
 
 
