@@ -67,7 +67,7 @@ def l2norm(x: Tensor, *, eps: float = 1e-6, dims: tuple[int, ...] = (-1,)) -> Te
 def _rmsnorm_in_two_passes(x: Tensor, weight: Tensor | None, eps: float, dims: tuple[int, ...]) -> Tensor:
     """On a CPU torch's own goes over the whole input six times, with a buffer each; this is for inference."""
     length = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
-    entries = math.prod(x.shape[dim] for dim in dims)
+    entries = math.prod([x.shape[dim] for dim in dims])
     normed = x * torch.addcmul(x.new_full((), eps), length, length, value=1 / entries).rsqrt_()
     return normed if weight is None else normed.mul_(weight)
 
