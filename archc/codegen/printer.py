@@ -275,12 +275,14 @@ class Printer:
             else Code(f"{code.at(ATOM)}[..., None]")
         )
 
-    def unfold(self, code: Code, axes: Sequence[Axis]) -> Code:
-        """One last axis as several."""
+    def unfold(self, code: Code, axes: Sequence[Axis], *, typed: bool = True) -> Code:
+        """One last axis as several. `typed`: type checkers know that `code` is a tensor."""
         if len(axes) == 1:
             return code
         if not axes:
             return Code(f"{code.at(ATOM)}.squeeze(-1)")
+        if typed:  # the method has no types in torch's stubs; what a module returns is not checked
+            return Code(f"torch.unflatten({code.text}, -1, {self.shape(axes)})")
         return Code(f"{code.at(ATOM)}.unflatten(-1, {self.shape(axes)})")
 
     def type_of(self, ref: Ref) -> ValueType:

@@ -84,7 +84,7 @@ class Linear(Operation):
             places = ", ".join(str(p + lead) for p in order)
             inputs = [Code(f"{inputs[0].at(12)}.permute({'0, 1, ' if lead else ''}{places})")]
         x = printer.fold(inputs[0], over)
-        return printer.unfold(call(printer.member(node), x), out)
+        return printer.unfold(call(printer.member(node), x), out, typed=False)
 
     def _per_entry(self, node: Node, x: Code, axes: Sequence[Axis], printer: Printer) -> Code:
         """A matrix for each entry of an axis, as one einsum over letters."""
