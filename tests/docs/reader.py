@@ -79,7 +79,8 @@ class Reader:
         kind = example.note.split(":")[0] if not example.note.startswith("errors: ") else "equations"
         assert kind in ("equations", "sections", "model"), f"{example.place}: a fragment of what?"
         if kind == "model":  # top-level sections of a model
-            return MODEL.format(name=name) + self._completed(example.text)
+            head = MODEL.partition("model:")[0] if example.text.startswith("model:") else MODEL
+            return head.format(name=name) + self._completed(example.text)
         if kind == "equations":
             text = f"body:\n{textwrap.indent(example.text, '  ')}\n"
             defined = [
