@@ -76,7 +76,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
     if layout == "half":
         partner = turned.roll(dims // 2, -1)
     else:
-        partner = turned.reshape(*turned.shape[:-1], -1, 2).flip(-1).flatten(-2)
+        partner = turned.reshape(*turned.shape[:-1], dims // 2, 2).flip(-1).flatten(-2)
     turned = (turned * cos).addcmul_(partner, sin)
     if dims != x.shape[-1]:
         turned = torch.cat([turned, wide[..., dims:]], -1)
