@@ -86,7 +86,7 @@ def changed(kind: str, name: str, random: Random) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("kind", "names"), [("mixer", MIXERS), ("mlp", MLPS)])
-@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_changed_bodies_are_refused_or_built(kind: str, names: list[str], data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(names))

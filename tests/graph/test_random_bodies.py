@@ -13,7 +13,7 @@ from tests.graph.random_bodies import bodies
 verdicts: Counter[str] = Counter()
 
 
-@settings(max_examples=100, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(bodies())
 def test_random_equations_are_refused_or_built(spec: dict[str, object]) -> None:
     found = check(spec)
@@ -29,5 +29,5 @@ def test_random_equations_are_refused_or_built(spec: dict[str, object]) -> None:
 
 def test_the_random_bodies_are_worth_trying() -> None:
     """Many are refused, for many reasons, and some are built: run after the test above."""
-    if sum(verdicts.values()) >= 100:
-        assert verdicts["built"] >= 10 and verdicts["refused"] >= 10
+    if sum(verdicts.values()) >= 60:
+        assert verdicts["built"] >= 5 and verdicts["refused"] >= 10
