@@ -78,7 +78,7 @@ def test_value_and_derivative_at_extremes(text: str) -> None:
     assert bool(torch.isfinite(found[fits]).all()), found
     assert bool(torch.isfinite(gradient[fits]).all()), gradient
     # A few roundings of the result, and those of the argument of an exponential, of which |u| are amplified.
-    allowed = EPS * (16 * value.abs() + (4 * POINTS.abs() + 4) * slope.abs()) + 1e-37
+    allowed = EPS * (16 * value.abs() + 4 * POINTS.abs() * slope.abs()) + 1e-37
     assert bool((found.double() - value).abs()[fits].le(allowed[fits]).all())
     # The derivative of expm1 is its value plus 1 in torch, rounded at the size of 1 where the value is about -1.
     curve = (4 * POINTS.abs() + 32) * slope.abs() + 0.5
