@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import time
@@ -11,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from archc.cli.measure_recurrence import TOKENS, recurrence_steps
 from archc.spec.diagnostics import MachineError
 
 if TYPE_CHECKING:
@@ -32,7 +34,10 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """A case, timed: tokens a second (medians), and the median of the ratios ours / peer round by round."""
+    """A case, timed: tokens a second (medians), and the median of the speeds' ratios, ours to the peer's.
+
+    Each ratio is of one round, in which the two follow each other.
+    """
 
     case: str
     batch_size: int
@@ -41,24 +46,27 @@ class Timing:
     peer: float | None
     ratio: float | None
     rounds: int
+    ratios: tuple[float, float] | None = None  # the smallest and the largest of a round
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Timings with what they depend on: machine, threads, versions."""
+    """Timings with what they depend on: machine, threads, versions, and how busy the machine was."""
 
     spec: str
     machine: str
     threads: int
+    load: tuple[float, float]  # running processes before and after, the last minute's average
     versions: dict[str, str]
     timings: tuple[Timing, ...]
 
 
 CASES = (
+    Case("prefill", 1, 512, False),
     Case("decode", 1, DECODE, True),
     Case("decode", 8, DECODE, True),
-    Case("prefill", 1, 512, False),
 )
+RECURRENCE = Case("recurrence, forward and backward", 1, TOKENS, False)
 
 Step = Callable[["torch.Tensor", object], object]  # tokens, cache -> cache
 
@@ -77,6 +85,7 @@ def measure(spec: Path, weights: Path | None, *, rounds: int, tell: Callable[[st
     from archc.output.load import load
 
     tell("building")
+    busy = os.getloadavg()[0]
     torch.manual_seed(0)
     module = load(spec)
     model = module.Model().eval()
@@ -88,31 +97,50 @@ def measure(spec: Path, weights: Path | None, *, rounds: int, tell: Callable[[st
         model.load(load_gguf(weights))
         tell("loading the peer")
         peer = _peer(weights)
+    timings: list[Timing] = []
     with torch.inference_mode():
-        timings = tuple(_time(case, model, peer, rounds, tell) for case in CASES)
-    return Bench(str(spec), _machine(), torch.get_num_threads(), _versions(), timings)
+        for case in CASES:
+            if case.one_by_one:
+                model.prepare_decode()
+            theirs = None if peer is None else _theirs(peer)
+            timings.append(_time(case, _ours(case, model), theirs, rounds, tell))
+    recurrence = recurrence_steps(module.__name__)
+    if recurrence is not None:
+        timings.append(_time(RECURRENCE, *recurrence, rounds, tell))
+    return Bench(
+        str(spec),
+        _machine(),
+        torch.get_num_threads(),
+        (busy, os.getloadavg()[0]),
+        _versions(),
+        tuple(timings),
+    )
 
 
-def _time(case: Case, model: Any, peer: Any, rounds: int, tell: Callable[[str], None]) -> Timing:
+def _time(
+    case: Case, step: Step, peers_step: Step | None, rounds: int, tell: Callable[[str], None]
+) -> Timing:
     ours: list[float] = []
     theirs: list[float] = []
     for number in range(rounds + 1):  # the first round warms up
         tell(f"{case.name}, batch {case.batch_size}: {number} of {rounds}")
-        mine = _seconds(case, _ours(case, model))
-        other = _seconds(case, _theirs(peer)) if peer is not None else None
+        mine = _seconds(case, step)
+        other = _seconds(case, peers_step) if peers_step is not None else None
         if number:
             ours.append(mine)
             if other is not None:
                 theirs.append(other)
     count = case.batch_size * case.tokens
+    ratios = [b / a for a, b in zip(ours, theirs)]
     return Timing(
         case.name,
         case.batch_size,
         case.tokens,
         count / statistics.median(ours),
         count / statistics.median(theirs) if theirs else None,
-        statistics.median(b / a for a, b in zip(ours, theirs, strict=True)) if theirs else None,
+        statistics.median(ratios) if ratios else None,
         rounds,
+        (min(ratios), max(ratios)) if ratios else None,
     )
 
 

@@ -25,6 +25,9 @@ class Model:
     def init_state(self, batch_size: int, max_length: int) -> object:
         return SimpleNamespace(batch_size=batch_size, max_length=max_length)
 
+    def prepare_decode(self) -> None:
+        self.prepared_after = len(self.seen)
+
     def __call__(self, tokens: torch.Tensor, **_: object) -> SimpleNamespace:
         self.seen.append(tokens)
         time.sleep(self.seconds)
@@ -34,8 +37,9 @@ class Model:
 def test_the_ratio_is_the_peers_time_over_ours() -> None:
     case = measure.Case("decode", 2, 4, True)
     ours, peer = Model(0.001), Model(0.004)
-    timing = measure._time(case, ours, peer, 3, lambda text: None)
+    timing = measure._time(case, measure._ours(case, ours), measure._theirs(peer), 3, lambda text: None)
     assert timing.ratio is not None and 2 < timing.ratio < 4.5
+    assert timing.ratios is not None and timing.ratios[0] <= timing.ratio <= timing.ratios[1]
     assert timing.peer is not None and timing.ours > timing.peer
     assert [t.tolist() for t in ours.seen] == [t.tolist() for t in peer.seen], (
         "both sides see the same tokens"
@@ -48,7 +52,8 @@ def test_the_ratio_is_the_peers_time_over_ours() -> None:
 
 def test_prefill_is_one_call() -> None:
     ours = Model()
-    timing = measure._time(measure.Case("prefill", 1, 512, False), ours, None, 2, lambda text: None)
+    case = measure.Case("prefill", 1, 512, False)
+    timing = measure._time(case, measure._ours(case, ours), None, 2, lambda text: None)
     assert [tuple(t.shape) for t in ours.seen] == [(1, 512)] * 3
     assert timing.ratio is None and timing.peer is None
 
@@ -58,6 +63,6 @@ def test_a_bench_says_what_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> Non
     module.Model = Model  # type: ignore[attr-defined]
     monkeypatch.setattr("archc.output.load.load", lambda spec: module)
     found = measure.measure(Path("thing.yaml"), None, rounds=1, tell=lambda text: None)
-    assert [t.case for t in found.timings] == ["decode", "decode", "prefill"]
+    assert [t.case for t in found.timings] == ["prefill", "decode", "decode"]
     assert found.threads == torch.get_num_threads() and found.machine
     assert found.versions["torch"] == torch.__version__.split("+")[0] or "+" in found.versions["torch"]
