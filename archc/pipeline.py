@@ -39,16 +39,22 @@ class Report:
 
 
 def load_spec(
-    source: Source, report: Reporter, sources: MutableMapping[str, str] | None = None
+    source: Source,
+    report: Reporter,
+    sources: MutableMapping[str, str] | None = None,
+    sound: list[Spec] | None = None,
 ) -> Spec | None:
-    """Text to a resolved spec; None after errors, which are in `report`."""
+    """Text to a resolved spec; None after errors, which are in `report`.
+
+    `sound` receives what of a spec with errors can be read on.
+    """
     from archc.operations.registry import add_project_operations
     from archc.spec.resolve import load
 
     add_project_operations(
         Path.cwd() if isinstance(source, Mapping) else Path(source).absolute().parent, report
     )
-    return load(source, report, sources)
+    return load(source, report, sources, sound=sound)
 
 
 def make_graph(spec: Spec, report: Reporter, after: str | None = None) -> Graph | None:
@@ -62,11 +68,9 @@ def make_graph(spec: Spec, report: Reporter, after: str | None = None) -> Graph 
 
 def check(source: Source, sources: MutableMapping[str, str] | None = None) -> list[Diagnostic]:
     """Every mistake of a spec, in the order of their places; an empty list if there is none."""
-    from archc.spec.resolve import load
-
     report = Reporter()
     sound: list[Spec] = []
-    spec = load(source, report, sources, sound=sound)
+    spec = load_spec(source, report, sources, sound)
     if spec is not None:
         make_graph(spec, report)
     for part in sound:  # layers without mistakes so far, which may have some in their equations
