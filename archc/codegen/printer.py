@@ -290,7 +290,7 @@ class Printer:
         return self.graph.type_of(ref)
 
     def suffix(self, type_: ValueType) -> str:
-        """`_BTHK` for a token value, `_BMHK` for one of blocks, `_HK` for one of the model; empty where an axis has no letter."""
+        """`_BTHK` for a token value, `_BMHK` for one of blocks, `_HK` for the model; empty if an axis has no letter."""
         rate = RATE_AXES.get(type_.rate)
         letters = [self.letters.get(axis) for axis in (*([rate] if rate else []), *type_.axes)]
         if any(letter is None for letter in letters):
