@@ -67,14 +67,16 @@ def top_blocks(p: Tensor, n: int, place: Place, width: int, force: Force | None 
     """
     count = _count(place, width)
     p = p.detach()
-    p = torch.nn.functional.pad(p[..., :count], (0, max(count - p.shape[-1], 0)))
+    p = torch.cat([p, p.new_zeros(*p.shape[:-1], count)], -1)[
+        ..., :count
+    ]  # the last block may not be whole yet
     i = place.layout.positions_BT.view(*place.layout.positions_BT.shape, *(1,) * (p.dim() - 2))
     j = torch.arange(count, device=p.device)
     begun = j * width <= i
     forced = torch.zeros_like(begun) if force is None else force(i, j) & begun
     p = p.masked_fill(~(j * width + (width - 1) <= i), float("-inf")).masked_fill(forced, float("inf"))
-    order = p.sort(dim=-1, descending=True, stable=True).indices[..., : min(n, count)]
-    chosen = torch.zeros_like(p, dtype=torch.bool).scatter_(-1, order, True)
+    rank = p.sort(dim=-1, descending=True, stable=True).indices.argsort(-1)
+    chosen = rank < n
     return (chosen & (p > float("-inf"))) | forced.expand_as(p)
 
 
