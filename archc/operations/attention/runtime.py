@@ -285,10 +285,10 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, pairs: _Pairs, scoring: _Scoring)
         k, v = F.pad(k, (0, 0, 0, 0, 0, 1)), F.pad(v, (0, 0, 0, 0, 0, 1))
         absent = tuple((query, key.new_zeros(key.shape[0], 1, *key.shape[2:])) for query, key in pairs.tokens)
         pairs = pairs._replace(j=F.pad(pairs.j, (0, 1), value=-1), tokens=absent)
-    step = length
-    if not torch.compiler.is_compiling():
-        step = max(1, min(length, _SCORES // max(1, rows * heads * k.shape[1])))
     with torch.autocast(q.device.type, enabled=False):
+        if torch.compiler.is_compiling():  # a loop would make a graph for each length
+            return _scores(q, k, v, pairs, 0, scoring)
+        step = max(1, min(length, _SCORES // max(1, rows * heads * k.shape[1])))
         parts = [
             _scores(q[:, start : start + step], k, v, pairs, start, scoring)
             for start in range(0, max(1, length), step)
