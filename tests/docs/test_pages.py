@@ -105,3 +105,27 @@ def test_forms_of_layers(tmp_path: Path) -> None:
 def test_comparing(shown: str, real: str, same: bool) -> None:
     """`...` stands for text, everything else for itself."""
     assert matches(shown, real) is same
+
+
+def test_the_compiler_is_described_as_it_is() -> None:
+    """Every pass in its order, every target of make with its own words, every folder of tests."""
+    from archc.passes import PASSES
+
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.partition("| pass | does |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE) == [name for name, _ in PASSES]
+    text = (ROOT / "docs" / "development.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^([a-z-]+):.*## ", makefile, flags=re.MULTILINE)
+    assert re.findall(r"^make ([a-z-]+) +#", text, flags=re.MULTILINE) == targets
+    assert all((ROOT / "tests" / name).is_dir() for name in re.findall(r"`tests/(\w+)/`", text))
+    from archc.cli.app import app
+
+    text = (
+        (ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("| command | does |")[2]
+        .partition("\n\n")[0]
+    )
+    commands = {str(command.name) for command in app.registered_commands}
+    assert set(re.findall(r"^\| `archc (\w+)", text, flags=re.MULTILINE)) == commands
