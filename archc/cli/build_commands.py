@@ -40,7 +40,8 @@ def build(
         targets = sorted(file.stem for file in (data_folder("specs") / "targets").glob("*.yaml"))
         if target not in {*targets, "cpu"}:
             raise typer.BadParameter(
-                f"there is no target {target!r}; targets: {', '.join({*targets, 'cpu'})}"
+                f"there is no target {target!r} in this version, which writes no kernels; the target cpu is the "
+                f"torch form, which runs on any device of torch; targets: {', '.join(sorted({*targets, 'cpu'}))}"
             )
         folder = out or Path("generated") / package_name(path)
         began = time.perf_counter()

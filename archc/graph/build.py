@@ -156,6 +156,7 @@ class GraphBuilder:
             self.exported,
             self.report,
             self._default_init(instance.use),
+            instance.use.base,
         )
         subgraph = elaborator.run()
         if subgraph is None:

@@ -49,8 +49,10 @@ class Elaborator:
         exported: Mapping[str, ValueType],
         report: Reporter,
         default_init: ex.Expr | None = None,
+        base: Body | None = None,
     ) -> None:
         self.default_init = default_init
+        self.base = base  # the body before equations were replaced in a use of it
         self.body = body
         self.settings = settings
         self.functions = functions
@@ -190,6 +192,8 @@ class Elaborator:
         roots = [name for name in wanted if name in equations] or list(equations)
         seen = self._reached_from(roots, equations)
         unused = [e for e in self.body.equations if not any(t.name in seen for t in e.targets)]
+        if self.base is not None:  # what a replaced equation alone has read is nobody's mistake
+            unused = [equation for equation in unused if equation not in self.base.equations]
         read = {  # by another unused equation, which is the one to report
             node.id
             for equation in unused

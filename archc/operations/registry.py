@@ -16,6 +16,7 @@ import archc.operations
 from archc.operations.base import Operation
 from archc.spec.diagnostics import Reporter, Span
 
+_folders: dict[str, Path] = {}  # of operations from installed packages, by the folder's name
 _added: dict[str, tuple[Operation, Path]] = {}  # a project's own operations, with their folders
 
 
@@ -28,8 +29,10 @@ def _installed() -> dict[str, Operation]:
             for operation in getattr(module, "OPERATIONS", ()):
                 found[operation.name] = operation
     for entry in entry_points(group="archc.operations"):
-        for operation in entry.load().OPERATIONS:
-            found.setdefault(operation.name, operation)
+        module = entry.load()
+        for operation in module.OPERATIONS:
+            if found.setdefault(operation.name, operation) is operation:
+                _folders[Path(module.__file__).parent.name] = Path(module.__file__).parent
     return found
 
 
@@ -47,8 +50,9 @@ def operations() -> dict[str, Operation]:
 
 
 def runtime_folder(name: str) -> Path | None:
-    """The folder of a project's operation whose run-time source is `<name>.py` in packages, or None."""
-    return next((folder for _, folder in _added.values() if folder.name == name), None)
+    """The folder of an operation that is not archc's own, whose `runtime.py` is `<name>.py` in packages, or None."""
+    own = next((folder for _, folder in _added.values() if folder.name == name), None)
+    return own or _folders.get(name)
 
 
 def is_added(name: str) -> bool:

@@ -208,3 +208,21 @@ def test_text_names_decisions_and_runs() -> None:
     text = show(model({"mine": EXPORTING}), after="build")
     assert "decided site > 0 = false" in text and "decided site > 0 = true" in text
     assert text.rstrip().split("\n")[-1] == "layers: mine_block x1, mine_block_2 x5"
+
+
+def test_what_only_a_replaced_equation_read_is_left_out() -> None:
+    """A library's own equations are no mistake of the user who replaces the one that read them."""
+    spec: dict[str, Any] = {
+        "archc": 1,
+        "name": "replaced",
+        "model": {"vocab_size": 64, "d_model": 32, "n_layers": 1, "context": 64},
+        "mixers": {
+            "low": {"body": {"a": "linear(x, 8)", "g": "linear(a, d_model)", "y": "linear(x * g, d_model)"}}
+        },
+        "blocks": {"main": {"mixer": {"use": "low", "body": {"g": "silu(linear(x, d_model))"}}}},
+        "layers": ["1 main"],
+    }
+    names = parameters(spec)
+    assert "layers.0.mixer.g.weight" in names and "layers.0.mixer.a.weight" not in names
+    spec["blocks"]["main"]["mixer"]["body"] = {"a": "linear(x, 4)", "g": "silu(linear(x, d_model))"}
+    assert [found.code for found in check(spec)] == ["E332"], "an equation of the user's own is one"
