@@ -211,6 +211,28 @@ class _Machine:
             S = S + sign * self.decayed(x).mT @ self.decayed(y)
         return S
 
+    def _extract(self, step: Step) -> Tensor:
+        P = self.tiles[step.operands[0].base]
+        offset = -1 if step.mask == "neighbour" else 0
+        self.tiles[step.operands[0].base] = P.tril(offset - 1)
+        return P.diagonal(offset, 2, 3)
+
+    def _scale(self, step: Step) -> Tensor:
+        a, b = (self.tiles[row.base] for row in step.operands)
+        return a[:, :, : b.shape[2]] * b
+
+    def _add(self, step: Step) -> Tensor:
+        row = step.operands[0]
+        if step.mask != "neighbour" or not row.scalar:
+            return self.plain(row)
+        x, scalar = self.tiles[row.base], self.tiles[row.scalar][..., None]
+        out = torch.zeros_like(x)
+        if step.transposed:
+            out[:, :, :-1] = x[:, :, 1:] * scalar
+        else:
+            out[:, :, 1:] = x[:, :, :-1] * scalar
+        return out
+
     def _combine(self, step: Step) -> Tensor:
         a, b = step.operands
         if b.scalar:
@@ -224,13 +246,18 @@ class _Machine:
         return product.sum({"head": (2, 3), "key": (3,), "value": (2,)}[self.kind.decay])
 
     def _gather(self, step: Step) -> Tensor:
-        total = torch.zeros_like(self.tiles["G"])
-        before = torch.zeros_like(total)
+        total, before, written = (torch.zeros_like(self.tiles["G"]) for _ in range(3))
         for role, gradient in zip(step.operands[1::2], step.operands[2::2], strict=True):
             part = self.plain(role) * self.tiles[gradient.base]
             part = part.sum(3) if self.kind.decay == "head" else part
-            total = total - part if role.exponent == "-" else total + part
-            if role.exponent == "<":
+            if role.exponent == ">":
+                written = written + part
+            elif role.exponent == "<":
                 before = before + part
-        total[:, :, -1] += self.tiles["anchor"]
-        return total.flip(2).cumsum(2).flip(2) - before
+            else:
+                total = total - part if role.exponent == "-" else total + part
+        total[:, :, -1] += self.tiles["anchor"] * self.tiles["G"][:, :, -1].exp()
+        gradient_of_decay = total.flip(2).cumsum(2).flip(2)
+        gradient_of_decay[:, :, :-1] += before[:, :, 1:].flip(2).cumsum(2).flip(2)
+        gradient_of_decay[:, :, 1:] += written[:, :, :-1].cumsum(2)
+        return gradient_of_decay

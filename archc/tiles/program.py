@@ -7,6 +7,7 @@ tile of rows with the decay that belongs to them in this place:
     "+"  x_i e^(G_i)               read side: reaches back to the start of the chunk
     "<"  x_i e^(G_(i-1))           read side, before the decay of token i itself
     "-"  y_j e^(-G_j)              write side, only ever met together with a read side or with G_end
+    ">"  y_j e^(G_end - G_j)       write side towards the end of the chunk, in gradients of decays
 
 Exponents stand beside the tile and are never applied on their own where they could overflow.
 
@@ -20,8 +21,11 @@ Exponents stand beside the tile and are never applied on their own where they co
     project      [C, K]                       y S^T
     update       [K, V]                       e^(G_end) S + sum x^T y
     combine      [C, .]                       a + b or a - b
+    add          like its row                 a + row, with the result's own value a
+    extract      [C] or [C - 1]               a diagonal of P, which is taken out of P
+    scale        [C] or [C - 1]               product of two row scalars
     contract     [C] or like G                x * dx summed over the axes that the result lacks
-    gather       like the decay               reverse running sum of what the decayed rows received
+    gather       like the decay               what the decayed rows received, summed over all that a decay reaches
 
 The reverse of a program is a program over the same operations (`reverse.py`).
 """
@@ -30,7 +34,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-EXPONENTS = ("", "+", "<", "-")
+EXPONENTS = ("", "+", "<", "-", ">")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class Step:
     """One tile operation. `adds` accumulates into a result that an earlier step defined.
 
     number: the step of the mathematics, or, in a reverse program, the step that it undoes.
+    mask "neighbour": of extract, scale and add, rows i meet rows i - 1 (transposed: i + 1) instead of themselves.
     mask: of a pair product, "strict" or "inclusive". into: the exponent of the result's rows.
     sign: -1 negates the result. minus: of an inverse and a solve, `I - A` instead of `I + A`.
     signs: of an update, one for each product.

@@ -26,6 +26,7 @@ class Schedule:
 def schedule(program: TileProgram, carried: str, result: str, stored: bool) -> Schedule:
     """Assign each step to a phase.
 
+    Nothing that comes after the decay's gradient has been gathered moves ahead of it.
     prepare: needs no state. walk: `result`, the next state, depends on it, or it reads a carried state that is
     not `stored` for all chunks. finish: the rest. Prepare and finish are parallel over chunks.
     """
@@ -49,7 +50,12 @@ def schedule(program: TileProgram, carried: str, result: str, stored: bool) -> S
             late[name] = max((phase(step) for step in producers.get(name, ())), default=0)
         return late[name]
 
+    gathered = [index for index, step in enumerate(program.steps) if step.operation == "gather"]
+    late_steps = {id(step) for index in gathered for step in program.steps[index:]}
+
     def phase(step: Step) -> int:
+        if id(step) in late_steps:
+            return 2
         operands = [row.base for row in step.operands]
         earliest = max((latest(name) for name in operands), default=0)
         if step.operation == "update":

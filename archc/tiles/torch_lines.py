@@ -131,6 +131,8 @@ class Printer:
         if self.walking and step.result in self.buffers:
             if plain:
                 return f"torch.bmm({product[0]}, {product[1]}, out={target})"
+            if factor and step.sign > 0:
+                return f"torch.mul({text}{after}, {factor}, out={target})"
             text = f"{text}{after} * {factor}" if factor else f"{text}{after}"
             return f"{target} = {'-' if step.sign < 0 else ''}{text}"
         if factor:
@@ -183,6 +185,26 @@ class Printer:
             scores = f"{scores}.mT"
         return self.assign(step, (scores, self.tile(y.base)))
 
+    def _extract(self, step: Step) -> list[str]:
+        scores, result = self.tile(step.operands[0].base), self.tile(step.result)
+        if step.mask == "neighbour":
+            return [f"{result} = {scores}.diagonal(-1, 1, 2).clone()", f"{scores}.tril_(-2)"]
+        return [f"{result} = {scores}.diagonal(0, 1, 2).clone()", f"{scores}.tril_(-1)"]
+
+    def _scale(self, step: Step) -> str:
+        a, b = (self.tile(row.base) for row in step.operands)
+        return f"{self.tile(step.result)} = {a}{'[:, :-1]' if step.mask == 'neighbour' else ''} * {b}"
+
+    def _add(self, step: Step) -> str:
+        row = step.operands[0]
+        result, x = self.tile(step.result), self.tile(row.base)
+        if not row.scalar:
+            return f"{result}.add_({x})"
+        if step.mask == "neighbour":
+            to, of = ("[:, :-1]", "[:, 1:]") if step.transposed else ("[:, 1:]", "[:, :-1]")
+            result, x = f"{result}{to}", f"{x}{of}"
+        return f"{result}.addcmul_({x}, {row.scalar}_MC[:, :, None])"
+
     def _solve(self, step: Step) -> str:
         inverse, right = (self.tile(row.base) for row in step.operands[:2])
         return self.assign(step, (f"{inverse}.mT" if step.transposed else inverse, right))
@@ -234,31 +256,32 @@ class Printer:
         return f"{self.tile(step.result)} = ({self.tile(x.base)} * {self.tile(dx.base)}).sum({over})"
 
     def _gather(self, step: Step) -> list[str]:
-        """The decay's gradient: every read side adds, every write side takes away, the state's end anchors."""
+        """What a decay receives: reads from its token on, less writes from there on, and writes to the state before."""
         axes = self.axes["decay"]
-        dG = f"dG_M{axes}"
-        reduce = ".sum(2)" if axes == "C" else ""
+        dG, result = f"dG_M{axes}", self.tile(step.result)
+        over_channels = axes == "C"
+        pairs = list(zip(step.operands[1::2], step.operands[2::2], strict=True))
+
+        def received(role: Row, gradient: Row) -> str:
+            text = f"{self.tile(role.base)} * {self.tile(gradient.base)}"
+            text = f"({text}).sum(2)" if over_channels else text
+            if not role.scalar:
+                return text
+            return f"{role.scalar}_MC * {text}" if over_channels else f"{self.beta(role.scalar)} * {text}"
+
         lines: list[str] = []
-        early: list[str] = []
-        for role, gradient in zip(step.operands[1::2], step.operands[2::2], strict=True):
-            dx = self.tile(gradient.base)
-            text = f"({self.tile(role.base)} * {dx}){reduce}" if reduce else f"{self.tile(role.base)} * {dx}"
-            if role.scalar:
-                column = f"{role.scalar}_MC" if axes == "C" else self.beta(role.scalar)
-                inner = f"d{role.scalar}_MC" if axes == "C" else text
-                text = f"{column} * {inner}"
-            if role.exponent == "<":
-                name = f"d{role.base}_before_M{axes}"
-                lines.append(f"{name} = {text}")
-                early.append(name)
-                text = name
-            if not any(line.startswith(dG) for line in lines):
-                lines.append(f"{dG} = {text}" if role.exponent != "-" else f"{dG} = -({text})")
-                if role.exponent == "<":
-                    lines[-1] += ".clone()"
-            else:
-                lines.append(f"{dG} {'-=' if role.exponent == '-' else '+='} {text}")
-        lines.append(f"{dG}[:, -1] += {self.tile('anchor')}")
-        suffix = "".join(f" - {name}" for name in early)
-        lines.append(f"{self.tile(step.result)} = {dG}.flip(1).cumsum(1).flip(1){suffix}")
+        index = {"C": "[:, 0, 0]", "CK": "[:, :, 0]", "CV": "[:, 0]"}[axes]
+        plus = " + ".join(received(*pair) for pair in pairs if pair[0].exponent == "+")
+        minus = "".join(f" - {received(*pair)}" for pair in pairs if pair[0].exponent == "-")
+        lines.append(f"{dG} = {plus}{minus}")
+        lines.append(f"{dG}[:, -1] += {self.tile('anchor')} * {self.whole()}{index}")
+        lines.append(f"{result} = {dG}.flip(1).cumsum(1).flip(1)")
+        before = " + ".join(received(*pair) for pair in pairs if pair[0].exponent == "<")
+        if before:
+            lines.append(f"dG_before_M{axes} = {before}")
+            lines.append(f"{result}[:, :-1] += dG_before_M{axes}[:, 1:].flip(1).cumsum(1).flip(1)")
+        written = " + ".join(received(*pair) for pair in pairs if pair[0].exponent == ">")
+        if written:
+            lines.append(f"dG_after_M{axes} = {written}")
+            lines.append(f"{result}[:, 1:] += dG_after_M{axes}[:, :-1].cumsum(1)")
         return lines

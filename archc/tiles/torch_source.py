@@ -288,7 +288,7 @@ def chunk_forms(kind: RecurrenceKind) -> Forms:
 
     produced = {step.result for step in backward.steps}
     kept = [name for name in ("U", "X") if name in program.axes]
-    again = _recomputed(program, backward, produced, {*program.inputs, "S", "S_next", *kept})
+    again = _recomputed(program, backward, produced, {*program.inputs, "S", *kept})
     scores = {
         f"d{step.result}": step.operands[0].exponent for step in program.steps if step.operation == "pair"
     }

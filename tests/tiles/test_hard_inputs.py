@@ -10,7 +10,7 @@ import torch
 
 from archc.tiles.emulate import run
 from archc.tiles.kind import RecurrenceKind
-from tests.tiles.cases import Case, compare, defined, difference, emitted, gradients, label, make
+from tests.tiles.cases import Case, all_kinds, compare, defined, difference, emitted, gradients, label, make
 
 KINDS = [
     RecurrenceKind("none", "delta"),
@@ -106,6 +106,27 @@ def test_decay_gradient_of_a_long_sequence(
     found = gradients(o, memory, small)[case.names().index("decay")]
     error = (found.double() - exact).abs().max() / exact.abs().max()
     assert error < 64 * 2**-24
+
+
+@pytest.mark.parametrize("decay", [-1.0, -5.0, -15.0])
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in all_kinds() if kind == kind.core() and kind.decay in ("head", "key", "value")],
+    ids=label,
+)
+def test_decay_gradient_of_heads_that_forget_at_once(
+    kind: RecurrenceKind, decay: float, load: Callable[[RecurrenceKind], ModuleType]
+) -> None:
+    """The gradient shrinks like e^decay, down to 1e-7, and keeps its digits: no difference of large numbers.
+
+    Float32 rounds each of some 16 products and sums that make up an entry by 2^-24.
+    """
+    case = make(kind, 100, batch=1, K=8, V=8, decay=decay)
+    small = rounded(case)
+    index = case.names().index("decay")
+    exact = gradients(*defined(case), case)[index]
+    found = gradients(*emitted(load(kind), small), small)[index]
+    assert (found.double() - exact).abs().max() < 16 * 2**-24 * exact.abs().max()
 
 
 def test_decay_gradient_agrees_with_the_definition_over_many_chunks(
