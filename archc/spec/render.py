@@ -164,7 +164,7 @@ def _cell(character: str) -> str:
 def _is_shown(character: str) -> bool:
     if " " <= character < "\x7f":
         return True
-    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp")
+    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp", "Zs")
 
 
 def _width(text: str) -> int:

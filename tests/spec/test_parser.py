@@ -81,7 +81,7 @@ def test_the_library_parses_and_every_name_stands_where_it_says() -> None:
                 else:
                     continue
                 assert span.line == span.end_line
-                assert lines[span.line - 1][span.column - 1:span.end_column - 1] == word
+                assert lines[span.line - 1][span.column - 1 : span.end_column - 1] == word
                 names += 1
             for target in parse_targets(key, report):
                 assert (
@@ -331,8 +331,14 @@ def test_targets() -> None:
         ("q", 10),
     ]
     assert not report.diagnostics
-    for text, code in (("v, v: u\n", "E145"), ("v,: u\n", "E140"), ("'v': u\n", "E140"), ("v k: u\n", "E140"),
-                       ("v, half: u\n", "E143"), ("x: u\n", "E142")):
+    for text, code in (
+        ("v, v: u\n", "E145"),
+        ("v,: u\n", "E140"),
+        ("'v': u\n", "E140"),
+        ("v k: u\n", "E140"),
+        ("v, half: u\n", "E143"),
+        ("x: u\n", "E142"),
+    ):
         again = Reporter()
         assert parse_targets(_entry(text)[0], again) == ()
         assert [found.code for found in again.diagnostics] == [code], text

@@ -25,7 +25,9 @@ def test_the_whole_of_it() -> None:
         help="use `n_heads`",
         labels=(Label(_at(2, 10, 17), "declared here"), Label(_at(3, 1, 2, "other.yaml"), "and here")),
     )
-    assert render([found], {"s.yaml": source}) == """\
+    assert (
+        render([found], {"s.yaml": source})
+        == """\
 error[E999]: `n_head` is not known
   --> s.yaml:10:15
    |
@@ -38,6 +40,7 @@ error[E999]: `n_head` is not known
    = note: names are declared
    = help: use `n_heads`
 """
+    )
 
 
 def test_wide_characters_and_tabs_keep_the_caret_in_its_column() -> None:
@@ -69,8 +72,14 @@ def test_places_without_a_source() -> None:
 def test_nothing_in_a_spec_steers_the_terminal(
     message: str, source: str, line: int, column: int, end: int
 ) -> None:
-    found = Diagnostic("E999", message, _at(line, column, end, message or "s"), note=message, help=message,
-                       labels=(Label(_at(line, end, column, message or "s"), message),))
+    found = Diagnostic(
+        "E999",
+        message,
+        _at(line, column, end, message or "s"),
+        note=message,
+        help=message,
+        labels=(Label(_at(line, end, column, message or "s"), message),),
+    )
     text = render([found], {message or "s": source})
     assert all(character.isprintable() or character == "\n" for character in text)
     assert json.loads(to_json([found]))[0]["message"] == message

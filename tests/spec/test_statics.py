@@ -18,15 +18,34 @@ from archc.spec.statics import evaluate, free_names, python_names, to_python
 from tests.spec import trees
 
 NAMES: dict[str, Static] = {
-    "d": Fraction(1024), "h": Fraction(6), "e": Fraction(8, 3), "w": None, "on": True, "word": "after",
-    "list_": (Fraction(1), Fraction(2)), "rope": {"theta": Fraction(10_000)}, "top": math.inf,
-    "a": Fraction(3), "b": Fraction(-2), "n_heads": Fraction(4), "head_dim": Fraction(64),
+    "d": Fraction(1024),
+    "h": Fraction(6),
+    "e": Fraction(8, 3),
+    "w": None,
+    "on": True,
+    "word": "after",
+    "list_": (Fraction(1), Fraction(2)),
+    "rope": {"theta": Fraction(10_000)},
+    "top": math.inf,
+    "a": Fraction(3),
+    "b": Fraction(-2),
+    "n_heads": Fraction(4),
+    "head_dim": Fraction(64),
 }
-PYTHON = {name: int(value) if isinstance(value, Fraction) and value.denominator == 1 else value
-          for name, value in NAMES.items()}
-LIBRARY = {"Fraction": Fraction, "math": math, "power": exact.power, "square_root": exact.square_root,
-           "exponential": exact.exponential, "logarithm": exact.logarithm, "round_up": exact.round_up,
-           "round_down": exact.round_down}
+PYTHON = {
+    name: int(value) if isinstance(value, Fraction) and value.denominator == 1 else value
+    for name, value in NAMES.items()
+}
+LIBRARY = {
+    "Fraction": Fraction,
+    "math": math,
+    "power": exact.power,
+    "square_root": exact.square_root,
+    "exponential": exact.exponential,
+    "logarithm": exact.logarithm,
+    "round_up": exact.round_up,
+    "round_down": exact.round_down,
+}
 
 
 def _tree(text: str) -> ex.Expr:

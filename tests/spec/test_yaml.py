@@ -110,9 +110,9 @@ def test_every_scalar_of_the_library_stands_where_it_says() -> None:
         for scalar in _scalars(node):
             span = scalar.span
             if span.line == span.end_line:
-                assert lines[span.line - 1][span.column - 1:span.end_column - 1] == scalar.raw
+                assert lines[span.line - 1][span.column - 1 : span.end_column - 1] == scalar.raw
             else:
-                assert lines[span.line - 1][span.column - 1:] == scalar.raw.split("\n")[0]
+                assert lines[span.line - 1][span.column - 1 :] == scalar.raw.split("\n")[0]
             count += 1
     assert count > 500
 

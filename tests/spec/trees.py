@@ -38,14 +38,17 @@ def arithmetic(operators: tuple[str, ...] = ("+", "-", "*", "/")) -> st.SearchSt
     """Sums, products and quotients of names and numbers."""
     return st.recursive(
         _name(NAMES) | _number(),
-        lambda inner: st.builds(ex.Binary, st.just(NOWHERE), st.sampled_from(operators), inner, inner)
-        | st.builds(ex.Unary, st.just(NOWHERE), st.just("-"), inner),
+        lambda inner: (
+            st.builds(ex.Binary, st.just(NOWHERE), st.sampled_from(operators), inner, inner)
+            | st.builds(ex.Unary, st.just(NOWHERE), st.just("-"), inner)
+        ),
         max_leaves=8,
     )
 
 
 def statics() -> st.SearchStrategy[ex.Expr]:
     """Everything that static arithmetic has; many of these fail, with an error."""
+
     def grow(inner: st.SearchStrategy[ex.Expr]) -> st.SearchStrategy[ex.Expr]:
         here = st.just(NOWHERE)
         pairs = st.tuples(inner, inner)
@@ -53,13 +56,22 @@ def statics() -> st.SearchStrategy[ex.Expr]:
             st.builds(ex.Binary, here, st.sampled_from(["+", "-", "*", "/", "//", "%", "**"]), inner, inner),
             st.builds(ex.Unary, here, st.sampled_from(["-", "not"]), inner),
             st.builds(ex.Boolean, here, st.sampled_from(["and", "or"]), pairs),
-            st.builds(lambda op, both: ex.Compare(NOWHERE, (op,), both),
-                      st.sampled_from(["<", "<=", ">", ">=", "==", "!="]), pairs),
+            st.builds(
+                lambda op, both: ex.Compare(NOWHERE, (op,), both),
+                st.sampled_from(["<", "<=", ">", ">=", "==", "!="]),
+                pairs,
+            ),
             st.builds(ex.Conditional, here, inner, inner, inner),
-            st.builds(lambda name, argument: ex.Call(NOWHERE, name, NOWHERE, (argument,), ()),
-                      st.sampled_from(["ceil", "floor", "round", "abs", "sqrt", "exp", "log"]), inner),
-            st.builds(lambda name, both: ex.Call(NOWHERE, name, NOWHERE, both, ()),
-                      st.sampled_from(["min", "max", "round_up", "round_down"]), pairs),
+            st.builds(
+                lambda name, argument: ex.Call(NOWHERE, name, NOWHERE, (argument,), ()),
+                st.sampled_from(["ceil", "floor", "round", "abs", "sqrt", "exp", "log"]),
+                inner,
+            ),
+            st.builds(
+                lambda name, both: ex.Call(NOWHERE, name, NOWHERE, both, ()),
+                st.sampled_from(["min", "max", "round_up", "round_down"]),
+                pairs,
+            ),
         )
 
     return st.recursive(_name((*NAMES, "true", "false", "none")) | _number(), grow, max_leaves=8)
@@ -67,6 +79,7 @@ def statics() -> st.SearchStrategy[ex.Expr]:
 
 def expressions() -> st.SearchStrategy[ex.Expr]:
     """Whole equations: static arithmetic and calls with keywords, lists, entries and words."""
+
     def grow(inner: st.SearchStrategy[ex.Expr]) -> st.SearchStrategy[ex.Expr]:
         keyword = st.builds(lambda value: ex.Keyword(NOWHERE, "over", value), inner)
         return st.one_of(

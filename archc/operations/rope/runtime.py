@@ -33,7 +33,9 @@ def rope(
         dims, longest = int(x.shape[-1] * fraction), place.layout.longest
         cos, sin = rope_tables(positions, dims, theta, scaling, longest, x.shape[-1])
         heads = cos.shape[:2] + (1,) * (x.dim() - 3)
-        place.memo[name] = tuple(table.view(*heads, table.shape[-1]) for table in _per_channel(cos, sin, layout))
+        place.memo[name] = tuple(
+            table.view(*heads, table.shape[-1]) for table in _per_channel(cos, sin, layout)
+        )
     cos, sin = place.memo[name]
     return rotate(x, cos, sin, layout)
 
