@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from archc import pipeline
 from tests.language.check import ROUNDING, distance, linear, spec_of, worst_way
@@ -62,12 +62,23 @@ def test_numbers_keep_their_parentheses(text: str) -> None:
     assert distance(spec, lambda mixer, x: linear(mixer, "inner", x, 32) * NUMBERS[text], 5) < ROUNDING
 
 
-@pytest.mark.parametrize("mask", ["i - j < 5", "i - j <= 5", "j > i - 5", "5 > i - j"])
+@pytest.mark.parametrize("mask", ["i - j < 5", "i - j <= 4", "j > i - 5", "5 > i - j"])
 def test_masks_that_are_or_look_like_windows(mask: str) -> None:
-    """However a window is written, what is kept of it holds all that its queries see."""
+    """However a window of 5 tokens is written, its queries see those 5, and what is kept holds them."""
+
+    def definition(mixer: nn.Module, x: Tensor) -> Tensor:
+        q = linear(mixer, "q", x, 2, 8)
+        k, v = linear(mixer, "k", x, 2, 8), linear(mixer, "v", x, 2, 8)
+        scores = torch.einsum("ihk,jhk->hij", q, k) * 8**-0.5
+        seen = torch.ones(len(x), len(x)).tril().triu(-4).bool()
+        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+        return linear(mixer, "out", torch.einsum("hij,jhv->ihv", weights, v).flatten(1), 32)
+
     body = dict.fromkeys(("q", "k", "v"), "linear(x, [2, 8])")
     body |= {"o": f"attention(q, k, v, mask={mask})", "y": "linear(o, d_model, name=out)"}
-    worst, way, _ = worst_way(spec_of("windows", body))
+    spec = spec_of("windows", body)
+    assert distance(spec, definition, 19) < ROUNDING
+    worst, way, _ = worst_way(spec)
     assert worst < ROUNDING, way
 
 
