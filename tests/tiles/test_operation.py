@@ -152,7 +152,7 @@ def test_same_input_same_bytes(kind: RecurrenceKind) -> None:
 
 
 def test_emitted_modules_pass_ruff_and_mypy(package: Path, repository_root: Path) -> None:
-    """Formatted by ruff, every module passes ruff's rules and mypy --strict, and has at most 600 lines."""
+    """Formatted by ruff, every module passes ruff's rules and mypy --strict, and has at most 650 lines."""
     folder = package.parent / "checked"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
@@ -174,4 +174,4 @@ def test_emitted_modules_pass_ruff_and_mypy(package: Path, repository_root: Path
     run("ruff", "check", *rules, *emitted)
     run("mypy", "--strict", "checked")
     for path in folder.glob("*_*_*.py"):
-        assert len(path.read_text().splitlines()) <= 600, path
+        assert len(path.read_text().splitlines()) <= 650, path
