@@ -54,6 +54,10 @@ class GraphBuilder:
         self.prefixes: dict[str, str] = {}
         self.exported: dict[str, ValueType] = {}
         self.failed: set[tuple[int, tuple[bool, ...]]] = set()
+        self.failed_blocks: set[str] = set()
+        self.shared_keys: dict[str, str] = {}
+        self.settled: dict[str, str] = {}  # blocks whose class is the same in every layer
+        self.bodies = {name: self._bodies(use) for name, use in spec.blocks.items()}
         self.site_totals = self._count_sites()
 
     def run(self) -> Graph | None:
@@ -64,14 +68,20 @@ class GraphBuilder:
             use = self.spec.blocks[block]
             if block in self.failed_blocks:
                 continue
+            if block in self.settled:
+                keys.append(self.settled[block])
+                sites.update(self.bodies[block])
+                continue
             key = self._module(use, block, _Layer(index, sites), top=True)
             if key is None:
                 self.failed_blocks.add(block)
-                sites.update(self._bodies(use))
+                sites.update(self.bodies[block])
                 continue
             keys.append(key)
             self.exported.update(self._exports_of(key))
-            sites.update(self._bodies(use))
+            sites.update(self.bodies[block])
+            if not self._depends_on_layer(key):
+                self.settled[block] = key
         if self.report.diagnostics:
             return None
         runs, cycle, repeats, tail = compress(keys, sum(count for _, count in self.spec.layers.cycle))
@@ -88,8 +98,11 @@ class GraphBuilder:
             self.spec.init,
         )
 
-    failed_blocks: set[str]
-    shared_keys: dict[str, str]
+    def _depends_on_layer(self, key: str) -> bool:
+        """Whether a class was decided by the layer it stands at, or holds one that was."""
+        module = self.modules[key]
+        inner = (k for keys in module.slots.values() for k in keys)
+        return bool(module.decisions) or any(self._depends_on_layer(k) for k in inner)
 
     # -- sites ----------------------------------------------------------------------------------------------
 
@@ -106,12 +119,9 @@ class GraphBuilder:
 
     def _count_sites(self) -> Counter[str]:
         totals: Counter[str] = Counter()
-        per_block = {name: self._bodies(use) for name, use in self.spec.blocks.items()}
         for name, count in Counter(self.spec.layers.names).items():
-            for body in per_block[name]:
+            for body in self.bodies[name]:
                 totals[body] += count
-        self.failed_blocks = set()
-        self.shared_keys = {}
         return totals
 
     # -- modules --------------------------------------------------------------------------------------------

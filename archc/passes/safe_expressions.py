@@ -5,6 +5,7 @@ exp(a) - 1         -> expm1(a)
 log(1 + exp(a))    -> softplus(a)     infinite above 88
 log(1 + a)         -> log1p(a)
 log(sigmoid(a))    -> logsigmoid(a)   minus infinity below -88
+log(a ** c)        -> c * log(a)      the power underflows before its logarithm; c is static, a not negative
 exp(-exp(a))       -> exp(-exp(min(a, 8)))   0 in either form; the derivative is 0 * infinity without the bound
 """
 
@@ -57,6 +58,12 @@ def _change(node: Node, made: Rebuilder) -> Ref | None:
             return put("expm1", operand(inputs[0]))
         case "log" if function(inputs[0]) == "sigmoid":
             return put("logsigmoid", operand(inputs[0]))
+        case "log" if function(inputs[0]) == "pow":
+            base, exponent = made.nodes[inputs[0].node].inputs
+            if made.type_of(base).low < 0 or made.type_of(exponent).rate != "static":
+                return None
+            inner = "logsigmoid" if function(base) == "sigmoid" else "log"
+            return put("mul", put(inner, operand(base) if inner == "logsigmoid" else base), exponent)
         case "log" if function(inputs[0]) == "add":
             parts = made.nodes[inputs[0].node].inputs
             other = parts[1] if is_one(parts[0]) else parts[0] if is_one(parts[1]) else None

@@ -48,6 +48,8 @@ def last_tokens(x_BTC: Tensor, past: Tensor, cu_seqlens: Tensor | None) -> Tenso
     lengths = cu_seqlens.diff().unsqueeze(1)
     back = torch.arange(width, device=x_BTC.device) - width  # -width .. -1, counted from the sequence's end
     token = (cu_seqlens[1:].unsqueeze(1) + back).clamp(min=0)
+    if x_BTC.shape[1] == 0:
+        return past
     new = x_BTC[0][token]
     old = past.gather(1, (lengths + back + width).clamp(max=width - 1).unsqueeze(2).expand_as(past))
     return torch.where((lengths + back >= 0).unsqueeze(2), new, old)

@@ -86,17 +86,13 @@ def definition(name: str, mixer: nn.Module, x: Tensor) -> Tensor:
     return torch.nn.functional.linear(out.flatten(1), mixer.get_parameter("out.weight"))
 
 
-SHARED = pytest.mark.xfail(strict=True, reason="a body finds the rotations that another body's tokens left")
-EMPTY = pytest.mark.xfail(strict=True, reason="a convolution refuses a packed row without any token")
-
-
-@pytest.mark.parametrize("name", ["plain", pytest.param("turned", marks=SHARED)])
+@pytest.mark.parametrize("name", ["plain", "turned"])
 @pytest.mark.parametrize("length", [1, 2, 9, 40])
 def test_definition(name: str, length: int) -> None:
     assert distance(SPECS[name], lambda mixer, x: definition(name, mixer, x), length) < ANGLES
 
 
-@pytest.mark.parametrize("name", [pytest.param("plain", marks=EMPTY), pytest.param("turned", marks=SHARED)])
+@pytest.mark.parametrize("name", ["plain", "turned"])
 def test_every_way(name: str) -> None:
     worst, way, count = worst_way(SPECS[name])
     assert count == 16

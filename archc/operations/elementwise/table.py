@@ -91,6 +91,12 @@ def _log(x: float) -> float:
     return math.log(x) if x > 0 else -INF
 
 
+def _logaddexp(a: Interval, b: Interval) -> Interval:
+    high, low = max(a[1], b[1]), min(a[1], b[1])
+    top = high if math.isinf(high) or math.isinf(low) else high + math.log1p(math.exp(low - high))
+    return max(a[0], b[0]), 0.0 if abs(top) < 1e-12 else top  # log(p + (1 - p)) rounds to either side of 0
+
+
 def _clip(a: Interval, low: Interval, high: Interval) -> Interval:
     return min(max(a[0], low[0]), high[0]), min(max(a[1], low[1]), high[1])
 
@@ -135,7 +141,7 @@ FUNCTIONS: dict[str, Function] = {
     "max": Function(
         "torch.maximum({0}, {1})", lambda a, b: (max(a[0], b[0]), max(a[1], b[1])), 2, 2, static=True
     ),
-    "logaddexp": Function("torch.logaddexp({0}, {1})", lambda a, b: (max(a[0], b[0]), INF), 2, 2, flops=10),
+    "logaddexp": Function("torch.logaddexp({0}, {1})", _logaddexp, 2, 2, flops=10),
     "clip": Function("torch.clamp({0}, {1}, {2})", _clip, 3, 3, flops=2),
     "where": Function("torch.where({0}, {1}, {2})", lambda c, a, b: _hull(a, b), 3, 3),
     "fp32": Function("wide({0})", lambda a: a, flops=0),

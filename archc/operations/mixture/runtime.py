@@ -24,8 +24,16 @@ def mixture(bodies: nn.ModuleList, x: Tensor, weights: Tensor, place: Place, *ex
         weight = flat_w[:, m]
         chosen = (weight != 0) & (weight != float("-inf")) & (sequence < rows)
         order = _order(chosen, sequence, rows)
+        if order.shape[0] == 0 and inner.memory is None and total is not None:
+            continue  # nothing is sent here, and there is nothing to remember
         layout, length = _layout(sequence[order], rows, chosen[order], inner)
         inner.layout = layout
+        # What is kept for the call is the layers' own, but for what hangs on the places of the tokens.
+        inner.memo = {
+            name: place.memo[name] for name in ("model", "shared", "losses", "updates") if name in place.memo
+        }
+        if "embedding" in place.memo:
+            inner.memo["embedding"] = place.memo["embedding"].flatten(0, 1)[order].unsqueeze(0)
         result = body(flat_x[order].unsqueeze(0), inner, *extra)[0]
         scale = weight[order].masked_fill(~chosen[order], 0).to(result.dtype)
         share = result * scale.view(-1, *([1] * (result.dim() - 1)))
