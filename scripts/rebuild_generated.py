@@ -9,7 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 # Specs whose packages are committed, so that every change of the compiler shows as a diff of what it writes.
-SPECS = ("specs/models/smollm2_135m.yaml", "specs/models/gdn_hybrid_340m.yaml")
+SPECS = (
+    "specs/models/smollm2_135m.yaml",
+    "specs/models/gdn_hybrid_340m.yaml",
+    "docs/examples/slot_hybrid.yaml",
+)
 
 
 def differences(first: Path, second: Path) -> list[str]:
