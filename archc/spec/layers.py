@@ -143,7 +143,7 @@ class LayerReader:
             return None
         group = tuple(chain.from_iterable(repeat(name, count) for name, count in runs))
         if self.depth is None or self.depth == period:
-            return Layers(group, (), span)
+            return Layers(group, tuple(runs) if self.depth else (), span)
         if period > self.depth:
             self._disagree(period, span)
             return None

@@ -184,6 +184,18 @@ def _param(param: Param) -> Data:
     return data
 
 
-def _layers(layers: Layers) -> list[str]:
-    runs = layers.cycle or tuple((name, len(list(group))) for name, group in groupby(layers.names))
-    return [f"{count} {name}" if count > 1 else name for name, count in runs]
+def _layers(layers: Layers) -> object:
+    """A cycle as a list; a listed order as the most frequent block and the places of the others."""
+    if layers.cycle:
+        return [f"{count} {name}" if count > 1 else name for name, count in layers.cycle]
+    default = max(dict.fromkeys(layers.names), key=layers.names.count)
+    found: dict[str, object] = {"default": default}
+    start = 0
+    for name, group in groupby(layers.names):
+        count = len(list(group))
+        if name != default:
+            places = found.setdefault(name, [])
+            assert isinstance(places, list)
+            places.append(str(start) if count == 1 else f"{start}-{start + count - 1}")
+        start += count
+    return found

@@ -49,17 +49,7 @@ def test_logits(name: str) -> None:
     assert not wrong, f"tolerance {expected.tolerance:.2e}"
 
 
-# The chunk form takes the gradient of a log decay as a difference of sums that share their largest terms (each
-# token's with itself). Where a head forgets within a token or two the rest is small, and float32 leaves 4 digits.
-FORGETS_AT_ONCE = pytest.mark.xfail(
-    strict=False, reason="decay gradients of fast heads lose digits in chunks"
-)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=FORGETS_AT_ONCE) if name == "mamba2_small" else name for name in SUBJECTS],
-)
+@pytest.mark.parametrize("name", SUBJECTS)
 def test_gradients(name: str) -> None:
     expected = slopes(name, *STEEP)
     model = subject(name)[1]

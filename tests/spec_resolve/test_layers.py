@@ -40,9 +40,9 @@ def test_depth_follows_from_layers() -> None:
     assert spec.settings.n_layers == 3
 
 
-def test_cycle_is_kept_only_where_it_repeats() -> None:
+def test_a_cycle_is_kept_also_where_the_depth_runs_through_it_once() -> None:
     assert spec_of(MODEL + BLOCKS + "layers: [3 a, 1 b]\n").layers.cycle == (("a", 3), ("b", 1))
-    assert spec_of(MODEL + BLOCKS + "layers: [7 a, 1 b]\n").layers.cycle == ()
+    assert spec_of(MODEL + BLOCKS + "layers: [7 a, 1 b]\n").layers.cycle == (("a", 7), ("b", 1))
 
 
 @pytest.mark.parametrize(

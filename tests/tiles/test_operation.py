@@ -151,6 +151,8 @@ def test_same_input_same_bytes(kind: RecurrenceKind) -> None:
     assert emit(kind, "name") == emit(kind, "name")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_emitted_modules_pass_ruff_and_mypy(package: Path, repository_root: Path) -> None:
     """Formatted by ruff, every module passes ruff's rules and mypy --strict, and has at most 650 lines."""
     folder = package.parent / "checked"
