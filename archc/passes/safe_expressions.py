@@ -62,8 +62,9 @@ def _change(node: Node, made: Rebuilder) -> Ref | None:
             base, exponent = made.nodes[inputs[0].node].inputs
             if made.type_of(base).low < 0 or made.type_of(exponent).rate != "static":
                 return None
-            inner = "logsigmoid" if function(base) == "sigmoid" else "log"
-            return put("mul", put(inner, operand(base) if inner == "logsigmoid" else base), exponent)
+            sigmoid = function(base) == "sigmoid"
+            logarithm = put("logsigmoid", operand(base)) if sigmoid else put("log", base)
+            return put("mul", logarithm, exponent)
         case "log" if function(inputs[0]) == "add":
             parts = made.nodes[inputs[0].node].inputs
             other = parts[1] if is_one(parts[0]) else parts[0] if is_one(parts[1]) else None
