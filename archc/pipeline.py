@@ -94,8 +94,11 @@ def sources_of(source: Source) -> dict[str, str]:
     """Path -> text of the package. Raises SpecError with everything that is wrong with the spec."""
     from archc.codegen.package import package_files
 
+    from archc.graph.totals import cost_report
+
     name = "" if isinstance(source, Mapping) else Path(source).name
-    return package_files(graph_of(source), spec_name=name)
+    graph = graph_of(source)
+    return package_files(graph, spec_name=name, facts=cost_report(graph).facts())
 
 
 def build(

@@ -99,6 +99,15 @@ class CostReport:
     window_bytes: int
     state_bytes: int
 
+    def facts(self) -> list[str]:
+        """What the header of `model.py` says."""
+        found = [f"{self.parameters:,} parameters, {self.matrix_flops_per_token:,} FLOPs a token in matrices."]
+        memory = [(self.state_bytes // self.batch_size, "bytes of state")]
+        memory += [(self.window_bytes // self.batch_size, "bytes of windows")]
+        memory += [(self.cache_bytes_per_token, "bytes of cache a token")]
+        listed = ", ".join(f"{count:,} {what}" for count, what in memory if count)
+        return [*found, f"Memory of a sequence, activations in 2 bytes: {listed}."] if listed else found
+
     def __str__(self) -> str:
         rows = [
             ("parameters", f"{self.parameters:,}", f"{_bytes(self.parameter_bytes)} in bfloat16"),
