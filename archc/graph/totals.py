@@ -101,7 +101,9 @@ class CostReport:
 
     def facts(self) -> list[str]:
         """What the header of `model.py` says."""
-        found = [f"{self.parameters:,} parameters, {self.matrix_flops_per_token:,} FLOPs a token in matrices."]
+        found = [
+            f"{self.parameters:,} parameters, {self.matrix_flops_per_token:,} FLOPs a token in matrices."
+        ]
         memory = [(self.state_bytes // self.batch_size, "bytes of state")]
         memory += [(self.window_bytes // self.batch_size, "bytes of windows")]
         memory += [(self.cache_bytes_per_token, "bytes of cache a token")]

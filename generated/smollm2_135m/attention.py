@@ -132,6 +132,10 @@ def attention(
     """
     if not causal and place.memory is not None:
         raise ValueError(f"{place.prefix}{keys}: attention that is not causal has no state")
+    plain = window is None and outputs == ("out",) and kept is None and blocks is None and not tokens
+    plain = plain and mask is None and score is None and sink is None and select is None
+    if plain and _decodes_alike(q, place):
+        return _next_token(q, k, v, scale, place, keys, values)
     layout, scoring, given = place.layout, _Scoring(scale, score, sink, outputs), tokens or {}
     if layout.cu_seqlens is not None:
         sequences, total = layout.cu_seqlens.shape[0] - 1, q.shape[1]
@@ -172,6 +176,24 @@ def attention(
     if layout.cu_seqlens is not None:
         results = [gather_back(place, result) for result in results]
     return _bare(results)
+
+
+def _decodes_alike(q: Tensor, place: Place) -> bool:
+    """Whether each sequence gets one token, all have one length, and their caches are held in place."""
+    alike = place.in_place and place.layout.uniform and q.shape[1] == 1 and place.layout.cu_seqlens is None
+    return alike and not torch.compiler.is_compiling()
+
+
+def _next_token(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, place: Place, keys: str, values: str
+) -> Tensor:
+    """The common step of decoding, in few calls: store the token's key and value, attend to the slots in use."""
+    assert place.memory is not None
+    held_k, held_v = place.memory[place.prefix + keys], place.memory[place.prefix + values]
+    longest = place.layout.longest
+    held_k.select(1, longest - 1).copy_(k[:, 0])
+    held_v.select(1, longest - 1).copy_(v[:, 0])
+    return _one_query(q, held_k[:, :longest].to(q.dtype), held_v[:, :longest].to(q.dtype), scale, None)
 
 
 def _bare(results: list[Tensor]) -> Tensor | tuple[Tensor, ...]:

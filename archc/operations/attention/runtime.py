@@ -133,7 +133,8 @@ def attention(
     if not causal and place.memory is not None:
         raise ValueError(f"{place.prefix}{keys}: attention that is not causal has no state")
     plain = window is None and outputs == ("out",) and kept is None and blocks is None and not tokens
-    if plain and mask is score is sink is select is None and _decodes_alike(q, place):
+    plain = plain and mask is None and score is None and sink is None and select is None
+    if plain and _decodes_alike(q, place):
         return _next_token(q, k, v, scale, place, keys, values)
     layout, scoring, given = place.layout, _Scoring(scale, score, sink, outputs), tokens or {}
     if layout.cu_seqlens is not None:
