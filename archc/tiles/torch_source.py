@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from archc.data import data_folder
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import Step, TileProgram
@@ -43,7 +44,7 @@ def emit(kind: RecurrenceKind, name: str, templates: Path | None = None) -> str:
     verdict = form_of(kind)
     if verdict.form == "error":
         raise ValueError(verdict.reason)
-    root = templates or Path(__file__).resolve().parents[2] / "templates"
+    root = templates or data_folder("templates")
     environment = Environment(
         loader=FileSystemLoader(root), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
