@@ -93,7 +93,6 @@ def graph_of(source: Source, after: str | None = None) -> Graph:
 def sources_of(source: Source) -> dict[str, str]:
     """Path -> text of the package. Raises SpecError with everything that is wrong with the spec."""
     from archc.codegen.package import package_files
-
     from archc.graph.totals import cost_report
 
     name = "" if isinstance(source, Mapping) else Path(source).name
