@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.laws.subjects import SUBJECTS
+from tests.laws.subjects import EVERY
 from tests.laws.ways import Way, step
 from tests.support.packages import in_float64, package, random_model
 
@@ -50,13 +50,13 @@ def sequences_of(*lengths: int, vocabulary: int = 64, seed: int = 0) -> tuple[Te
 @cache
 def subject(name: str) -> tuple[ModuleType, nn.Module]:
     """The package and the float32 model of a subject."""
-    return package(SUBJECTS[name]), random_model(SUBJECTS[name])
+    return package(EVERY[name]), random_model(EVERY[name])
 
 
 @cache
 def exact_model(name: str) -> nn.Module:
     """The same weights in float64."""
-    return in_float64(SUBJECTS[name], subject(name)[1])
+    return in_float64(EVERY[name], subject(name)[1])
 
 
 @cache

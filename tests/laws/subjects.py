@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.laws.ways import STATEFUL, WAYS
+from tests.oracles.row import rows
+from tests.oracles.row import spec as spec_of
 from tests.support.packages import SPECS, small_spec
 
 Spec = Mapping[str, Any]
@@ -128,11 +130,21 @@ def corner(name: str) -> Spec:
 
 SUBJECTS: dict[str, Spec] = {**SHRUNK, **HYBRIDS, **{name: corner(name) for name in CORNERS}}
 
+# Every mixer of the library, by its first row; and all of them together.
+LIBRARY: dict[str, Spec] = {
+    mixer: spec_of(mixer, next(iter(found.values()))) for mixer, found in rows().items()
+}
+EVERY: dict[str, Spec] = {**SUBJECTS, **LIBRARY}
+
 _SEES_THE_FUTURE = "attention that is not causal reads tokens that a later call would bring"
 
 # Laws that cannot hold, and why.
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "bidirectional": dict.fromkeys(("batch", *STATEFUL), _SEES_THE_FUTURE),
+} | {
+    mixer: dict(row.exceptions)
+    for mixer, found in rows().items()
+    if (row := next(iter(found.values()))).exceptions
 }
 
 

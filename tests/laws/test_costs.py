@@ -8,10 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from archc import pipeline
 from tests.laws.measure import sequences_of
-from tests.laws.subjects import SHIPPED, SUBJECTS
+from tests.laws.subjects import EVERY, SHIPPED
 from tests.support.packages import package
 
-SPECS = {**SUBJECTS, **{f"shipped {name}": path for name, path in SHIPPED.items()}}
+SPECS = {**EVERY, **{f"shipped {name}": path for name, path in SHIPPED.items()}}
 STATES = [name for name in SPECS if name != "bidirectional"]
 
 

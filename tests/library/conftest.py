@@ -26,16 +26,16 @@ class Seen:
     y: Tensor
 
 
-def randomise(model: nn.Module) -> None:
+def randomise(model: nn.Module, scale: float = 1.0) -> None:
     """Give each parameter random values: none may stay where it has no effect, such as 0 or 1."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 2 and name.endswith(".weight") and "_conv." not in name:
-                parameter.copy_(noise * parameter.shape[-1] ** -0.5)
+                parameter.copy_(noise * scale * parameter.shape[-1] ** -0.5)
             else:
-                parameter.add_(0.3 * noise)
+                parameter.add_(0.3 * scale * noise)
 
 
 def observe(model: nn.Module, paths: list[str], length: int) -> dict[str, Seen]:
@@ -44,7 +44,8 @@ def observe(model: nn.Module, paths: list[str], length: int) -> dict[str, Seen]:
 
     def hook(path: str) -> Callable[..., None]:
         def keep(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-            weights = {name: value.detach() for name, value in module.named_parameters()}
+            tensors = (*module.named_parameters(), *module.named_buffers())
+            weights = {name: value.detach() for name, value in tensors}
             found[path] = Seen(weights, args[0], result[0] if isinstance(result, tuple) else result)
 
         return keep

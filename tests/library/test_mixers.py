@@ -9,50 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.library.conftest import Seen, observe
-from tests.oracles import attention, gated_deltanet, gla, kda, mamba2, mlps, rwkv7
+import archc
+from tests.library.conftest import Seen, observe, randomise
+from tests.oracles import attention, mlps, rwkv7
 from tests.oracles.functions import FUNCTIONS
+from tests.oracles.row import reference, rows, spec
 
 LENGTH = 70  # longer than a chunk of 64 and than every window, no multiple of either
-
-SIZES: dict[str, dict[str, Any]] = {
-    "attention": {
-        "n_heads": 6,
-        "n_kv_heads": 2,
-        "head_dim": 32,
-        "theta": 10000.0,
-        "fraction": 0.5,
-        "window": 48,
-        "qk_norm": "head",
-        "output_gate": "element",
-    },
-    "gla": {"n_heads": 3, "n_kv_heads": 3, "head_dim": 32, "v_dim": 64, "gate_rank": 16, "tau": 16},
-    "mamba2": {"n_heads": 12, "head_dim": 32, "d_state": 32, "n_groups": 2},
-    "gated_deltanet": {
-        "n_heads": 3,
-        "n_v_heads": 6,
-        "head_dim": 32,
-        "v_dim": 32,
-        "negative_eigenvalues": True,
-    },
-    "kda": {"n_heads": 6, "head_dim": 32, "v_dim": 32, "rank": 32},
-    "rwkv7": {
-        "n_heads": 6,
-        "head_dim": 32,
-        "decay_rank": 32,
-        "a_rank": 32,
-        "value_rank": 32,
-        "gate_rank": 64,
-    },
-}
-ORACLES: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any], Tensor], Tensor]] = {
-    "attention": attention.forward,
-    "gla": gla.forward,
-    "mamba2": mamba2.forward,
-    "gated_deltanet": gated_deltanet.forward,
-    "kda": kda.forward,
-    "rwkv7": rwkv7.forward,
-}
+ROWS = [(mixer, row) for mixer, found in rows().items() for row in found]
 
 
 def agree(seen: Seen, forward: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> None:
@@ -67,18 +31,19 @@ def agree(seen: Seen, forward: Callable[[Mapping[str, Tensor], Tensor], Tensor])
     assert float((seen.y - exact).abs().max()) <= tolerance
 
 
-@pytest.mark.parametrize("name", ORACLES)
-def test_mixer(name: str, small: Callable[[str], nn.Module]) -> None:
-    sizes = {**SIZES[name], "norm_eps": 1e-5}
-    seen = observe(small(name), ["layers.0.mixer"], LENGTH)["layers.0.mixer"]
-    agree(seen, lambda weights, x: ORACLES[name](weights, sizes, x))
-
-
-def test_later_layers_read_the_first_value(small: Callable[[str], nn.Module]) -> None:
-    seen = observe(small("rwkv7"), ["layers.0.mixer", "layers.2.mixer"], LENGTH)
-    sizes, first, later = SIZES["rwkv7"], seen["layers.0.mixer"], seen["layers.2.mixer"]
-    value = rwkv7.own_value(first.weights, sizes, first.x)
-    agree(later, lambda weights, x: rwkv7.forward(weights, sizes, x, value.to(x.dtype)))
+@pytest.mark.parametrize(("mixer", "name"), ROWS, ids=[f"{mixer}: {row}" for mixer, row in ROWS])
+def test_mixer(mixer: str, name: str) -> None:
+    """The compiled mixer is the paper's loop over tokens, in each layer that the row names."""
+    row = rows()[mixer][name]
+    model = archc.load(spec(mixer, row, context=128)).Model()
+    randomise(model, row.scale)
+    paths = {layer: f"layers.{layer}.mixer" for layer in {0, *row.layers}}
+    found = observe(model, list(paths.values()), LENGTH)
+    sizes = {"norm_eps": 1e-5, "d_model": row.d_model, "n_layers": 2, "context": 128, **row.sizes}
+    sizes["first"] = (found[paths[0]].weights, found[paths[0]].x)
+    for layer in row.layers:
+        here = {**sizes, "layer": layer}
+        agree(found[paths[layer]], lambda weights, x: reference(mixer, weights, here, x))  # noqa: B023
 
 
 ATTENTION = {"n_heads": 4, "n_kv_heads": 4, "head_dim": 12, "norm_eps": 1e-5}
@@ -105,27 +70,6 @@ def test_options_of_attention(options: dict[str, Any], with_parts: Callable[...,
     sizes |= {"fraction": 1 / 3} if "fraction" in options else {}
     seen = observe(model, ["layers.0.mixer"], 23)["layers.0.mixer"]
     agree(seen, lambda weights, x: attention.forward(weights, sizes, x))
-
-
-@pytest.mark.parametrize(
-    ("use", "options", "sizes"),
-    [
-        ("gla", {"n_heads": 4, "n_kv_heads": 2, "tau": 4},
-         {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "v_dim": 12, "gate_rank": 16, "tau": 4}),
-        ("mamba2", {"head_dim": 16, "d_state": 8, "dt_min": 0.01, "dt_max": 0.5},
-         {"n_heads": 6, "head_dim": 16, "d_state": 8, "n_groups": 1, "dt_min": 0.01, "dt_max": 0.5}),
-        ("gated_deltanet", {"n_heads": 2, "head_dim": 8},
-         {"n_heads": 2, "n_v_heads": 2, "head_dim": 8, "v_dim": 16}),
-        ("kda", {"n_heads": 2, "head_dim": 8, "expand_v": 2, "gate_bias": True, "negative_eigenvalues": True},
-         {"n_heads": 2, "head_dim": 8, "v_dim": 16, "rank": 8, "negative_eigenvalues": True}),
-    ],
-)  # fmt: skip
-def test_options_of_recurrences(
-    use: str, options: dict[str, Any], sizes: dict[str, Any], with_parts: Callable[..., nn.Module]
-) -> None:
-    model = with_parts({"use": use, **options}, {"use": "swiglu", "d_ff": 48})
-    seen = observe(model, ["layers.0.mixer"], LENGTH)["layers.0.mixer"]
-    agree(seen, lambda weights, x: ORACLES[use](weights, {**sizes, "norm_eps": 1e-5}, x))
 
 
 GATED: dict[str, Callable[[Tensor], Tensor]] = {

@@ -10,6 +10,32 @@ import torch
 from torch import Tensor
 
 from tests.oracles.parts import Weights, linear, rms_norm, rotate, sigmoid
+from tests.oracles.row import Row
+
+ROWS = {
+    "default": Row({"n_heads": 4}, {"n_heads": 4, "n_kv_heads": 4, "head_dim": 12}),
+    "rotated, windowed, gated": Row(
+        {
+            "n_heads": 4,
+            "n_kv_heads": 2,
+            "rope": {"theta": 10000},
+            "fraction": "1/3",
+            "window": 48,
+            "qk_norm": "head",
+            "output_gate": "element",
+        },
+        {
+            "n_heads": 4,
+            "n_kv_heads": 2,
+            "head_dim": 12,
+            "theta": 10000.0,
+            "fraction": 1 / 3,
+            "window": 48,
+            "qk_norm": "head",
+            "output_gate": "element",
+        },
+    ),
+}
 
 
 def normed(weights: Weights, name: str, x: Tensor, kind: str, eps: float) -> Tensor:

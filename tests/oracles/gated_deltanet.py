@@ -9,6 +9,15 @@ import torch
 from torch import Tensor
 
 from tests.oracles.parts import Weights, linear, rms_norm, short_conv, sigmoid, silu, softplus, unit
+from tests.oracles.row import Row
+
+ROWS = {
+    "default": Row({"n_heads": 2, "head_dim": 8}, {"n_heads": 2, "n_v_heads": 2, "head_dim": 8, "v_dim": 16}),
+    "grouped values, negative eigenvalues": Row(
+        {"n_heads": 2, "n_v_heads": 4, "head_dim": 16, "expand_v": 1, "negative_eigenvalues": True},
+        {"n_heads": 2, "n_v_heads": 4, "head_dim": 16, "v_dim": 16, "negative_eigenvalues": True},
+    ),
+}
 
 
 def forward(weights: Weights, sizes: Mapping[str, Any], x: Tensor) -> Tensor:

@@ -9,6 +9,18 @@ import torch
 from torch import Tensor
 
 from tests.oracles.parts import Weights, linear, rms_norm, sigmoid, silu
+from tests.oracles.row import Row
+
+ROWS = {
+    "default": Row(
+        {"n_heads": 3},
+        {"n_heads": 3, "n_kv_heads": 3, "head_dim": 8, "v_dim": 16, "gate_rank": 16, "tau": 16},
+    ),
+    "grouped heads": Row(
+        {"n_heads": 4, "n_kv_heads": 2, "tau": 4},
+        {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "v_dim": 12, "gate_rank": 16, "tau": 4},
+    ),
+}
 
 
 def projections(

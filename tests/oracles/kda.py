@@ -9,6 +9,15 @@ import torch
 from torch import Tensor
 
 from tests.oracles.parts import Weights, linear, rms_norm, short_conv, sigmoid, silu, softplus, unit
+from tests.oracles.row import Row
+
+ROWS = {
+    "default": Row({"n_heads": 2, "head_dim": 16}, {"n_heads": 2, "head_dim": 16, "v_dim": 16, "rank": 16}),
+    "wide values, biased gate, negative eigenvalues": Row(
+        {"n_heads": 2, "head_dim": 8, "expand_v": 2, "gate_bias": True, "negative_eigenvalues": True},
+        {"n_heads": 2, "head_dim": 8, "v_dim": 16, "rank": 8, "negative_eigenvalues": True},
+    ),
+}
 
 
 def forward(weights: Weights, sizes: Mapping[str, Any], x: Tensor) -> Tensor:

@@ -9,6 +9,18 @@ import torch
 from torch import Tensor
 
 from tests.oracles.parts import Weights, linear, rms_norm, short_conv, silu, softplus
+from tests.oracles.row import Row
+
+ROWS = {
+    "default": Row(
+        {"head_dim": 16, "d_state": 16, "n_groups": 2},
+        {"n_heads": 6, "head_dim": 16, "d_state": 16, "n_groups": 2},
+    ),
+    "bounded steps": Row(
+        {"head_dim": 16, "d_state": 8, "dt_min": 0.01, "dt_max": 0.5},
+        {"n_heads": 6, "head_dim": 16, "d_state": 8, "n_groups": 1, "dt_min": 0.01, "dt_max": 0.5},
+    ),
+}
 
 
 def forward(weights: Weights, sizes: Mapping[str, Any], x: Tensor) -> Tensor:

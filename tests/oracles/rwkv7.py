@@ -10,6 +10,21 @@ import torch
 from torch import Tensor
 
 from tests.oracles.parts import Weights, linear, shifted, sigmoid, unit
+from tests.oracles.row import Row
+
+ROWS = {
+    "default": Row(
+        {"head_dim": 16},
+        {
+            "n_heads": 3,
+            "head_dim": 16,
+            "decay_rank": 32,
+            "a_rank": 32,
+            "value_rank": 32,
+            "gate_rank": 32,
+        },
+    ),
+}
 
 
 class Streams(NamedTuple):
@@ -69,6 +84,9 @@ def forward(weights: Weights, sizes: Mapping[str, Any], x: Tensor, first: Tensor
     The paper's state is `[V, K]`, one row a value channel, and is kept so here. `sizes`: n_heads, head_dim,
     decay_rank, a_rank, value_rank, gate_rank. `first`: see `streams`.
     """
+    if first is None and sizes.get("layer"):
+        first_weights, first_x = sizes["first"]
+        first = own_value(first_weights, sizes, first_x)
     s = streams(weights, sizes, x, first)
     batch, length, n_heads, head_dim = s.r.shape
     state = x.new_zeros(batch, n_heads, head_dim, head_dim)
