@@ -100,6 +100,7 @@ class Operation:
     )
     weighted: ClassVar[bool] = False
     tokenwise: ClassVar[bool] = False  # each token's result depends on that token alone, wherever it stands
+    positional: ClassVar[bool] = False  # it depends on that token and on its place in the sequence
     title: ClassVar[str] = ""
 
     def build(self, call: Call) -> Value:

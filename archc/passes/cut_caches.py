@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from archc.graph.types import Node, Ref, Subgraph
+from archc.operations.registry import operations
 from archc.passes.rebuild import Rebuilder
 
 
@@ -64,7 +65,7 @@ class _Cutter:
         if node.types[ref.index].rate in ("static", "model"):
             return self.made.refs[ref]
         inputs = tuple(self._again(given, group, entry) for given in node.inputs)
-        attrs = {**node.attrs, "seen": entry} if node.op == "rope" else node.attrs
+        attrs = {**node.attrs, "seen": entry} if operations()[node.op].positional else node.attrs
         types = tuple(replace(type_, rate="seen") for type_ in node.types)
         again = replace(node, id=len(self.made.nodes), inputs=inputs, attrs=attrs, types=types)
         self.made.nodes.append(again)

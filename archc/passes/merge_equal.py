@@ -16,6 +16,8 @@ MERGED = (
     "earlier",
     "l2norm",
     "rope",
+    "position",
+    "roll",
     "reshape",
     "select",
     "repeat",

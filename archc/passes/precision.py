@@ -1,4 +1,4 @@
-"""Keeps float32 what must not be rounded: everything that feeds a decay or an input gate (language rule 15).
+"""Keeps float32 what must not be rounded: what feeds a decay or an input gate, and places (language rule 15).
 
 Going back from such an operand, elementwise operations and their parameters are float32, up to the nearest linear
 map, convolution, norm or recurrence, whose result is converted. Where a float32 value meets others elsewhere, the
@@ -12,7 +12,7 @@ from dataclasses import replace
 from archc.graph.types import Node, Ref, Subgraph
 from archc.passes.rebuild import Rebuilder
 
-FEEDS = ("decay", "decay_v", "log_input")  # operands that start a float32 region
+FEEDS = ("decay", "decay_v", "decay_rate", "log_input")  # operands that start a float32 region
 INSIDE = (
     "elementwise",
     "param",
@@ -32,7 +32,10 @@ INSIDE = (
     "outer",
     "topk",
     "buffer",
+    "position",
+    "roll",
 )
+TOKENS = ("token", "seen")
 
 
 def keep_float32(graph: Subgraph) -> Subgraph:
@@ -47,12 +50,8 @@ def keep_float32(graph: Subgraph) -> Subgraph:
             _copy_wide(node, made, wide, converted)
             continue
         fresh = made.copy(node)
-        if (
-            node.op == "elementwise"
-            and node.type.rate == "token"
-            and any(r.node in wide for r in node.inputs)
-        ):
-            narrow = [r for r in node.inputs if r.node not in wide and graph.type_of(r).rate == "token"]
+        if node.op == "elementwise" and node.type.rate in TOKENS and any(r.node in wide for r in node.inputs):
+            narrow = [r for r in node.inputs if r.node not in wide and graph.type_of(r).rate in TOKENS]
             if narrow:
                 like = made.refs[narrow[0]]
                 made.refs[Ref(node.id)] = made.add(
@@ -62,12 +61,17 @@ def keep_float32(graph: Subgraph) -> Subgraph:
 
 
 def _regions(graph: Subgraph) -> set[int]:
-    """The nodes that are float32: those that only elementwise steps part from a decay."""
+    """The nodes that are float32: those that only elementwise steps part from a decay, and those over positions."""
     pending: list[int] = []
+    placed: set[int] = set()  # positions, and what is made of them and of values of the model alone
     for node in graph.nodes:
+        tokens = [ref.node for ref in node.inputs if graph.type_of(ref).rate in TOKENS]
+        if node.op == "position" or node.op in INSIDE and tokens and placed.issuperset(tokens):
+            placed.add(node.id)
+            pending.append(node.id)
         order = node.attrs.get("order", ())
         pending += [ref.node for name, ref in zip(order, node.inputs) if name in FEEDS]
-        if node.op in ("scan", "mixture"):  # a decay, the weights of a router
+        if node.op == "mixture":  # the weights of a router
             pending.append(node.inputs[1].node)
         if node.op == "elementwise" and node.attrs["function"] == "fp32":
             pending.append(node.inputs[0].node)

@@ -57,7 +57,7 @@ def check_cut(call: Call, cut: Sequence[Traced], operands: Mapping[str, Traced])
                 continue
             seen.add(ref)
             through = node.equation or through
-            if not node.inputs:
+            if not node.inputs and not known[node.op].positional:
                 call.fail(
                     "E381",
                     f"`{name}` also depends on `{node.name or node.op}` past the cached values, through `{through}`",
@@ -65,7 +65,7 @@ def check_cut(call: Call, cut: Sequence[Traced], operands: Mapping[str, Traced])
                     note="what is kept of a token must be enough to compute its key and value again",
                     help=f"add `{through}`, or what it comes from, to cache=",
                 )
-            if not known[node.op].tokenwise and node.op != "rope":
+            if not (known[node.op].tokenwise or known[node.op].positional):
                 call.fail(
                     "E381",
                     f"`{node.op}` stands between the cached values and `{name}`, and it looks at other tokens",

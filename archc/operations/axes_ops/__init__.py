@@ -1,4 +1,4 @@
-"""split, concat, reshape, repeat, select, outer, tensor_square, group: the operations that change axes."""
+"""split, concat, reshape, repeat, roll, select, outer, tensor_square: the operations that change axes."""
 
 from __future__ import annotations
 
@@ -179,6 +179,37 @@ class Repeat(Operation):
         return Code(f"{inputs[0].at(12)}.repeat_interleave({times}, dim={place})")
 
 
+class Roll(Operation):
+    """The entries of an axis moved on in a circle: entry i of the result is entry i - steps, modulo their number."""
+
+    name = "roll"
+    title = "entries of an axis moved on in a circle"
+    tokenwise = True
+    signature = Signature.parse("x, steps: static, *, over: axes?")
+
+    def build(self, call: Call) -> Value:
+        """Shapes: unchanged."""
+        x = call.value("x")
+        if not x.type.axes:
+            call.fail("E353", "roll works along an axis, this value has none", call.span_of("x"))
+        over = call.one_axis("over") if call.has("over") else x.type.axes[-1]
+        if over not in x.type.axes:
+            call.fail(
+                "E353",
+                f"`{over}` is not an axis of this value, it has {shape(x.type.axes)}",
+                call.span_of("over"),
+            )
+        steps = call.number("steps")
+        if steps % 1 != 0:
+            call.fail("E321", f"roll takes whole steps, this is {float(steps):g}", call.span_of("steps"))
+        return call.add([x], x.type, {"steps": call.static("steps"), "over": over})
+
+    def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
+        """`x.roll(steps, dim)`."""
+        place = node.type.axes.index(node.attrs["over"]) - len(node.type.axes)
+        return Code(f"{inputs[0].at(12)}.roll({printer.whole(node.attrs['steps']).text}, {place})")
+
+
 class Select(Operation):
     """One entry of an axis: `select(bound, n_layers, layer)`."""
 
@@ -282,5 +313,5 @@ class TensorSquare(Operation):
         return Cost(flops=2 * sizes.product(node.type.axes))
 
 
-OPERATIONS = (Split(), Concat(), Reshape(), Repeat(), Select(), Outer(), TensorSquare())
+OPERATIONS = (Split(), Concat(), Reshape(), Repeat(), Roll(), Select(), Outer(), TensorSquare())
 __all__ = ["OPERATIONS", "total"]

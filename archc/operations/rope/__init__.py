@@ -19,6 +19,7 @@ class Rope(Operation):
 
     name = "rope"
     title = "rotary position embedding"
+    positional = True
     signature = Signature.parse("x, theta: static, fraction: static?, *, layout: word?, scaling: static?")
 
     def build(self, call: Call) -> Value:
