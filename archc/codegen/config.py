@@ -89,6 +89,14 @@ def _module(found: ConfigView, module: Module, used: Iterable[str]) -> None:
         found.properties.append((full, "int" if whole else "float", source, comment or _text(module, name)))
 
 
+def may_be_exact(module: Module, name: str) -> bool:
+    """Whether a number may stand as a Fraction in the configuration: it is one, and others follow from it."""
+    value = _value(module, name)
+    if not isinstance(value, Fraction) or value.denominator == 1 or _definition(module, name) is not None:
+        return False
+    return any(name in statics.free_names(definition) for definition in module.definitions.values())
+
+
 def _closure(module: Module, used: Iterable[str]) -> list[str]:
     """The names read, and those that their definitions read."""
     pending = [name for name in used if name not in MODEL_FIELDS and name not in ("layer", "site", "n_sites")]

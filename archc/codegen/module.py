@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from archc.codegen.config import may_be_exact
 from archc.codegen.forward import ForwardWriter
 from archc.codegen.printer import Printer
 from archc.codegen.views import MODEL_NUMBERS, ClassView, Names
@@ -125,6 +126,8 @@ class ModuleWriter:
                 source = f"config.{name}"
             else:
                 source = f"config.{self.module.prefix}_{attribute}"
+                if may_be_exact(self.module, name):
+                    source = f"float({source})"
             view.numbers.append(f"self.{attribute} = {source}")
         self.numbers.update(printer.numbers)
         view.imports = printer.imports

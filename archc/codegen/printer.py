@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from archc.codegen.config import may_be_exact
 from archc.codegen.letters import RATE_AXES
 from archc.codegen.views import Names
 from archc.graph.types import Module, Node, Ref, ValueType
@@ -69,11 +70,10 @@ class Printer:
         self.numbers[identifier] = None
         attribute = identifier.replace(".", "_")
         if self.from_config:
-            return (
-                f"config.{attribute}"
-                if attribute in MODEL_NAMES
-                else f"config.{self.module.prefix}_{attribute}"
-            )
+            if attribute in MODEL_NAMES:
+                return f"config.{attribute}"
+            source = f"config.{self.module.prefix}_{attribute}"
+            return f"float({source})" if may_be_exact(self.module, identifier) else source
         return f"self.{attribute}"
 
     def number(self, expr: ex.Expr) -> Code:

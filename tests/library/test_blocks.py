@@ -58,6 +58,54 @@ def parallel(x: Tensor, norm: dict[str, Function]) -> Tensor:
     return x + first(u) + last(u)
 
 
+def parallel_norms(x: Tensor, norm: dict[str, Function]) -> Tensor:
+    return x + first(norm["u"](x)) + last(norm["w"](x))
+
+
+def output_norm(x: Tensor, norm: dict[str, Function]) -> Tensor:
+    h = x + norm["h"](first(x))
+    return h + norm["y"](last(h))
+
+
+def deepnorm(x: Tensor, norm: dict[str, Function]) -> Tensor:
+    alpha = 2**0.25  # (2 n_layers) ** 0.25 with one layer
+    h = norm["h"](alpha * x + first(x))
+    return norm["y"](alpha * h + last(h))
+
+
+def normed_residual(x: Tensor, norm: dict[str, Function]) -> Tensor:
+    u = norm["u"](x)
+    w = norm["w"](2**0.25 * u + 0.5 * first(u))
+    return 3 * w + 0.5 * last(w)
+
+
+def scaled_residual(x: Tensor, norm: dict[str, Function]) -> Tensor:
+    h = x + 0.5**0.5 * first(norm["h"](x))
+    return h + 0.5**0.5 * last(norm["y"](h))
+
+
+def layer_scale(x: Tensor, norm: dict[str, Function]) -> Tensor:
+    h = x + norm["mixer_scale"](first(norm["h"](x)))
+    return h + norm["mlp_scale"](last(norm["y"](h)))
+
+
+def mlp_only(x: Tensor, norm: dict[str, Function]) -> Tensor:
+    return x + last(norm["y"](x))
+
+
+def mean_mixers(x: Tensor, norm: dict[str, Function]) -> Tensor:
+    u = norm["u"](x)
+    h = x + 0.5 * (norm["a"](first(u)) + norm["b"](second(u)))
+    return h + last(norm["y"](h))
+
+
+def gated_mixers(x: Tensor, norm: dict[str, Function]) -> Tensor:
+    u = norm["u"](x)
+    gate = torch.sigmoid(norm["gate"](u))
+    h = x + gate * first(u) + (1 - gate) * second(u)
+    return h + last(norm["y"](h))
+
+
 def two_mixers(x: Tensor, norm: dict[str, Function]) -> Tensor:
     u = norm["u"](x)
     h = x + 0.5 * first(u) + 2 * second(u)
@@ -73,8 +121,20 @@ PARTS: dict[str, dict[str, Any]] = {
     "two_mixers": {
         "first_mixer": ATTENTION, "second_mixer": ATTENTION, "mlp": MLP, "first_scale": 0.5, "second_scale": 2,
     },
+    "parallel_norms": {"mixer": ATTENTION, "mlp": MLP},
+    "output_norm": {"mixer": ATTENTION, "mlp": MLP},
+    "deepnorm": {"mixer": ATTENTION, "mlp": MLP},
+    "normed_residual": {"mixer": ATTENTION, "mlp": MLP, "beta": 0.5, "mlp_alpha": 3},
+    "scaled_residual": {"mixer": ATTENTION, "mlp": MLP},
+    "layer_scale": {"mixer": ATTENTION, "mlp": MLP},
+    "mlp_only": {"mlp": MLP},
+    "mean_mixers": {"first_mixer": ATTENTION, "second_mixer": ATTENTION, "mlp": MLP},
+    "gated_mixers": {"first_mixer": ATTENTION, "second_mixer": ATTENTION, "mlp": MLP},
 }  # fmt: skip
-STREAMS = (pre_norm, pre_norm_single, post_norm, sandwich_norm, parallel, two_mixers)
+STREAMS = (
+    pre_norm, pre_norm_single, post_norm, sandwich_norm, parallel, two_mixers, parallel_norms, output_norm, deepnorm,
+    normed_residual, scaled_residual, layer_scale, mlp_only, mean_mixers, gated_mixers,
+)  # fmt: skip
 
 
 def test_every_block_of_the_library_has_its_stream(repository: Any) -> None:
@@ -108,11 +168,22 @@ def test_residual_stream(stream: Callable[[Tensor, dict[str, Function]], Tensor]
     def normed(weight: Tensor) -> Function:
         return lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * weight.detach().double()
 
+    def scaled(weight: Tensor) -> Function:
+        return lambda x: x * weight.detach().double()
+
+    def affine(weight: Tensor, bias: Tensor) -> Function:
+        return lambda x: x @ weight.detach().double().T + bias.detach().double()
+
+    own = {name: weight for name, weight in layer.named_parameters() if name.split(".")[0] not in known}
     norms = {
         name.removesuffix("_norm.weight"): normed(weight)
-        for name, weight in layer.named_parameters()
+        for name, weight in own.items()
         if name.endswith("_norm.weight")
     }
+    norms |= {name: scaled(weight) for name, weight in own.items() if name.endswith("_scale")}
+    if "gate.weight" in own:
+        norms["gate"] = affine(own["gate.weight"], own["gate.bias"])
+    assert len(norms) == len({name.split(".")[0] for name in own}), "a weight that the stream does not know"
     (x, y), exact = seen[0], stream(seen[0][0].double(), norms)
     # About six operations follow one another, none of which is steeper than 4.
     assert float((y - exact).abs().max()) <= 4 * 6 * EPS * float(exact.abs().max())
