@@ -1,4 +1,4 @@
-"""Keeps float32 what must not be rounded: what feeds a decay or an input gate, and places (language rule 15).
+"""Keeps float32 what must not be rounded: what feeds a decay, an angle or an input gate, and places (language rule 15).
 
 Going back from such an operand, elementwise operations and their parameters are float32, up to the nearest linear
 map, convolution, norm or recurrence, whose result is converted. Where a float32 value meets others elsewhere, the
@@ -12,7 +12,7 @@ from dataclasses import replace
 from archc.graph.types import Node, Ref, Subgraph
 from archc.passes.rebuild import Rebuilder
 
-FEEDS = ("decay", "decay_v", "decay_rate", "log_input")  # operands that start a float32 region
+FEEDS = ("decay", "decay_v", "decay_rate", "angle", "log_input")  # operands that start a float32 region
 INSIDE = (
     "elementwise",
     "param",

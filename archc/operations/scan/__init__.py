@@ -1,4 +1,4 @@
-"""scan: a vector state, h_t = exp(decay_t) h_{t-1} + x_t, entry by entry."""
+"""scan: a vector state, h_t = exp(decay_t) h_{t-1} + x_t, entry by entry, real or complex."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from archc.operations.base import Operation, Signature, StateSpec
 
 
 class Scan(Operation):
-    """h_t = exp(decay_t) * h_{t-1} + x_t; the decay is a logarithm, at most 0."""
+    """h_t = exp(decay_t) * h_{t-1} + x_t; the decay is a logarithm, at most 0.
+
+    With `angle=` the state is complex, h_t = exp(decay_t + i angle_t) h_{t-1} + x_t + i imag_t, and there are two
+    results, its real and its imaginary part.
+    """
 
     name = "scan"
     title = "a vector state that decays entry by entry"
-    signature = Signature.parse("x, *, decay, name: word?")
+    signature = Signature.parse("x, *, decay, angle?, imag?, name: word?")
 
     def build(self, call: Call) -> Value:
-        """Shapes: x [*axes], decay the same or fewer axes -> [*axes]."""
+        """Shapes: x [*axes]; decay, angle and imag the same or fewer axes -> [*axes], twice with an angle."""
         x, decay = call.value("x"), call.value("decay")
         if x.type.rate != "token":
             call.fail("E358", "scan needs a value with tokens", call.span_of("x"))
@@ -32,32 +36,59 @@ class Scan(Operation):
                 note="decay is the logarithm of what is kept",
                 help="-exp(...) * softplus(...), logsigmoid(...), or min(..., 0)",
             )
-        extra = [axis for axis in decay.type.axes if axis not in x.type.axes]
-        if extra:
+        order, inputs = ["x", "decay"], [x, decay]
+        for name in ("angle", "imag"):
+            if (value := call.optional(name)) is not None:
+                order.append(name)
+                inputs.append(value)
+        for name, value in zip(order[1:], inputs[1:]):
+            extra = [axis for axis in value.type.axes if axis not in x.type.axes]
+            if extra:
+                what = {"decay": "the decay", "angle": "the angle", "imag": "the imaginary part"}[name]
+                call.fail("E350", f"{what} has the axis `{extra[0]}`, the value has not", call.span_of(name))
+        if "imag" in order and "angle" not in order:
             call.fail(
-                "E350", f"the decay has the axis `{extra[0]}`, the value has not", call.span_of("decay")
+                "E313",
+                "`imag` of `scan` needs `angle`",
+                call.span_of("imag"),
+                note="without an angle the state is real, and so is what is added to it",
+                help="give angle=, or write a second scan for the other part",
             )
         name = call.word("name") or call.scope.local or call.scope.equation
-        name = f"{call.scope.prefix}_{name}" if call.scope.prefix else name
-        return call.add([x, decay], ValueType(x.type.axes), {}, name=call.scope.state_name(call, name))
+        name = call.scope.state_name(call, f"{call.scope.prefix}_{name}" if call.scope.prefix else name)
+        type_, attrs = ValueType(x.type.axes), {"order": tuple(order)}
+        if "angle" in order:
+            return call.add_several(inputs, [type_, type_], attrs, name=name)
+        return call.add(inputs, type_, attrs, name=name)
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
-        """`scan(x, decay, place, "h")`."""
+        """`scan(x, decay, place, "h")`, or `complex_scan(x, imag, decay, angle, place, "h")`."""
+        codes = {
+            name: printer.align(code, printer.type_of(ref), node.type) if name != "x" else code
+            for name, code, ref in zip(node.attrs["order"], inputs, node.inputs)
+        }
+        key = f'"{node.name}"'
+        if "angle" in codes:
+            printer.use("scan", "complex_scan")
+            imag = codes.get("imag", "None")
+            return call(
+                "complex_scan", codes["x"], imag, codes["decay"], codes["angle"], printer.place(), key
+            )
         printer.use("scan", "scan")
-        decay = printer.align(inputs[1], printer.type_of(node.inputs[1]), node.type)
-        return call("scan", inputs[0], decay, printer.place(), f'"{node.name}"')
+        return call("scan", codes["x"], codes["decay"], printer.place(), key)
 
     def states(self, node: Node, graph: Subgraph) -> list[StateSpec]:
-        """The last state, float32."""
-        return [StateSpec(node.name, node.type.axes, "float32")]
+        """The last state, float32; with an angle also its imaginary part."""
+        found = [StateSpec(node.name, node.type.axes, "float32")]
+        if "angle" in node.attrs["order"]:
+            found.append(StateSpec(f"{node.name}.imag", node.type.axes, "float32"))
+        return found
 
     def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
-        """An exponential, a product and a sum an entry."""
-        return Cost(
-            chunk_flops=6 * sizes.product(node.type.axes),
-            step_flops=6 * sizes.product(node.type.axes),
-            chunk_backward_flops=12 * sizes.product(node.type.axes),
-        )
+        """An entry: an exponential (4 FLOPs), a product and a sum; complex also sine, cosine, and 8 for the sum."""
+        entries = sizes.product(node.type.axes)
+        flops = (12 + 2 + 8 if "angle" in node.attrs["order"] else 4 + 2) * entries
+        return Cost(chunk_flops=flops, step_flops=flops, chunk_backward_flops=2 * flops)
 
 
 OPERATIONS = (Scan(),)
