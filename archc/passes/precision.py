@@ -73,6 +73,8 @@ def _regions(graph: Subgraph) -> set[int]:
         pending += [ref.node for name, ref in zip(order, node.inputs) if name in FEEDS]
         if node.op == "mixture":  # the weights of a router
             pending.append(node.inputs[1].node)
+        if node.op == "running_softmax":  # logarithms of weights
+            pending.append(node.inputs[0].node)
         if node.op == "elementwise" and node.attrs["function"] == "fp32":
             pending.append(node.inputs[0].node)
     found: set[int] = set()
