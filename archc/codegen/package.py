@@ -43,6 +43,7 @@ def recurrence_name(kind: RecurrenceKind) -> str:
     """What a class of recurrence is called in a package: `head_decay_delta`."""
     parts = [] if kind.decay == "none" else [f"{kind.decay}_decay"]
     parts += {"none": [], "delta": ["delta"], "pair": [f"erase_{kind.erase_from}"]}[kind.erase]
+    parts += ["rate"] if kind.decay_rate else []
     parts += ["factors"] if kind.factors else []
     parts += ["exclusive"] if kind.read == "exclusive" else []
     parts += [f"normalized_{kind.normalize}"] if kind.normalize != "none" else []
@@ -313,8 +314,9 @@ class _Package:
         found: dict[str, None] = {}
         for module in self.graph.modules.values():
             for node in module.subgraph.nodes:
-                if node.op == "param" and node.attrs.get("float32", False):
-                    found[f".{node.name}"] = None
+                if node.attrs.get("float32", False):
+                    names = [node.name] if node.op == "param" else [f"{node.name}.weight", f"{node.name}.bias"]
+                    found |= {f".{name}": None for name in names}
         return sorted(found)
 
     def _legend(self) -> list[str]:

@@ -10,6 +10,7 @@ from archc.graph.costs import Cost, Sizes
 from archc.graph.types import Node, Subgraph, ValueType
 from archc.graph.values import Value
 from archc.operations.base import Operation, Signature
+from archc.operations.elementwise.table import infer
 from archc.spec.axes import Axis
 
 
@@ -269,7 +270,8 @@ class Outer(Operation):
                 f"{shape(a.type.axes)} and {shape(b.type.axes)}",
                 call.span,
             )
-        type_ = ValueType((*a.type.axes, *own), lift(a.type.rate, b.type.rate))
+        bounds = infer("mul", [a.type, b.type])
+        type_ = ValueType((*a.type.axes, *own), lift(a.type.rate, b.type.rate), bounds.low, bounds.high)
         return call.add([a, b], type_, {})
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:

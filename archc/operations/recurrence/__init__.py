@@ -14,6 +14,7 @@ from archc.graph.types import Node, Subgraph, ValueType
 from archc.graph.values import Several, Traced, Value
 from archc.operations.base import Operation, Signature, StateSpec
 from archc.operations.heads import divides, fail_operand, widest_heads
+from archc.operations.recurrence.rate import step_and_rate
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
 from archc.spec.diagnostics import Label
@@ -69,6 +70,9 @@ class Recurrence(Operation):
                     help="queries, keys and erase vectors share the key axis of the state",
                 )
         decay, decay_name = self._decay(call, parts, axes, key, value_axis)
+        if decay == "elementwise" and (product := step_and_rate(call, parts[decay_name], key, value_axis)):
+            parts[decay_name], parts["decay_rate"] = product
+            axes |= {name: parts[name].type.axes for name in (decay_name, "decay_rate")}
         groups: dict[str, tuple[Axis, ...]] = {name: axes[name][:-1] for name in ("q", "k", "v")}
         for name in ("erase_write", "erase_read"):
             if name in axes:
@@ -83,9 +87,10 @@ class Recurrence(Operation):
                         call.span_of(name),
                         help=f"linear(..., [{axes[name][0]}]) makes one number a head",
                     )
-        if decay_name:
-            groups[decay_name] = tuple(a for a in axes[decay_name] if a not in (key, value_axis))
-        self._check_gates(call, groups, {"beta", "log_input", decay_name})
+        for name in (decay_name, "decay_rate"):
+            if name in axes:
+                groups[name] = tuple(a for a in axes[name] if a not in (key, value_axis))
+        self._check_gates(call, groups, {"beta", "log_input", decay_name, "decay_rate"})
         heads = widest_heads(call, groups)
         kind = self._kind(call, decay, parts, decay_name)
         verdict = form_of(kind)
@@ -97,7 +102,7 @@ class Recurrence(Operation):
             "k",
             "v",
             *([decay_name] if decay_name else []),
-            *(n for n in ("beta", "erase_write", "erase_read", "log_input") if n in parts),
+            *(n for n in ("decay_rate", "beta", "erase_write", "erase_read", "log_input") if n in parts),
         ]
         attrs = {
             "kind": kind,
@@ -261,6 +266,7 @@ class Recurrence(Operation):
             call.has("factors"),
             chunk,
             bounded,
+            "decay_rate" in parts,
         )
 
     def _scale(self, call: Call) -> ex.Expr | None:
