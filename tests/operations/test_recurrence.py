@@ -152,3 +152,66 @@ def test_dtype_of_states(dtype: torch.dtype) -> None:
             whole = model(tokens)
             pieces = torch.cat([model(piece, state=state) for piece in tokens.split([7, 1, 12], 1)], 1)
         assert float((whole - pieces).abs().max()) < 100 * torch.finfo(wide).eps
+
+
+# A gate that is the same for all tokens, and the same as a value of each token.
+CONSTANT = {
+    "a decay a key channel": ("decay=-exp(per_key)", "decay=-exp(per_key) * one_k"),
+    "a decay a key channel for all heads": ("decay=-exp(shared)", "decay=-exp(repeated) * one_k"),
+    "a decay a value channel": ("decay_v=-exp(per_value)", "decay_v=-exp(per_value) * one_v"),
+    "a decay an entry": ("decay=-exp(per_entry)", "decay=min(-exp(per_entry) * outer(one_k, one_v), 0)"),
+    "a decay a head": ("decay=-exp(per_head)", "decay=-exp(per_head) * one"),
+    "a number as a decay": ("decay=-0.5", "decay=-0.5 * one"),
+    "a beta": ("beta=sigmoid(per_head)", "beta=sigmoid(per_head) * one"),
+    "a number as a beta": ("beta=1", "beta=one"),
+}
+
+
+SHARED = "a decay a key channel for all heads"
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [(name, heads) for name in CONSTANT for heads in (True, False) if heads or name != SHARED],
+)
+def test_gates_without_tokens(name: str, heads: bool) -> None:
+    """Lifted to all tokens: the same numbers as of the gate written for each token, in float64."""
+    models = [archc.load(_constant(text, heads)).Model().double() for text in CONSTANT[name]]
+    weights = models[0].state_dict()
+    models[1].load_state_dict({**models[1].state_dict(), **weights})
+    tokens = torch.randint(32, (2, 40), generator=torch.Generator().manual_seed(1))
+    found = [_slopes(model, tokens) for model in models]
+    for key, value in found[0].items():
+        torch.testing.assert_close(value, found[1][key], rtol=1e-9, atol=1e-12)
+
+
+def _constant(gate: str, heads: bool) -> dict[str, Any]:
+    head = ["heads"] if heads else []
+
+    def axes(*names: str) -> str:
+        return f"[{', '.join([*head, *names])}]"
+
+    body = {
+        "per_head": f"param(a, {axes()}, init=normal(0, 1))"
+        if heads
+        else "sum(param(a, [one_axis], init=1))",
+        "per_key": f"param(b, {axes('size')}, init=normal(0, 1))",
+        "per_value": f"param(c, {axes('width')}, init=normal(0, 1))",
+        "per_entry": f"param(d, {axes('size', 'width')}, init=normal(0, 1))",
+        "shared": "param(e, [size], init=0.5)",
+        "repeated": "shared * ones([heads, size])",
+        "one_k": "exp(0 * k)",
+        "one_v": "exp(0 * v)",
+        "one": "exp(0 * sum(k))",
+        "q": f"linear(x, {axes('size')})",
+        "k": f"linear(x, {axes('size')})",
+        "v": f"linear(x, {axes('width')})",
+        "o": f"recurrence(q, k, v, {gate}, scale=1)",
+        "y": "linear(o, d_model)",
+    }
+    while unread := [n for n in body if n != "y" and not any(n in _names(body[m]) for m in body if m != n)]:
+        for name in unread:
+            del body[name]
+    params = {"heads": 2, "size": 4, "width": 6, "one_axis": 1}
+    params = {name: value for name, value in params.items() if name in _names(" ".join(body.values()))}
+    return {**spec("A * dt"), "mixers": {"own": {"params": params, "body": body}}}

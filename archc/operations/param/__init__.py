@@ -112,7 +112,7 @@ class Filled(Operation):
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """`torch.ones(n)`, on the device of the module."""
-        return Code(f"torch.{self.name}({printer.sizes(node.type.axes)}, device={printer.device()})")
+        return Code(f"torch.{self.name}({printer.sizes(node.type.axes) or '()'}, device={printer.device()})")
 
 
 class Ones(Filled):

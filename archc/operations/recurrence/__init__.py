@@ -69,6 +69,7 @@ class Recurrence(Operation):
                     call.span_of(name),
                     help="queries, keys and erase vectors share the key axis of the state",
                 )
+        self._number_a_head(call, parts, axes, factor)
         decay, decay_name = self._decay(call, parts, axes, key, value_axis)
         if decay == "elementwise" and (product := step_and_rate(call, parts[decay_name], key, value_axis)):
             parts[decay_name], parts["decay_rate"] = product
@@ -125,6 +126,22 @@ class Recurrence(Operation):
         if call.has("bonus"):
             return self._bonus(call, result, parts, call.value("bonus"))
         return result
+
+    def _number_a_head(
+        self,
+        call: Call,
+        parts: dict[str, Traced],
+        axes: dict[str, tuple[Axis, ...]],
+        factor: Axis | None,
+    ) -> None:
+        """A gate that is a number, such as `beta=1`, becomes a value with the heads of k."""
+        for name in ("decay", "decay_v", "beta", "log_input"):
+            if name not in parts or parts[name].type.rate != "static":
+                continue
+            of = tuple(axis for axis in parts["k"].type.axes[:-1] if axis != factor or name == "beta")
+            ones = call.scope.add("ones", [], (ValueType(of, "model", 1.0, 1.0),), {}, call.span)[0]
+            parts[name] = call.scope.elementwise("mul", [parts[name], ones], call.span)
+            axes[name] = tuple(axis for axis in of if axis != factor)
 
     def _check_gates(self, call: Call, groups: Mapping[str, Sequence[Axis]], gates: Collection[str]) -> None:
         """A gate has the heads of q, k or v, or none: any other axis is not a head count that differs."""
@@ -216,7 +233,7 @@ class Recurrence(Operation):
             if last != (value,):
                 call.fail("E373", f"decay_v needs the last axis of v, `{value}`", call.span_of(name))
             return "value", name
-        if last == (key,) and len(axes[name]) >= 1 and (len(axes[name]) == 2 or len(axes["k"]) == 1):
+        if last == (key,) and key not in axes["k"][:-1]:
             return "key", name
         if value in axes[name]:
             call.fail("E373", f"a decay along `{value}` is written decay_v=", call.span_of(name))
@@ -333,6 +350,10 @@ class Recurrence(Operation):
         if head is None:
             at = (2 if type_.rate == "token" else 0) + (1 if attrs["factor"] in type_.axes else 0)
             code = Code(f"{code.at(12)}.unsqueeze({at})")
+        constant = name == "decay_rate" or name == attrs["decay"] and attrs["kind"].decay == "constant"
+        if type_.rate != "token" and not constant:
+            kept = "-1, " * (len(wanted) + (head is None))
+            code = Code(f"{code.at(12)}.expand(*{printer.example()}.shape[:2], {kept.removesuffix(', ')})")
         return code
 
     def states(self, node: Node, graph: Subgraph) -> list[StateSpec]:

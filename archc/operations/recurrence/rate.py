@@ -16,8 +16,10 @@ def step_and_rate(call: Call, decay: Traced, key: Axis, value: Axis) -> tuple[Tr
     """
     found = _split(call, decay, key)
     step, rate = found or (None, None)
-    if step is None or rate is None:
+    if rate is None:
         return None
+    if step is None:  # the same at every token
+        step = call.scope.add("ones", [], (ValueType((value,), "model", 1.0, 1.0),), {}, call.span)[0]
     return _widened(call, step, (value,)), _widened(call, rate, (key, value))
 
 
