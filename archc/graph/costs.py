@@ -19,7 +19,8 @@ class Cost:
 
     `matrix_flops` are spent on matrices of weights (a multiply-add counts two), `chunk_flops` and
     `chunk_backward_flops` on recurrences over chunks, `step_flops` on the same while decoding, `flops` on everything
-    else. `key_flops` are spent on each key that a query sees; `window` bounds how many those are.
+    else. `key_flops` are spent on each key that a query sees, `step_key_flops` on the same while decoding only;
+    `window` bounds how many those are. `call_matrix_flops` are spent once a call, on matrices over values of the model.
     """
 
     parameters: int = 0
@@ -29,6 +30,8 @@ class Cost:
     step_flops: int = 0
     flops: int = 0
     key_flops: int = 0
+    step_key_flops: int = 0
+    call_matrix_flops: int = 0
     window: int | None = None
 
     def __add__(self, other: Cost) -> Cost:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from archc.graph.costs import Cost, Sizes
@@ -33,6 +33,24 @@ def parameter_shapes(graph: Graph) -> dict[str, Shape]:
     if not settings.tie_embeddings:
         found["head.weight"] = (settings.vocab_size, width)
     return found
+
+
+def count_parameters(graph: Graph) -> int:
+    """How many parameters `parameter_shapes` has, in the time of one layer of each class."""
+    settings = graph.settings
+    width = settings.d_model
+    found: dict[str, Shape] = {"embedding.weight": (settings.vocab_size, width)}
+    if not settings.tie_embeddings:
+        found["head.weight"] = (settings.vocab_size, width)
+    found |= _norm("norm", settings.norm, width)
+    if settings.embedding_norm is not None:
+        found |= _norm("embedding_norm", settings.embedding_norm, width)
+    for module in graph.modules.values():
+        for path, shape in _owned(module, "model", "").items():
+            found.setdefault(path, shape)
+    groups = [(found, 1), *((_module_parameters(graph, key, ""), 1) for key in graph.shared.values())]
+    groups += [(_module_parameters(graph, key, ""), count) for key, count in Counter(graph.layers()).items()]
+    return sum(count * _product(shape) for shapes, count in groups for shape in shapes.values())
 
 
 def _norm(name: str, kind: str, width: int) -> dict[str, Shape]:
@@ -82,6 +100,7 @@ class CostReport:
     """What a model costs. FLOPs count a multiply-add as two; bytes are for `batch_size` sequences.
 
     `cache_bytes_per_token`: keys and values of full attention, a token of one sequence.
+    `matrix_flops_per_call`: matrices over values of the model, whatever the tokens.
     `window_bytes`: rings of windows, once full. `state_bytes`: everything that does not grow with the length.
     """
 
@@ -94,6 +113,7 @@ class CostReport:
     decode_flops: int
     training_flops: int
     matrix_flops_per_token: int
+    matrix_flops_per_call: int
     cache_bytes_per_token: int
     cache_bytes: int
     window_bytes: int
@@ -153,16 +173,40 @@ def cost_report(
 ) -> CostReport:
     """The costs of a model for sequences of `tokens` (default: its context), activations of 2 bytes."""
     length = graph.settings.context if tokens is None else tokens
+    return cost_reports(graph, (length,), batch_size=batch_size, bytes_per_value=bytes_per_value)[0]
+
+
+def cost_reports(
+    graph: Graph, lengths: Sequence[int], *, batch_size: int = 1, bytes_per_value: int = 2
+) -> list[CostReport]:
+    """The costs of a model for sequences of several lengths; each operation is counted once for all of them."""
     layers = Counter(graph.layers())
     per_module = {key: _module_costs(graph, key) for key in layers}
+    memory = _memory(graph, layers, bytes_per_value)
+    parameters = count_parameters(graph)
+    return [
+        _cost_at(graph, length, batch_size, layers, per_module, memory, parameters) for length in lengths
+    ]
+
+
+def _cost_at(
+    graph: Graph,
+    length: int,
+    batch_size: int,
+    layers: Counter[str],
+    per_module: dict[str, list[Cost]],
+    memory: dict[str, int],
+    parameters: int,
+) -> CostReport:
     head = Cost(matrix_flops=2 * graph.settings.d_model * graph.settings.vocab_size)
     prefill = decode = training = batch_size * length * head.matrix_flops
     decode = batch_size * head.matrix_flops
     training *= 3
-    matrix = head.matrix_flops
+    matrix, matrix_a_call = head.matrix_flops, 0
     for key, count in layers.items():
         for cost in per_module[key]:
             matrix += count * cost.matrix_flops
+            matrix_a_call += count * cost.call_matrix_flops
             pairs = _pairs(length, cost.window)
             seen = min(length, cost.window or length)
             prefill += (
@@ -173,7 +217,12 @@ def cost_report(
             decode += (
                 count
                 * batch_size
-                * (cost.matrix_flops + cost.step_flops + cost.flops + seen * cost.key_flops)
+                * (
+                    cost.matrix_flops
+                    + cost.step_flops
+                    + cost.flops
+                    + seen * (cost.key_flops + cost.step_key_flops)
+                )
             )
             training += (
                 count
@@ -184,18 +233,17 @@ def cost_report(
                     + 3 * pairs * cost.key_flops
                 )
             )
-    memory = _memory(graph, layers, bytes_per_value)
-    parameters = sum(_product(shape) for shape in parameter_shapes(graph).values())
     return CostReport(
         graph.name,
         parameters,
         2 * parameters,
         length,
         batch_size,
-        prefill,
-        decode,
-        training,
+        prefill + matrix_a_call,
+        decode + matrix_a_call,
+        training + 3 * matrix_a_call,
         matrix,
+        matrix_a_call,
         memory["grows"],
         batch_size * length * memory["grows"],
         batch_size * memory["ring"],
@@ -262,4 +310,4 @@ def _state_bytes(state: StateSpec, sizes: Sizes, width: int) -> tuple[str, int]:
     return "grows", size if state.every is None else -(-size // int(sizes.number(state.every)))
 
 
-__all__ = ["CostReport", "cost_report", "parameter_shapes"]
+__all__ = ["CostReport", "cost_report", "cost_reports", "count_parameters", "parameter_shapes"]

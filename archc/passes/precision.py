@@ -1,8 +1,8 @@
 """Keeps float32 what must not be rounded: what feeds a decay, an angle or an input gate, and places (language rule 15).
 
 Going back from such an operand, elementwise operations and their parameters are float32, up to the nearest linear
-map, convolution, norm or recurrence, whose result is converted. Where a float32 value meets others elsewhere, the
-result goes back to the dtype of the activations.
+map, convolution, norm or recurrence, whose result is converted; a linear map of a value of the model is inside. Where
+a float32 value meets others elsewhere, the result goes back to the dtype of the activations.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import replace
 from archc.graph.types import Node, Ref, Subgraph
 from archc.passes.rebuild import Rebuilder
 
-FEEDS = ("decay", "decay_v", "decay_rate", "angle", "log_input")  # operands that start a float32 region
+# Operands that start a float32 region.
+FEEDS = ("decay", "decay_v", "decay_rate", "angle", "log_input", "kernel", "read", "read_imag")
 INSIDE = (
     "elementwise",
     "param",
@@ -77,17 +78,26 @@ def _regions(graph: Subgraph) -> set[int]:
             pending.append(node.inputs[0].node)
         if node.op == "elementwise" and node.attrs["function"] == "fp32":
             pending.append(node.inputs[0].node)
+        if (
+            node.op == "linear" and node.type.rate == "model"
+        ):  # once a call: places and filters are not rounded
+            pending.append(node.id)
     found: set[int] = set()
     while pending:
         number = pending.pop()
         node = graph.nodes[number]
-        if number in found or node.op not in INSIDE:
+        if number in found or not _inside(node):
             continue
         if node.op == "split" and graph.nodes[node.inputs[0].node].op not in INSIDE:
             continue  # the pieces are converted one by one
         found.add(number)
         pending += [ref.node for ref in node.inputs]
     return found
+
+
+def _inside(node: Node) -> bool:
+    """Whether a region goes on through a node. Matrices end it, but those over values of the model are part of it."""
+    return node.op in INSIDE or node.op == "linear" and node.type.rate == "model"
 
 
 def _copy_wide(node: Node, made: Rebuilder, wide: set[int], converted: dict[Ref, Ref]) -> None:
@@ -102,5 +112,5 @@ def _copy_wide(node: Node, made: Rebuilder, wide: set[int], converted: dict[Ref,
             new = converted[new]
         inputs.append(new)
     fresh = made.copy(node)
-    attrs = {**fresh.attrs, "float32": True} if node.op == "param" else fresh.attrs
+    attrs = {**fresh.attrs, "float32": True} if node.op in ("param", "linear") else fresh.attrs
     made.nodes[-1] = replace(fresh, inputs=tuple(inputs), attrs=attrs)

@@ -20,6 +20,7 @@ RESERVED = {
     "site": "the index among the uses of a body",
     "n_sites": "the number of uses of a body",
     "d_model": "the width of the model",
+    "context": "the number of tokens that the model is meant for",
     "embedding": "the embedded tokens",
     "tokens": "the axis of tokens",
     "keys": "the axis of keys",

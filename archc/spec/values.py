@@ -16,7 +16,7 @@ from archc.spec.statics import evaluate
 from archc.spec.yaml_nodes import YMapping, YNode, YScalar, YSequence
 
 TYPES = ("int", "number", "bool", "choice", "list", "mapping", "axes", "text", "function", "any")
-STATICS = frozenset({"d_model", "n_layers", "layer", "site", "n_sites"})
+STATICS = frozenset({"d_model", "n_layers", "context", "layer", "site", "n_sites"})
 WORDS = frozenset({"true", "false", "none"})
 
 _INFINITIES = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf}

@@ -112,6 +112,13 @@ def recomputed(place: Place, key: str, x: Tensor) -> Attended:
     return seen._replace(values=x)
 
 
+def store(place: Place, key: str, x: Tensor) -> None:
+    """Put the call's tokens `x [B, T, ...]` into their slots, for an operation that reads the entry by itself."""
+    stored = place.read(key)
+    if stored is not None:
+        _store(place, key, x if place.layout.cu_seqlens is None else spread(place, x), stored)
+
+
 def attended_blocks(place: Place, key: str, x: Tensor, blocks: Blocks) -> Attended:
     """`attended` for values at block rate: `x [R, M, ...]`, the blocks that the call may have completed.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,7 +18,8 @@ STATES = [name for name in SPECS if name != "bidirectional"]
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_parameters(name: str) -> None:
+def test_parameters(name: str, law: Callable[..., None]) -> None:
+    law(name, "parameters")
     model = package(SPECS[name]).Model(device="meta")
     measured = {key: tuple(value.shape) for key, value in model.named_parameters()}
     assert pipeline.parameters(SPECS[name]) == measured
@@ -27,8 +30,9 @@ def test_parameters(name: str) -> None:
 
 @pytest.mark.parametrize("name", STATES)
 @pytest.mark.parametrize(("rows", "length"), [(1, 128), (3, 50)])
-def test_bytes_of_states(name: str, rows: int, length: int) -> None:
+def test_bytes_of_states(name: str, rows: int, length: int, law: Callable[..., None]) -> None:
     """A state of a bfloat16 model, by tensors that grow with the length, rings, and the rest."""
+    law(name, "bytes of states")
     model = package(SPECS[name]).Model(dtype=torch.bfloat16, device="meta")
     cost = pipeline.cost(SPECS[name], batch_size=rows, tokens=length)
     state = model.init_state(rows, length)
@@ -42,12 +46,14 @@ def test_bytes_of_states(name: str, rows: int, length: int) -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_flops_of_matrices(name: str) -> None:
+def test_flops_of_matrices(name: str, law: Callable[..., None]) -> None:
     """What torch counts in `mm` and `addmm`: the linear layers and the head, whose count is exact."""
+    law(name, "FLOPs of matrices")
     model = package(SPECS[name]).Model()
     (tokens,) = sequences_of(24)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(tokens[None])
     counts = counter.get_flop_counts()["Global"]
     measured = sum(value for op, value in counts.items() if op in (torch.ops.aten.mm, torch.ops.aten.addmm))
-    assert measured == 24 * pipeline.cost(SPECS[name]).matrix_flops_per_token
+    cost = pipeline.cost(SPECS[name])
+    assert measured == 24 * cost.matrix_flops_per_token + cost.matrix_flops_per_call

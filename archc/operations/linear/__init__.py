@@ -6,12 +6,15 @@ import math
 from collections.abc import Sequence
 
 from archc.codegen.printer import Code, Printer, call
+from archc.codegen.reach import reached
 from archc.graph.calls import Call
 from archc.graph.costs import Cost, Sizes
 from archc.graph.types import Node, Ref, Subgraph, ValueType
 from archc.graph.values import Value
 from archc.operations.base import Operation, Signature
 from archc.spec.axes import Axis
+
+OWNERS = ("param", "buffer", "linear")  # what gives a value of the model the dtype of the weights
 
 
 class Linear(Operation):
@@ -84,6 +87,8 @@ class Linear(Operation):
             places = ", ".join(str(p + lead) for p in order)
             inputs = [Code(f"{inputs[0].at(12)}.permute({'0, 1, ' if lead else ''}{places})")]
         x = printer.fold(inputs[0], over)
+        if _constant(printer.graph, node.inputs[0]):
+            x = Code(f"{x.at(12)}.type_as({printer.member(node)}.weight)")
         return printer.unfold(call(printer.member(node), x), out, typed=False)
 
     def _per_entry(self, node: Node, x: Code, axes: Sequence[Axis], printer: Printer) -> Code:
@@ -139,12 +144,21 @@ class Linear(Operation):
         return [*found, (f"{node.name}.bias", (out,))] if attrs["bias"] else found
 
     def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
-        """2 FLOPs for each weight and token."""
+        """2 FLOPs for each weight and token; over a value of the model, once a call."""
         over, out, kept, per = (sizes.product(node.attrs[key]) for key in ("over", "out", "kept", "per"))
         blocks = int(sizes.number(node.attrs["blocks"])) if node.attrs["blocks"] is not None else 1
         weights = per * out * over // blocks
         bias = per * out if node.attrs["bias"] else 0
-        return Cost(parameters=weights + bias, matrix_flops=2 * out * over * kept // blocks, flops=bias)
+        flops = 2 * out * over * kept // blocks
+        if node.type.rate == "model":
+            return Cost(parameters=weights + bias, call_matrix_flops=flops)
+        return Cost(parameters=weights + bias, matrix_flops=flops, flops=bias)
+
+
+def _constant(graph: Subgraph, ref: Ref) -> bool:
+    """Whether no weight and no token is behind a value, such as `arange(n) / n`: its dtype is nobody's then."""
+    nodes = [graph.nodes[number] for number in reached(graph, [ref])]
+    return all(node.type.rate in ("static", "model") and node.op not in OWNERS for node in nodes)
 
 
 OPERATIONS = (Linear(),)
