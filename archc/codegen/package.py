@@ -64,6 +64,7 @@ class _Package:
         self.kinds: dict[str, RecurrenceKind] = {}
         self.model_owned: dict[str, str] = {}  # weights of the model itself: name -> constructor line
         self.model_initial: list[str] = []
+        self.model_imports: set[tuple[str, str]] = set()  # what those lines need
         self.names = self._names()
         self.class_names = self.names.classes
         self.environment = jinja2.Environment(
@@ -213,6 +214,7 @@ class _Package:
         for (_, node), line in zip(owned, lines):
             self.model_owned[node.name] = line
         self.model_initial += initial
+        self.model_imports |= printer.imports
         return printer
 
     def _config(self, used: Mapping[str, list[str]]) -> str:
@@ -235,9 +237,8 @@ class _Package:
             "language_model": {"LanguageModel"},
             "place": {"Place"},
         }
-        for view in classes:
-            for file, name in view.imports:
-                imports.setdefault(file, set()).add(name)
+        for file, name in self.model_imports.union(*(view.imports for view in classes)):
+            imports.setdefault(file, set()).add(name)
         imports.setdefault("norm_modules", set()).add(NORMS[settings.norm])
         if settings.embedding_norm is not None:
             imports["norm_modules"].add(NORMS[settings.embedding_norm])
@@ -315,7 +316,9 @@ class _Package:
         for module in self.graph.modules.values():
             for node in module.subgraph.nodes:
                 if node.attrs.get("float32", False):
-                    names = [node.name] if node.op == "param" else [f"{node.name}.weight", f"{node.name}.bias"]
+                    names = (
+                        [node.name] if node.op == "param" else [f"{node.name}.weight", f"{node.name}.bias"]
+                    )
                     found |= {f".{name}": None for name in names}
         return sorted(found)
 

@@ -32,8 +32,9 @@ def agree(seen: Seen, forward: Callable[[Mapping[str, Tensor], Tensor], Tensor])
 
 
 @pytest.mark.parametrize(("mixer", "name"), ROWS, ids=[f"{mixer}: {row}" for mixer, row in ROWS])
-def test_mixer(mixer: str, name: str) -> None:
+def test_mixer(mixer: str, name: str, law: Callable[..., None]) -> None:
     """The compiled mixer is the paper's loop over tokens, in each layer that the row names."""
+    law(mixer, "paper")
     row = rows()[mixer][name]
     model = archc.load(spec(mixer, row, context=128)).Model()
     randomise(model, row.scale)
@@ -41,6 +42,7 @@ def test_mixer(mixer: str, name: str) -> None:
     found = observe(model, list(paths.values()), LENGTH)
     sizes = {"norm_eps": 1e-5, "d_model": row.d_model, "n_layers": 2, "context": 128, **row.sizes}
     sizes["first"] = (found[paths[0]].weights, found[paths[0]].x)
+    sizes["model"] = {name: value.detach() for name, value in model.named_parameters(recurse=False)}
     for layer in row.layers:
         here = {**sizes, "layer": layer}
         agree(found[paths[layer]], lambda weights, x: reference(mixer, weights, here, x))  # noqa: B023

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-MIXERS = Path(__file__).resolve().parents[2] / "specs" / "mixers"
+HERE = Path(__file__).resolve().parent
+MIXERS = HERE.parents[1] / "specs" / "mixers"
 
 Forward = Callable[[Mapping[str, Tensor], Mapping[str, Any], Tensor], Tensor]
 
@@ -21,8 +22,9 @@ class Row:
     """A mixer with options, in every layer of a model of width `d_model`.
 
     `options`: beside `use:`. `sizes`: handed to the oracle, with norm_eps, d_model, context, layer and n_layers
-    beside them and `first`, the weights and the input of layer 0. `layers`: those that are compared.
-    `scale`: random weights are this many times as large. `exceptions`: laws that cannot hold, with the reason.
+    beside them, `first`, the weights and the input of layer 0, and `model`, the weights of the model itself.
+    `layers`: those that are compared. `scale`: random weights are this many times as large. `exceptions`: laws that
+    cannot hold, with the reason.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -36,7 +38,8 @@ class Row:
 @cache
 def rows() -> dict[str, dict[str, Row]]:
     """The rows of each mixer: `tests/oracles/<mixer>.py` holds `ROWS` and `forward`; the first row has the laws."""
-    return {path.stem: oracle(path.stem).ROWS for path in sorted(MIXERS.glob("*.yaml"))}
+    names = sorted(path.stem for path in MIXERS.glob("*.yaml"))
+    return {name: oracle(name).ROWS for name in names if (HERE / f"{name}.py").exists()}
 
 
 def oracle(mixer: str) -> Any:
@@ -72,5 +75,7 @@ def reference(mixer: str, weights: Mapping[str, Tensor], sizes: Mapping[str, Any
     if "first" in sizes:
         first_weights, first_x = sizes["first"]
         sizes = {**sizes, "first": (as_x(first_weights), first_x.to(x.dtype))}
+    if "model" in sizes:
+        sizes = {**sizes, "model": as_x(sizes["model"])}
     forward: Forward = oracle(mixer).forward
     return forward(as_x(weights), sizes, x)
