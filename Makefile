@@ -9,7 +9,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check fix build docs mutants environment clean
+.PHONY: help demo test test-slow check fix build docs library mutants environment clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,12 @@ build: environment ## rebuild generated/ from the specs that it names, then the 
 	@rm -rf dist && $(BIN)/python -m build --no-isolation --wheel --outdir dist . >/dev/null && ls dist
 
 docs: environment ## rebuild the pages of docs/ that are generated
+	@$(BIN)/python scripts/rebuild_docs.py
+
+library: environment ## hold every law against every mixer of the library, and rebuild the page that says which hold
+	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "slow or not slow" --results docs/library_laws.json \
+		tests/library/test_mixers.py tests/laws/test_forms.py tests/laws/test_compile.py tests/laws/test_costs.py \
+		-k "$$(ls specs/mixers | sed 's/\.yaml//' | paste -sd'|' | sed 's/|/ or /g')"
 	@$(BIN)/python scripts/rebuild_docs.py
 
 mutants: environment ## change one token at a time in templates, rules and library: each change must turn a test red

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -275,9 +276,42 @@ def _body(path: Path, kind: str, name: str) -> Iterator[str]:
             kept.setdefault(dtype, []).append(text)
         parts = "; ".join(f"{', '.join(texts)} in {dtype}" for dtype, texts in kept.items())
         yield f"Keeps for each sequence: {parts}." if kept else "Keeps nothing between tokens."
+        if kind == "mixer":
+            yield from ("", _forms(modules[-1], name))
     else:
         for equation in body.equations:
             yield f"    {', '.join(target.name for target in equation.targets)}: {equation.text}"
+
+
+def _forms(module: object, mixer: str) -> str:
+    """One line: which forms a mixer has and which laws hold, as `make library` found them."""
+    from archc.graph.types import Module
+    from archc.operations.registry import operations
+    from tests.laws.subjects import EXCEPTIONS, OTHER_LAWS
+    from tests.laws.ways import WAYS
+
+    assert isinstance(module, Module)
+    results = json.loads((ROOT / "docs" / "library_laws.json").read_text(encoding="utf-8")).get(mixer, {})
+    passed = set(results.get("passed", ()))
+    forms = [form for node in module.subgraph.nodes for form in operations()[node.op].forms]
+    # A form counts when the laws that use it held.
+    proofs = {
+        "backward": "gradients",
+        "decode": "decode",
+        "segments": "packed_pieces",
+        "compiled": "twelve lengths",
+    }
+    forms += [form for form, proof in proofs.items() if proof in passed]
+    missing = [name for name in (*WAYS, *OTHER_LAWS) if name not in passed]
+    text = (
+        f"Forms: {', '.join(dict.fromkeys(forms))}. Laws: {len(passed)} of {len(WAYS) + len(OTHER_LAWS)} hold"
+    )
+    reasons = EXCEPTIONS.get(mixer, {})
+    grouped: dict[str, list[str]] = {}
+    for name in missing:
+        grouped.setdefault(reasons.get(name, "not tested"), []).append(name)
+    notes = [f"not {', '.join(names)}: {reason}" for reason, names in grouped.items()]
+    return "; ".join([text, *notes]) + "."
 
 
 def _default(value: object, show: object) -> str:

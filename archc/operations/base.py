@@ -67,14 +67,14 @@ class StateSpec:
     """One tensor of memory of an operation: `[N, *shape]`, called `<member><suffix>`.
 
     `dtype`: "float32" or "compute". `slots`: tokens kept, before `shape`: "all" up to the state's maximum, an axis
-    for a ring of so many, or None. `fill`: what it starts from.
+    for a ring of so many, or None. `fill`: what it starts from, "zeros", "-inf" or a static number.
     """
 
     name: str
     shape: tuple[Axis, ...]
     dtype: str
     slots: Axis | str | None = None
-    fill: str = "zeros"
+    fill: str | Expr = "zeros"
     every: Expr | None = None  # with "all": a slot for every so many tokens
 
 
@@ -102,6 +102,7 @@ class Operation:
     tokenwise: ClassVar[bool] = False  # each token's result depends on that token alone, wherever it stands
     positional: ClassVar[bool] = False  # it depends on that token and on its place in the sequence
     title: ClassVar[str] = ""
+    forms: ClassVar[tuple[str, ...]] = ()  # of an operation with a history of tokens: how it is computed
 
     def build(self, call: Call) -> Value:
         """Check the call and add its node. Errors go through `call.fail`."""

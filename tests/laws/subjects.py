@@ -138,14 +138,35 @@ EVERY: dict[str, Spec] = {**SUBJECTS, **LIBRARY}
 
 _SEES_THE_FUTURE = "attention that is not causal reads tokens that a later call would bring"
 
+# Laws beside the ways of asking for logits: each is a test of its own.
+OTHER_LAWS = (
+    "paper",
+    "gradients",
+    *(f"gradients of {way}" for way in ("alone", "decode", "decode_chunk")),
+    "lengths around chunks",
+    "rows of a batch",
+    "a thousand tokens",
+    "twelve lengths",
+    "parameters",
+    "bytes of states",
+    "FLOPs of matrices",
+)
+
 # Laws that cannot hold, and why.
 EXCEPTIONS: dict[str, dict[str, str]] = {
-    "bidirectional": dict.fromkeys(("batch", *STATEFUL), _SEES_THE_FUTURE),
+    "bidirectional": dict.fromkeys(
+        ("batch", *STATEFUL, "lengths around chunks", "twelve lengths"), _SEES_THE_FUTURE
+    ),
 } | {
     mixer: dict(row.exceptions)
     for mixer, found in rows().items()
     if (row := next(iter(found.values()))).exceptions
 }
+
+
+def others_of(subject: str) -> list[str]:
+    """The laws beside the ways that must hold for this subject."""
+    return [name for name in OTHER_LAWS if name not in EXCEPTIONS.get(subject, {})]
 
 
 def laws_of(subject: str) -> list[str]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.laws.measure import distance, sequences_of, subject, truth
-from tests.laws.subjects import HYBRIDS, SHRUNK, SUBJECTS
+from tests.laws.subjects import EVERY, HYBRIDS, SHRUNK, others_of
 
 LENGTHS = (2, 3, 5, 8, 15, 16, 17, 33, 64, 65, 96, 129)
-FAST = ("mamba2_small",)
+FAST = ("mamba2",)
 
 
 @pytest.fixture(autouse=True)
@@ -36,16 +36,18 @@ def compiled(name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_twelve_lengths(name: str) -> None:
+def test_twelve_lengths(name: str, law: Callable[..., None]) -> None:
+    law(name, "twelve lengths")
     compiled(name, "aot_eager")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "name", [name for name in SUBJECTS if name not in FAST and name not in ("bidirectional",)]
+    "name", [name for name in EVERY if name not in FAST and "twelve lengths" in others_of(name)]
 )
-def test_twelve_lengths_everywhere(name: str) -> None:
+def test_twelve_lengths_everywhere(name: str, law: Callable[..., None]) -> None:
+    law(name, "twelve lengths")
     compiled(name, "aot_eager")
 
 

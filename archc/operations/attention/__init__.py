@@ -31,6 +31,7 @@ class Attention(Operation):
     """
 
     name = "attention"
+    forms = ("softmax over the cache",)
     title = "softmax attention over earlier tokens"
     signature = Signature.parse(
         "q, k, v, *, mask: pair?, score: pair?, scale: static?, sink?, cache: cut?, select?, "

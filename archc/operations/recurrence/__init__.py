@@ -33,6 +33,7 @@ class Recurrence(Operation):
     """
 
     name = "recurrence"
+    forms = ("step", "chunk")
     title = "a matrix state that decays, is erased from and written to"
     signature = Signature.parse(
         "q, k, v, *, decay?, decay_v?, beta?, erase_write?, erase_read?, erase_from: word?, read: word?, "

@@ -21,6 +21,7 @@ class RunningSoftmax(Operation):
     """
 
     name = "running_softmax"
+    forms = ("scan",)
     title = "a softmax over the tokens so far, as a weight and a decay"
     signature = Signature.parse("x, *, name: word?")
 

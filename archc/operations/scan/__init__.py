@@ -20,6 +20,7 @@ class Scan(Operation):
     """
 
     name = "scan"
+    forms = ("step", "scan")
     title = "a vector state that decays entry by entry"
     signature = Signature.parse("x, *, decay, angle?, imag?, name: word?")
 

@@ -128,16 +128,16 @@ def elementwise_scan(g_BTC: Tensor, b_BTC: Tensor) -> Tensor:
 
 def _loop(g: Tensor, b: Tensor) -> Tensor:
     """The definition, token by token."""
-    h, states = torch.zeros_like(b[:, 0]), []
+    h, states = b.new_zeros(b.shape[0], *b.shape[2:]), []
     for t in range(b.shape[1]):
         h = torch.exp(g[:, t]) * h + b[:, t]
         states.append(h)
-    return torch.stack(states, 1)
+    return torch.stack(states, 1) if states else b
 
 
 def _complex_loop(g: Tensor, angle: Tensor, re: Tensor, im: Tensor) -> tuple[Tensor, Tensor]:
     """The definition, token by token."""
-    h_re, h_im = torch.zeros_like(re[:, 0]), torch.zeros_like(im[:, 0])
+    h_re = h_im = re.new_zeros(re.shape[0], *re.shape[2:])
     states = []
     for t in range(re.shape[1]):
         kept_re, kept_im = _turned(g[:, t], angle[:, t], h_re, h_im)
