@@ -84,14 +84,19 @@ def _regions(graph: Subgraph) -> set[int]:
             pending.append(node.id)
     found: set[int] = set()
     while pending:
-        number = pending.pop()
-        node = graph.nodes[number]
-        if number in found or not _inside(node):
-            continue
-        if node.op == "split" and graph.nodes[node.inputs[0].node].op not in INSIDE:
-            continue  # the pieces are converted one by one
-        found.add(number)
-        pending += [ref.node for ref in node.inputs]
+        while pending:
+            number = pending.pop()
+            node = graph.nodes[number]
+            if number in found or not _inside(node):
+                continue
+            if node.op == "split" and graph.nodes[node.inputs[0].node].op not in INSIDE:
+                continue  # the pieces are converted one by one
+            found.add(number)
+            pending += [ref.node for ref in node.inputs]
+        for node in graph.nodes:  # a value of the model that is made of float32 ones is float32, too
+            made_of = any(ref.node in found for ref in node.inputs)
+            if made_of and node.id not in found and node.type.rate == "model" and _inside(node):
+                pending.append(node.id)
     return found
 
 

@@ -127,6 +127,20 @@ def test_low_precision(package: Any) -> None:
         torch.testing.assert_close(got[n].double(), want, rtol=2**-8, atol=2**-16)
 
 
+@pytest.mark.parametrize("form", ["step", "chunk"])
+def test_nothing(package: Any, form: str) -> None:
+    """A call without tokens, in either form, leaves the state as it was."""
+    inputs = complex_sequence(0, 2)
+    held = {"h": torch.randn(2, 2, 3).double(), "h.imag": torch.randn(2, 2, 3).double()}
+    for run in (operation(package), complex_operation(package)):
+        state = package.state.State(dict(held), torch.zeros(2, dtype=torch.int64), 64)
+        layout = package.place.dense_layout(inputs["b"], state)
+        place = package.state.open_place(layout, state, form=form, return_state=True)
+        assert run(inputs, place).shape[:2] == (2, 0)
+        after = package.state.close_place(place, state).memory
+        assert all(torch.equal(after[key], value) for key, value in held.items())
+
+
 def complex_definition(given: dict[str, Tensor], h: Tensor) -> Tensor:
     """The loop in torch's own complex numbers: `[T, 2, 3]`, complex."""
     states = []

@@ -75,3 +75,25 @@ def rotate(x: Tensor, position: int, theta: float, fraction: float = 1.0) -> Ten
         y[..., j] = a * math.cos(angle) - b * math.sin(angle)
         y[..., j + half] = b * math.cos(angle) + a * math.sin(angle)
     return y
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The tanh form of GELU."""
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def gated_readout(weights: Weights, u: Tensor, kind: str) -> Tensor:
+    """GELU and a gate after a state space layer, as the code of S5 has them: `[B, T, D] -> [B, T, D]`."""
+    a = gelu_tanh(u)
+    match kind:
+        case "full_glu":
+            gate = sigmoid(linear(weights, "y_gate", a, u.shape[-1]))
+            return linear(weights, "y_value", a, u.shape[-1]) * gate
+        case "half_glu1":
+            return a * sigmoid(linear(weights, "y_gate", a, u.shape[-1]))
+        case "half_glu2":
+            return u * sigmoid(linear(weights, "y_gate", a, u.shape[-1]))
+        case "gelu":
+            return a
+    assert kind == "none"
+    return u

@@ -55,7 +55,9 @@ def test_bounds_hold(name: str, data: st.DataObject) -> None:
 SIZES = [1e-30, 1e-7, 1e-3, 0.3, 1.0, 5.0, 20.0, 88.0, 89.0, 104.0, 710.0, 1e4]
 GRID = torch.tensor([-s for s in SIZES] + [0.0] + SIZES, dtype=torch.float64)
 SMOOTH = sorted(
-    name for name in FUNCTIONS if not FUNCTIONS[name].boolean and name not in ("where", "floordiv", "mod")
+    name
+    for name in FUNCTIONS
+    if not FUNCTIONS[name].boolean and name not in ("where", "floordiv", "mod", "detach")
 )
 
 
@@ -90,3 +92,9 @@ def test_value_and_derivative_at_extremes(name: str) -> None:
     assert bool((found.double() - value).abs()[fits].le(allowed[fits]).all())
     for gradient in gradients:
         assert bool(torch.isfinite(gradient[fits]).all()), operands[0][fits][~torch.isfinite(gradient[fits])]
+
+
+def test_a_detached_value_has_no_derivative() -> None:
+    u = GRID.clone().requires_grad_()
+    value = apply("detach", u)
+    assert torch.equal(value, GRID) and not value.requires_grad

@@ -144,6 +144,8 @@ FUNCTIONS: dict[str, Function] = {
     "logaddexp": Function("torch.logaddexp({0}, {1})", _logaddexp, 2, 2, flops=10),
     "clip": Function("torch.clamp({0}, {1}, {2})", _clip, 3, 3, flops=2),
     "where": Function("torch.where({0}, {1}, {2})", lambda c, a, b: _hull(a, b), 3, 3),
+    "atan2": Function("torch.atan2({0}, {1})", lambda a, b: (-math.pi, math.pi), 2, 2, flops=8),
+    "detach": Function("{0}.detach()", lambda a: a, flops=0),
     "fp32": Function("wide({0})", lambda a: a, flops=0),
     "less": Function("{0} < {1}", lambda a, b: (0.0, 1.0), 2, 2, level=4, boolean=True),
     "less_equal": Function("{0} <= {1}", lambda a, b: (0.0, 1.0), 2, 2, level=4, boolean=True),
