@@ -34,6 +34,8 @@ class Elementwise(Operation):
         types = [printer.type_of(ref) for ref in node.inputs]
         aligned = [printer.align(code, type_, node.type) for code, type_ in zip(inputs, types)]
         numbers = [type_.rate == "static" for type_ in types]
+        if name == "pow" and numbers[0]:
+            aligned[0] = _as_float(aligned[0])
         if name in ("min", "max") and any(numbers):
             value, bound = (1, 0) if numbers[0] else (0, 1)
             limit = "max" if name == "min" else "min"
@@ -69,6 +71,14 @@ class Elementwise(Operation):
         if node.type.rate in ("static", "model"):
             return Cost()
         return Cost(flops=FUNCTIONS[node.attrs["function"]].flops * sizes.product(node.type.axes))
+
+
+def _as_float(number: Code) -> Code:
+    """A printed static number as a float: with a whole number, `2 ** -arange(n)` is whole too, and so 0."""
+    literal = number.text.lstrip("-")
+    if literal.isdigit():
+        return Code(f"{number.text}.0", number.level)
+    return number if literal[0].isdigit() else Code(f"float({number.text})")
 
 
 class StaticNumber(Operation):
