@@ -12,8 +12,7 @@ from dataclasses import replace
 from archc.graph.types import Node, Ref, Subgraph
 from archc.passes.rebuild import Rebuilder
 
-# Operands that start a float32 region.
-FEEDS = ("decay", "decay_v", "decay_rate", "angle", "log_input", "kernel", "read", "read_imag")
+FEEDS = ("decay", "decay_v", "decay_rate", "angle", "log_input")  # operands that start a float32 region
 INSIDE = (
     "elementwise",
     "param",
