@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from archc.graph.types import Node, Ref, Subgraph
+from archc.operations.elementwise.table import FUNCTIONS
 from archc.passes.rebuild import Rebuilder
 
 FEEDS = ("decay", "decay_v", "decay_rate", "angle", "log_input")  # operands that start a float32 region
@@ -50,7 +51,7 @@ def keep_float32(graph: Subgraph) -> Subgraph:
             _copy_wide(node, made, wide, converted)
             continue
         fresh = made.copy(node)
-        if node.op == "elementwise" and node.type.rate in TOKENS and any(r.node in wide for r in node.inputs):
+        if node.op == "elementwise" and node.type.rate in TOKENS and _meets_wide(node, graph, wide):
             narrow = [r for r in node.inputs if r.node not in wide and graph.type_of(r).rate in TOKENS]
             if narrow:
                 like = made.refs[narrow[0]]
@@ -58,6 +59,13 @@ def keep_float32(graph: Subgraph) -> Subgraph:
                     "cast_like", (Ref(fresh.id), like), node.type, {}, node.span, node.equation
                 )
     return made.finish()
+
+
+def _meets_wide(node: Node, graph: Subgraph, wide: set[int]) -> bool:
+    """Whether a float32 value makes the result float32; a number does not, and comparisons have no such dtype."""
+    if FUNCTIONS[node.attrs["function"]].boolean:
+        return False
+    return any(ref.node in wide and graph.type_of(ref).rate != "static" for ref in node.inputs)
 
 
 def _regions(graph: Subgraph) -> set[int]:
