@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import archc
 from tests.library.conftest import SPECS
+from tests.oracles.row import Row, spec
 
 
 def fresh(name: str) -> dict[str, torch.Tensor]:
@@ -20,12 +21,21 @@ def fresh(name: str) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in model.named_parameters()}
 
 
+MANY_HEADS: dict[str, dict[str, Any]] = {
+    "mamba2": {"head_dim": 2, "d_state": 4},
+    "gated_deltanet": {"n_heads": 128, "head_dim": 2, "expand_v": 1},
+    "kda": {"n_heads": 128, "head_dim": 2, "rank": 4},
+}
+
+
 @pytest.mark.parametrize(
     ("name", "prefix", "lowest", "highest"),
     [("mamba2", "", 1, 16), ("gated_deltanet", "decay_", 0, 16), ("kda", "decay_", 1, 16)],
 )
 def test_decays_start_at_the_published_rates(name: str, prefix: str, lowest: float, highest: float) -> None:
-    weights = fresh(name)
+    torch.manual_seed(0)
+    model: Any = archc.load(spec(name, Row(MANY_HEADS[name], d_model=128), n_layers=4)).Model()
+    weights = {key: value.detach() for key, value in model.named_parameters()}
     rates = torch.cat(
         [w.flatten() for key, w in weights.items() if key.endswith(f"mixer.{prefix}A_log")]
     ).exp()
@@ -34,6 +44,8 @@ def test_decays_start_at_the_published_rates(name: str, prefix: str, lowest: flo
     )
     assert float(rates.min()) >= lowest * (1 - 1e-6)
     assert float(rates.max()) <= highest * (1 + 1e-6)
+    edge = 20 * (highest - lowest) / len(rates)  # of so many draws one comes as close but for exp(-20)
+    assert float(rates.min()) < lowest + edge < 1 + lowest and float(rates.max()) > highest - edge
     assert float(steps.min()) >= 0.001 * (1 - 1e-4)
     assert float(steps.max()) <= 0.1 * (1 + 1e-4)
     # Uniform, and uniform in the logarithm: means within five standard errors.
