@@ -37,15 +37,24 @@ class ForwardWriter:
             self.codes[ref] = Code(variable)
             self.taken.add(variable)
             self.arguments.append(f"{variable}: Tensor")
-        always = reached(self.graph, [self.graph.output, *self.graph.exports.values()])
         for node in self.graph.nodes:
-            if node.id in always and node.op != "input":
+            if node.op == "before":
+                variable = f"{node.attrs['equation']}_before{self.printer.suffix(node.type)}"
+                self.codes[Ref(node.id)] = Code(variable)
+                self.taken.add(variable)
+                self.arguments.append(f"{variable}: Tensor")
+        carried = self.graph.carried.values()
+        always = reached(self.graph, [self.graph.output, *self.graph.exports.values(), *carried])
+        for node in self.graph.nodes:
+            if node.id in always and node.op not in ("input", "before"):
                 self._statement(node)
         output = self.graph.output
         result = self.codes[output].text
         if output not in self.labels or self.labels[output] == "y" and result not in self.taken:
             result = self._variable("y", self.graph.type_of(output))
             self.lines.append(f"{result}: Tensor = {self.codes[output].text}")
+            self.codes[output] = Code(result)
+        result = ", ".join([result, *(self.codes[ref].text for ref in carried)])
         for name, ref in self.graph.exports.items():
             self.lines.append(f'{self.printer.place()}.export("{name}", {self.codes[ref].text})')
         if self.graph.losses or self.graph.updates:

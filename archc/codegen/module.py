@@ -82,6 +82,10 @@ class ModuleWriter:
         found.forward, found.result = forward.lines, forward.result
         owners = [f'{name}: "{class_}"' for name, class_ in names.owners[module.key].items()]
         found.signature = ", ".join(["self", *forward.arguments, "place: Place", *owners])
+        if module.subgraph.carried:  # evaluated token by token: it knows its values only
+            printer.use("sequential", "Cell")
+            found.base, found.returns, found.has_place = "Cell", "tuple[Tensor, ...]", False
+            found.signature = ", ".join(["self", *forward.arguments])
         self._close(found, printer)
         return found
 

@@ -116,6 +116,7 @@ class _Package:
             "CausalConv1d",
             "BlockLinear",
             "PerEntryLinear",
+            "Cell",
             "F",
         }
         layers = Counter(self.graph.layers())

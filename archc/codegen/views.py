@@ -24,6 +24,9 @@ class ClassView:
     signature: str = ""  # empty: the class only holds weights
     forward: list[str] = field(default_factory=list)
     result: str = ""
+    base: str = "nn.Module"
+    returns: str = "Tensor"
+    has_place: bool = True  # it is told where its tokens lie, and what of it is captured
     imports: set[tuple[str, str]] = field(default_factory=set)
     modules_used: set[str] = field(default_factory=set)
 

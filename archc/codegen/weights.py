@@ -152,5 +152,6 @@ def _entry(state: StateSpec, printer: Printer) -> str:
     elif isinstance(state.slots, Axis):
         parts.append(f"ring={printer.size(state.slots).text}")
     if state.fill != "zeros":
-        parts.append('fill=float("-inf")')
+        lowest = 'float("-inf")'
+        parts.append(f"fill={lowest if isinstance(state.fill, str) else printer.number(state.fill).text}")
     return f'"{state.name}": Entry({", ".join(parts)})'

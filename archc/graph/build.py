@@ -222,7 +222,12 @@ class GraphBuilder:
         inputs = tuple(subgraph.type_of(ref).axes for ref in subgraph.inputs.values())
         tokenwise = all(operations()[node.op].tokenwise for node in subgraph.nodes)
         return Signature(
-            inputs, subgraph.type_of(subgraph.output), (key,), result=_result(part), tokenwise=tokenwise
+            inputs,
+            subgraph.type_of(subgraph.output),
+            (key,),
+            result=_result(part),
+            tokenwise=tokenwise,
+            carries=bool(subgraph.carried),
         )
 
     def _default_init(self, use: Use) -> ex.Expr | None:
@@ -254,14 +259,15 @@ class GraphBuilder:
 
     def _outer(self, axis: Axis, instance: _Instance) -> Axis:
         """An axis of an inner body in names that every body knows; a number where it has no such name."""
+        known = {**instance.statics, **instance.sizes}
         for _ in range(20):
             wider = axis.substitute(
                 {
                     name: Axis.of(e)
-                    for name, e in {**instance.statics, **instance.sizes}.items()
+                    for name in axis.names() & known.keys()
                     if isinstance(instance.values.get(name), Fraction)
                     and name not in MODEL_NAMES
-                    and e != ex.Name(e.span, name)
+                    and (e := known[name]) != ex.Name(e.span, name)
                 }
             )
             if wider == axis:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from heapq import heappop, heappush
+from typing import Any
 
-from archc.graph.calls import COMMON_KEYWORDS, counted
+from archc.graph.calls import COMMON_KEYWORDS, Call, counted, shape
 from archc.graph.scope import CONSTANTS, Builder, Scope, literal, rewrite_names
 from archc.graph.types import Ref, Subgraph, ValueType
 from archc.graph.values import Abandon, Several, StaticValue, Traced, Value
@@ -32,6 +33,7 @@ class Signature:
     shared: tuple[str, ...] = ()  # names under `shared:`, in turn over the sites
     result: Span | None = None  # where the body that fills the slot defines its result
     tokenwise: bool = False  # each token's result depends on that token alone
+    carries: bool = False  # its equations read their own values of the token before
 
 
 class Elaborator:
@@ -66,6 +68,7 @@ class Elaborator:
         self.texts: list[str] = []
         self.updates: dict[str, Ref] = {}
         self.in_losses = False  # where sums over tokens may stand
+        self.carried: dict[str, Call] = {}  # equations that `before` reads, with the first call that does
 
     # -- the body -------------------------------------------------------------------------------------------
 
@@ -94,6 +97,11 @@ class Elaborator:
         self._check_reached(equations, wanted)
         for equation in self._sorted(equations, self.scope, wanted):
             self._read_equation(equation, self.scope)
+        while later := [name for name in self.carried if name not in self.scope.values]:
+            for equation in self._sorted(equations, self.scope, later):  # what only the next token reads
+                if not any(target.name in self.scope.values for target in equation.targets):
+                    self._read_equation(equation, self.scope)
+        self._check_carried()
         self.in_losses = True
         for equation in self.body.losses:
             self._read_equation(equation, self.scope)
@@ -181,6 +189,7 @@ class Elaborator:
             exports,
             losses,
             self.updates,
+            {name: named[name] for name in self.carried},
             tuple(self.texts),
         )
 
@@ -515,24 +524,10 @@ class Elaborator:
                 expr.function_span,
                 help=f"say what stands there: `{name}: {{use: ...}}`",
             )
-        if len(expr.args) != len(signature.inputs):
-            raise scope.fail(
-                "E310",
-                f"`{name}` takes {counted(len(signature.inputs), 'value')}, {len(expr.args)} are given",
-                expr.span,
-                labels=[Label(signature.result, f"what `{name}` returns")] if signature.result else [],
-                help="a body has the inputs that it declares under `inputs:`, else only `x`",
-            )
+        self._count_inputs(scope, name, signature, len(expr.args), expr.span)
         values = [scope.traced(scope.read(arg), arg.span) for arg in expr.args]
-        for value, axes, arg in zip(values, signature.inputs, expr.args):
-            if tuple(map(scope.expand, value.type.axes)) != tuple(map(scope.expand, axes)):
-                got, wanted = (", ".join(map(str, shape)) for shape in (value.type.axes, axes))
-                raise scope.fail(
-                    "E352",
-                    f"`{name}` takes [{wanted}], this is [{got}]",
-                    arg.span,
-                    help=f"linear(..., {wanted}) makes one" if "," not in wanted else "",
-                )
+        self._check_inputs(scope, name, signature, values, expr.args)
+        self._not_carrying(scope, name, signature, expr.function_span)
         word = expr.keyword("name")
         member = (scope.word(word) if word is not None else None) or name
         if member in self.builder.slots:
@@ -562,6 +557,156 @@ class Elaborator:
             output = replace(output, rate="block")
         return scope.add("slot", values, (output,), attrs, expr.span, member)[0]
 
+    def _count_inputs(self, scope: Scope, name: str, signature: Signature, given: int, span: Span) -> None:
+        """A body is called with a value for each of its inputs."""
+        if given != len(signature.inputs):
+            raise scope.fail(
+                "E310",
+                f"`{name}` takes {counted(len(signature.inputs), 'value')}, {given} are given",
+                span,
+                labels=[Label(signature.result, f"what `{name}` returns")] if signature.result else [],
+                help="a body has the inputs that it declares under `inputs:`, else only `x`",
+            )
+
+    def _check_inputs(
+        self,
+        scope: Scope,
+        name: str,
+        signature: Signature,
+        values: Sequence[Traced],
+        given: Sequence[ex.Expr],
+    ) -> None:
+        """They have the axes that the body declares."""
+        for value, axes, arg in zip(values, signature.inputs, given):
+            if tuple(map(scope.expand, value.type.axes)) != tuple(map(scope.expand, axes)):
+                got, wanted = (", ".join(map(str, shape)) for shape in (value.type.axes, axes))
+                raise scope.fail(
+                    "E352",
+                    f"`{name}` takes [{wanted}], this is [{got}]",
+                    arg.span,
+                    help=f"linear(..., {wanted}) makes one" if "," not in wanted else "",
+                )
+
+    # -- token by token -------------------------------------------------------------------------------------
+
+    def before(self, call: Call, attrs: Mapping[str, Any], type_: ValueType) -> Value:
+        """What an equation of this part was at the token before: one node for all calls with its name."""
+        name = attrs["equation"]
+        if self.body.kind != "part" or call.scope is not self.scope:
+            call.fail(
+                "E385",
+                "only the equations of a part can read the token before",
+                note="a part that `sequential` evaluates token by token",
+                help="move what depends on the token before into a part: parts: {cell: {inputs: ..., body: ...}}",
+            )
+        if name not in self.scope.body_equations():
+            call.fail(
+                "E303",
+                f"this part has no equation `{name}`",
+                call.span_of("equation"),
+                help=self.scope.suggest(name, sorted(self.scope.body_equations()))
+                or "before(h, [axes]) is what the equation `h` of this part was at the token before",
+            )
+        first = self.carried.get(name)
+        if first is not None:
+            node = next(n for n in self.builder.nodes if n.op == "before" and n.attrs["equation"] == name)
+            starts = [
+                str(a) if isinstance(a, str) else unparse(a) for a in (node.attrs["start"], attrs["start"])
+            ]
+            if node.type.axes != type_.axes or starts[0] != starts[1]:
+                call.fail(
+                    "E386",
+                    f"`{name}` is read twice of the token before, with other axes or another start",
+                    labels=[Label(first.span, "the first one")],
+                    help="write both alike, or give the value a name of its own and read that twice",
+                )
+            return Traced(Ref(node.id), node.type)
+        value = call.add([], type_, attrs)
+        self.carried[name] = call
+        return value
+
+    def _check_carried(self) -> None:
+        """What the next token reads has the axes that it reads; nothing in between looks at other tokens."""
+        for name, call in self.carried.items():
+            value = self.scope.values.get(name)
+            if value is None:
+                continue  # its own error is recorded
+            axes = call.axes("axes") or ()
+            if not isinstance(value, Traced) or value.type.rate != "token" or value.type.axes != axes:
+                has = shape(value.type.axes) if isinstance(value, Traced) else "a number"
+                if isinstance(value, Traced) and value.type.rate != "token":
+                    has = "the same for every token"
+                self.report.error(
+                    "E386",
+                    f"`{name}` is read of the token before as {shape(axes)}, and is {has}",
+                    call.span,
+                    labels=[Label(self._place_of(name), f"`{name}` is defined here")],
+                    note="the next token reads what this one has computed",
+                    help=f"write before({name}, {has}), or make `{name}` {shape(axes)}"
+                    if has.startswith("[")
+                    else "",
+                )
+        for node in self.builder.nodes if self.carried else ():
+            operation = registry.operations()[node.op]
+            if not operation.tokenwise or node.op == "buffer" or node.attrs.get("share") is not None:
+                self.report.error(
+                    "E388",
+                    f"`{node.op}` shares its weight with others, which a part cannot that is evaluated token by token"
+                    if operation.tokenwise
+                    else f"`{node.op}` cannot stand in a part that is evaluated token by token",
+                    node.span,
+                    note="such a part sees one token, its own values of the token before, and its own weights",
+                    help="compute it outside for all tokens, and give it to the part as an input",
+                )
+
+    def _place_of(self, name: str) -> Span:
+        """Where an equation is defined."""
+        return next(t.span for e in self.body.equations for t in e.targets if t.name == name)
+
+    def _not_carrying(self, scope: Scope, name: str, signature: Signature, span: Span) -> None:
+        """Parts with `before` are evaluated by `sequential` and by nothing else."""
+        if signature.carries:
+            raise scope.fail(
+                "E387",
+                f"`{name}` reads the token before, so it is evaluated token by token",
+                span,
+                help=f"write sequential({name}, ...)",
+            )
+
+    def call_sequential(self, call: Call, values: Sequence[Traced]) -> Value:
+        """`sequential(part, u, ...)`: the part at each token, after the token before it."""
+        name, scope = call.word("part") or "", call.scope
+        signature = self.slots.get(name)
+        if signature is None or name not in self.body.parts:
+            call.fail(
+                "E336",
+                f"`{name}` is no part of this body",
+                call.span_of("part"),
+                help=scope.suggest(name, list(self.body.parts)) or "declare it under `parts:`",
+            )
+        if not signature.carries:
+            call.fail(
+                "E387",
+                f"`{name}` reads nothing of the token before, so nothing has to wait for it",
+                call.span_of("part"),
+                note="sequential evaluates a part token by token, which is slow",
+                help=f"call it for all tokens at once, `{name}(...)`, or read an equation with before(name, [axes])",
+            )
+        self._count_inputs(scope, name, signature, len(values), call.span)
+        self._check_inputs(scope, name, signature, values, call.rest)
+        member = call.word("name") or name
+        if member in self.builder.slots:
+            call.fail(
+                "E361",
+                f"`{member}` is used twice; each use is an instance of its own",
+                labels=[Label(self.builder.members[member], "the first one")],
+                help="name the second: sequential(..., name=...)",
+            )
+        self.builder.slots[member] = signature.modules
+        self.builder.members.setdefault(member, call.span)
+        attrs = {"modules": signature.modules, "slot": name}
+        return scope.add("sequential", values, (signature.output,), attrs, call.span, member)[0]
+
     def call_mixture(self, scope: Scope, expr: ex.Call) -> Value:
         """`mixture(body, x, weights=w)`: as many instances of a slot or part as w has entries (rule 16)."""
         weights_expr = expr.keyword("weights")
@@ -581,6 +726,7 @@ class Elaborator:
                 first.span,
                 help=scope.suggest(first.id, list(self.slots)),
             )
+        self._not_carrying(scope, first.id, signature, first.span)
         value = scope.traced(scope.read(expr.args[1]), expr.args[1].span)
         weights = scope.traced(scope.read(weights_expr), weights_expr.span)
         if weights.type.rate != "token" or len(weights.type.axes) != 1:

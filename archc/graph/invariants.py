@@ -37,6 +37,11 @@ INVARIANTS: tuple[tuple[str, Check], ...] = (
         ),
     ),
     (
+        "what is read of the token before is carried, in order",
+        lambda m, g: [n.attrs["equation"] for n in m.subgraph.nodes if n.op == "before"]
+        == list(m.subgraph.carried),
+    ),
+    (
         "slots are filled by modules of the graph",
         lambda m, g: all(key in g.modules for keys in m.slots.values() for key in keys),
     ),

@@ -47,6 +47,8 @@ def subgraph_text(graph: Subgraph) -> str:
         lines.append(f"  losses {', '.join(f'{name}={_ref(ref)}' for name, ref in graph.losses.items())}")
     if graph.updates:
         lines.append(f"  updates {', '.join(f'{name}={_ref(ref)}' for name, ref in graph.updates.items())}")
+    if graph.carried:
+        lines.append(f"  carried {', '.join(f'{name}={_ref(ref)}' for name, ref in graph.carried.items())}")
     return "\n".join([*lines, ""])
 
 

@@ -75,7 +75,8 @@ class Subgraph:
 
     `inputs`: the body's inputs by name. `equations`: the value of each equation's target that exists here.
     `output`: what the body returns. `exports`: values that later layers may read. `losses`: auxiliary losses.
-    `updates`: what buffers become after a training step.
+    `updates`: what buffers become after a training step. `carried`: of a part that is evaluated token by token, the
+    equations that the next token reads, in the order of the `before` nodes that read them.
     """
 
     nodes: tuple[Node, ...]
@@ -85,6 +86,7 @@ class Subgraph:
     exports: Mapping[str, Ref] = field(default_factory=dict)
     losses: Mapping[str, Ref] = field(default_factory=dict)
     updates: Mapping[str, Ref] = field(default_factory=dict)
+    carried: Mapping[str, Ref] = field(default_factory=dict)
     texts: tuple[str, ...] = ()  # the equations that exist here, static conditions taken
 
     def type_of(self, ref: Ref) -> ValueType:
@@ -100,11 +102,13 @@ class Subgraph:
         return found
 
     def roots(self) -> Iterator[Ref]:
-        """What must be computed: the output, the exports, the losses, the updates."""
+        """What must be computed: the output, the exports, the losses, the updates, what the next token reads."""
         yield self.output
         yield from self.exports.values()
         yield from self.losses.values()
         yield from self.updates.values()
+        yield from self.carried.values()
+        yield from (Ref(node.id) for node in self.nodes if node.op == "before")
 
     def digraph(self) -> nx.DiGraph:
         """The dependencies as a networkx graph: an edge from each node to its readers."""

@@ -67,6 +67,7 @@ class Rebuilder:
             exports=moved(old.exports),
             losses=moved(old.losses),
             updates=moved(old.updates),
+            carried=moved(old.carried),
         )
 
 
