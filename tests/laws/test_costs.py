@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from archc import pipeline
@@ -45,15 +49,31 @@ def test_bytes_of_states(name: str, rows: int, length: int, law: Callable[..., N
     assert total == cost.cache_bytes + cost.window_bytes + cost.state_bytes
 
 
+class EntryMatrices(TorchFunctionMode):
+    """Counts the FLOPs of sums of products with a parameter: what `linear(per=...)` and `linear(blocks=...)` run as."""
+
+    flops = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is torch.einsum and isinstance(args[-1], nn.Parameter):
+            inputs, result = args[0].split("->")
+            letters = zip(inputs.split(",")[1], args[-1].shape, strict=True)
+            summed = [size for letter, size in letters if letter not in result]
+            self.flops += 2 * found.numel() * math.prod(summed)
+        return found
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_flops_of_matrices(name: str, law: Callable[..., None]) -> None:
-    """What torch counts in `mm` and `addmm`: the linear layers and the head, whose count is exact."""
+    """The linear layers and the head: torch's count of `mm` and `addmm`, and of matrices for the entries of an axis."""
     law(name, "FLOPs of matrices")
     model = package(SPECS[name]).Model()
     (tokens,) = sequences_of(24)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, EntryMatrices() as matrices:
         model(tokens[None])
     counts = counter.get_flop_counts()["Global"]
     measured = sum(value for op, value in counts.items() if op in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    measured += matrices.flops
     cost = pipeline.cost(SPECS[name])
     assert measured == 24 * cost.matrix_flops_per_token + cost.matrix_flops_per_call

@@ -104,6 +104,31 @@ def kda(theirs: Renamed) -> Renamed:
     }
 
 
+MAMBA = {
+    "in_proj.weight": "in_proj.weight",
+    "in_proj.bias": "in_proj.bias",
+    "v_conv.weight": "conv1d.weight",
+    "v_conv.bias": "conv1d.bias",
+    "x_proj.weight": "x_proj.weight",
+    "low_norm.weight": "dt_layernorm.weight",
+    "k_norm.weight": "b_layernorm.weight",
+    "q_norm.weight": "c_layernorm.weight",
+    "dt.weight": "dt_proj.weight",
+    "dt.bias": "dt_proj.bias",
+    "A_log": "A_log",
+    "D": "D",
+    "y.weight": "out_proj.weight",
+    "y.bias": "out_proj.bias",
+}
+
+
+def mamba(*also: str) -> Callable[[Renamed], Renamed]:
+    """The weights that every Mamba has, and of the others those of these names."""
+    always = {name for name in MAMBA.values() if "layernorm" not in name and "_proj.bias" not in name}
+    names = {ours: theirs for ours, theirs in MAMBA.items() if theirs in {*always, "dt_proj.bias", *also}}
+    return renamed(**{ours.replace(".", "__"): theirs for ours, theirs in names.items()})
+
+
 def minus_one(names: dict[str, str]) -> Callable[[Renamed], Renamed]:
     """As `renamed`; norms are stored minus one."""
 
@@ -270,6 +295,41 @@ CASES = {
             y_norm__weight="norm.weight",
             y__weight="out_proj.weight",
         ),
+    ),
+    "mamba": Case(
+        "mamba",
+        "MambaConfig",
+        "MambaForCausalLM",
+        {"num_hidden_layers": 1, "state_size": 8, "use_bias": True},
+        "backbone.layers.0.mixer",
+        {"d_state": 8},
+        mamba("in_proj.bias", "out_proj.bias"),
+    ),
+    "falcon_mamba": Case(
+        "mamba",
+        "FalconMambaConfig",
+        "FalconMambaForCausalLM",
+        {"num_hidden_layers": 1, "state_size": 8, "mixer_rms_eps": 1e-6},
+        "backbone.layers.0.mixer",
+        {"d_state": 8, "inner_norm": "fixed", "inner_eps": 1e-6},
+        mamba(),
+    ),
+    "jamba": Case(
+        "mamba",
+        "JambaConfig",
+        "JambaForCausalLM",
+        {
+            **HEADS,
+            **MLP,
+            "num_hidden_layers": 1,
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 5,
+            "num_experts": 1,
+            "rms_norm_eps": 1e-3,
+        },
+        "model.layers.0.mamba",
+        {"d_state": 8, "inner_norm": "learned", "inner_eps": 1e-3},
+        mamba("dt_layernorm.weight", "b_layernorm.weight", "c_layernorm.weight"),
     ),
 }
 
