@@ -81,7 +81,7 @@ def _module(found: ConfigView, module: Module, used: Iterable[str]) -> None:
         names = python_names(definition)
         found.imports |= names
         if whole:
-            if names - {"math"}:
+            if names - {"math"} or any(may_be_exact(module, n) for n in statics.free_names(definition)):
                 source = f'whole({source}, "{full}")'
                 found.imports.add("whole")
         else:
