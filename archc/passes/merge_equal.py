@@ -22,13 +22,23 @@ MERGED = (
     "select",
     "repeat",
 )
+WEIGHTS = ("param", "buffer")  # calls of one name are one weight (language rule 9)
 
 
 def merge_equal(graph: Subgraph) -> Subgraph:
     """The same subgraph with each pure expression computed once."""
     known: dict[object, Ref] = {}
 
+    def once(key: object, made: Rebuilder) -> Ref | None:
+        """The value that was kept under `key`; None for the first one, which is kept."""
+        if key in known:
+            return known[key]
+        known[key] = Ref(len(made.nodes))
+        return None
+
     def change(node: Node, made: Rebuilder) -> Ref | None:
+        if node.op in WEIGHTS:
+            return once((node.op, node.name), made)
         if node.op not in MERGED or len(node.types) > 1:
             return None
         inputs = tuple(made.refs[ref] for ref in node.inputs)
@@ -40,9 +50,6 @@ def merge_equal(graph: Subgraph) -> Subgraph:
             else unparse(node.attrs["expr"]),
             node.types[0].axes,
         )
-        if key in known:
-            return known[key]
-        known[key] = Ref(len(made.nodes))
-        return None
+        return once(key, made)
 
     return rebuild(graph, change)

@@ -97,3 +97,15 @@ def gated_readout(weights: Weights, u: Tensor, kind: str) -> Tensor:
             return a
     assert kind == "none"
     return u
+
+
+def rotate_neighbours(x: Tensor, position: int, theta: float, fraction: float = 1.0) -> Tensor:
+    """As `rotate`, with channels 2j and 2j + 1 as pairs (GPT-J)."""
+    turned = round(x.shape[-1] * fraction)
+    y = x.clone()
+    for j in range(turned // 2):
+        angle = position * theta ** (-2 * j / turned)
+        a, b = x[..., 2 * j], x[..., 2 * j + 1]
+        y[..., 2 * j] = a * math.cos(angle) - b * math.sin(angle)
+        y[..., 2 * j + 1] = b * math.cos(angle) + a * math.sin(angle)
+    return y
