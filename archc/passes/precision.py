@@ -7,6 +7,7 @@ a float32 value meets others elsewhere, the result goes back to the dtype of the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from archc.graph.types import Node, Ref, Subgraph
@@ -37,6 +38,9 @@ INSIDE = (
     "roll",
 )
 TOKENS = ("token", "seen")
+# Operations whose result has the dtype of their first operand.
+FOLLOW = ("scan", "shift", "rmsnorm", "layernorm", "l2norm")
+MATRICES = ("linear", "conv1d")  # their weights have the dtype of the model
 
 
 def keep_float32(graph: Subgraph) -> Subgraph:
@@ -46,26 +50,53 @@ def keep_float32(graph: Subgraph) -> Subgraph:
         return graph
     made = Rebuilder(graph)
     converted: dict[Ref, Ref] = {}
+    # What is float32 at run time: the regions, and what is made of them alone.
+    single = {number for number in wide if graph.nodes[number].type.rate != "static"}
     for node in graph.nodes:
         if node.id in wide:
             _copy_wide(node, made, wide, converted)
             continue
+        meets = [ref for ref in node.inputs if ref.node in single]
+        if meets and node.op in MATRICES:
+            _copy_narrow(node, graph, made, meets)
+            continue
         fresh = made.copy(node)
-        if node.op == "elementwise" and node.type.rate in TOKENS and _meets_wide(node, graph, wide):
-            narrow = [r for r in node.inputs if r.node not in wide and graph.type_of(r).rate in TOKENS]
-            if narrow:
-                like = made.refs[narrow[0]]
-                made.refs[Ref(node.id)] = made.add(
-                    "cast_like", (Ref(fresh.id), like), node.type, {}, node.span, node.equation
-                )
+        if node.op in FOLLOW and node.inputs[0].node in single:
+            single.add(node.id)
+        if not meets or node.op not in INSIDE or _has_no_precision(node):
+            continue
+        narrow = [r for r in node.inputs if r.node not in single and graph.type_of(r).rate in TOKENS]
+        if not narrow:
+            single.add(node.id)
+        elif len(node.types) == 1 and node.type.rate in TOKENS:
+            like = made.refs[narrow[0]]
+            made.refs[Ref(node.id)] = made.add(
+                "cast_like", (Ref(fresh.id), like), node.type, {}, node.span, node.equation
+            )
     return made.finish()
 
 
-def _meets_wide(node: Node, graph: Subgraph, wide: set[int]) -> bool:
-    """Whether a float32 value makes the result float32; a number does not, and comparisons have no such dtype."""
-    if FUNCTIONS[node.attrs["function"]].boolean:
-        return False
-    return any(ref.node in wide and graph.type_of(ref).rate != "static" for ref in node.inputs)
+def _has_no_precision(node: Node) -> bool:
+    """Whether the result is true or false. What `fp32` makes by hand is left alone, too."""
+    function = node.attrs.get("function", "")
+    return function == "fp32" or function in FUNCTIONS and FUNCTIONS[function].boolean
+
+
+def _copy_narrow(node: Node, graph: Subgraph, made: Rebuilder, meets: Sequence[Ref]) -> None:
+    """A copy whose float32 operands go back to the dtype of the body's input, which is that of its matrices."""
+    body = next((ref for ref in graph.inputs.values() if graph.type_of(ref).rate == "token"), None)
+    if body is None:
+        made.copy(node)
+        return
+    cast = {
+        ref: made.add(
+            "cast_like", (made.refs[ref], made.refs[body]), graph.type_of(ref), {}, node.span, node.equation
+        )
+        for ref in meets
+    }
+    fresh = made.copy(node)
+    inputs = tuple(cast.get(ref, made.refs[ref]) for ref in node.inputs)
+    made.nodes[-1] = replace(fresh, inputs=inputs)
 
 
 def _regions(graph: Subgraph) -> set[int]:

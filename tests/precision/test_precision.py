@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tests.laws.measure import exact_model, sequences_of, subject
 from tests.laws.subjects import EXCEPTIONS, SUBJECTS
+from tests.support.packages import package
 
 CAUSAL = [name for name in SUBJECTS if name not in EXCEPTIONS]
 # Parameters that feed a decay and are no matrix, by the ends of their names: known from the mixers' papers.
@@ -180,3 +181,39 @@ def test_float64_all_the_way() -> None:
             after = model(tokens[None])
         assert before.dtype == torch.float64
         assert 0 < float((after - before).abs().max()) < 1e-9
+
+
+def test_what_is_made_of_a_decay_goes_back() -> None:
+    """Float32 values meet matrices, convolutions, norms and values of the activations: bfloat16 goes on from there."""
+    body = {
+        "decay": "logsigmoid(linear(x, n))",
+        "u": "linear(x, n)",
+        "forgotten": "1 - exp(decay)",
+        "rate": "exp(param(log_rate, [n]))",
+        "h": "scan(forgotten * u, decay=-rate)",
+        "derived": "scan(forgotten, decay=decay)",
+        "normed": "rmsnorm(forgotten) * u",
+        "convolved": "conv1d(exp(decay), 3)",
+        "mixed": "linear(derived, n)",
+        "first": "where(position() == 0, forgotten, u)",
+        "signs": "where(u >= 0, u, -u)",
+        "square": "rate * rate * u",
+        "y": "linear(h + normed + convolved + mixed + first + signs + square, d_model)",
+    }
+    spec = {
+        "archc": 1,
+        "name": "goes_back",
+        "model": {"vocab_size": 64, "d_model": 32, "n_layers": 2, "context": 64},
+        "mixers": {"own": {"params": {"n": 24}, "body": body}},
+        "blocks": {"main": {"mixer": {"use": "own"}, "mlp": {"use": "swiglu", "d_ff": 32}}},
+    }
+    model = package(spec).Model(dtype=torch.bfloat16)
+    assert model.layers[0].mixer.log_rate.dtype == torch.float32
+    (tokens,) = sequences_of(20)
+    _, seen = model(tokens[None], capture=["layers.0.mixer.*"])
+    dtypes = {name.removeprefix("layers.0.mixer."): value.dtype for name, value in seen.items()}
+    for name in ("u", "h", "normed", "convolved", "mixed", "first", "signs", "square", "y"):
+        assert dtypes[name] == torch.bfloat16, name
+    for name in ("decay", "forgotten", "derived"):
+        assert dtypes[name] == torch.float32, name
+    model.loss(tokens[None]).total.backward()
