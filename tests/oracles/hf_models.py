@@ -139,6 +139,16 @@ def minus_one(names: dict[str, str]) -> Callable[[Renamed], Renamed]:
     return rename
 
 
+def with_taps(**names: str) -> Callable[[Renamed], Renamed]:
+    """As `renamed`; convolutions have a middle axis of 1."""
+
+    def rename(theirs: Renamed) -> Renamed:
+        ours = renamed(**names)(theirs)
+        return {name: value.squeeze(1) if value.dim() == 3 else value for name, value in ours.items()}
+
+    return rename
+
+
 ATTENTION = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "theta": 10000.0, "norm_eps": 1e-6}
 HYBRID = {"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2}
 CASES = {
@@ -270,6 +280,22 @@ CASES = {
         "model.layers.0.self_attn",
         {"n_heads": 3, "head_dim": 16, "v_dim": 16, "rank": 16, "norm_eps": 1e-6},
         kda,
+    ),
+    "lfm2 short convolution": Case(
+        "short_conv",
+        "Lfm2Config",
+        "Lfm2ForCausalLM",
+        {**HEADS, **MLP, "num_hidden_layers": 1, "layer_types": ["conv"], "conv_bias": True},
+        "model.layers.0.conv",
+        {},
+        with_taps(
+            in_proj__weight="in_proj.weight",
+            in_proj__bias="in_proj.bias",
+            o_conv__weight="conv.weight",
+            o_conv__bias="conv.bias",
+            y__weight="out_proj.weight",
+            y__bias="out_proj.bias",
+        ),
     ),
     "mamba2": Case(
         "mamba2",
