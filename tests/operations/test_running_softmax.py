@@ -66,6 +66,16 @@ def test_first_token(package: Any) -> None:
     assert torch.equal(w, torch.ones(1, 1, 3)) and torch.equal(decay, torch.zeros(1, 1, 3))
 
 
+@pytest.mark.parametrize("form", ["auto", "step"])
+def test_no_tokens(package: Any, form: str) -> None:
+    x, state = torch.randn(2, 0, 2, 3).double(), start(package, 2)
+    with torch.no_grad():
+        place = package.state.open_place(package.place.dense_layout(x, state), state, form=form)
+        w, decay = package.running_softmax.running_softmax(x, place, "z")
+    assert w.shape == decay.shape == x.shape
+    assert torch.equal(state.memory["z"], start(package, 2).memory["z"])
+
+
 @pytest.mark.parametrize("pieces", [(4, 3), (1,) * 7, (6, 1)])
 @pytest.mark.parametrize("return_state", [False, True])
 def test_pieces(package: Any, pieces: tuple[int, ...], return_state: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -108,6 +109,17 @@ def test_gradients(package: Any, form: str) -> None:
         strict=True,
     ):
         torch.testing.assert_close(a, b)
+
+
+def test_a_plain_number_as_decay(package: Any) -> None:
+    """`scan(x, decay=0)` is a running sum, in each form and precision."""
+    x = torch.randn(2, 9, 2, 3)
+    for form in ("auto", "step"):
+        place = package.state.open_place(package.place.dense_layout(x), form=form)
+        torch.testing.assert_close(package.scan.scan(x, 0, place, "h"), x.cumsum(1))
+        torch.testing.assert_close(
+            package.scan.scan(x.double(), -1, place, "h")[:, 1], (x[:, 0].double() / math.e) + x[:, 1]
+        )
 
 
 def test_registration(package: Any) -> None:

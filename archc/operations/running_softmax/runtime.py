@@ -43,13 +43,13 @@ def running_softmax(x: Tensor, place: Place, key: str) -> tuple[Tensor, Tensor]:
             start = before.to(wide.dtype)[row].unsqueeze(0)
     first = first.view(1, -1, *(1,) * (x.dim() - 2))
     entered = wide if before is None else torch.where(first, torch.logaddexp(wide, start), wide)
-    if x.shape[1] == 1:
+    if x.shape[1] <= 1:
         z = entered
     elif place.form == "step":
         z = _loop(entered, first)
     else:
         z = running_logsumexp(entered.flatten(2), first.flatten()).view(wide.shape)
-    earlier = torch.where(first, start, torch.cat([z[:, :1], z[:, :-1]], 1))
+    earlier = torch.where(first, start, z.roll(1, 1))  # token 0 is a first one, so nothing comes round
     if before is not None:  # not sooner: in place, this overwrites what `start` is a view of
         place.write(key, _last(z, before.to(wide.dtype), layout.cu_seqlens))
     alone = earlier == _EMPTY
@@ -59,7 +59,7 @@ def running_softmax(x: Tensor, place: Place, key: str) -> tuple[Tensor, Tensor]:
 
 
 def running_logsumexp(x_BTC: Tensor, first_T: Tensor) -> Tensor:
-    """`z_t = log(exp(z_(t-1)) + exp(x_t))`, and `z_t = x_t` at each first token, in float32 or float64."""
+    """`z_t = log(exp(z_(t-1)) + exp(x_t))`, and `z_t = x_t` at first tokens, of which token 0 is one; not below float32."""
     z: Tensor = _forward(x_BTC, first_T)
     return z
 
@@ -113,9 +113,8 @@ def _save(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> No
 def _differentiate(ctx: FunctionCtx, dz_BTC: Tensor) -> tuple[Tensor, None]:
     """dz_t/dx_s = exp(x_s - z_t) for s <= t: what reaches x_s decays backwards in time from token to token."""
     x_BTC, first_T, z_BTC = ctx.saved_tensors  # type: ignore[attr-defined]
-    change = (z_BTC[:, :-1] - z_BTC[:, 1:]).clamp(max=0).masked_fill(first_T[1:, None], _EMPTY)
-    later = F.pad(change, (0, 0, 0, min(1, z_BTC.shape[1])))  # the last token has none after it
-    reach = elementwise_scan(later.flip(1).contiguous(), dz_BTC.flip(1).contiguous()).flip(1)
+    change = (z_BTC - z_BTC.roll(-1, 1)).clamp(max=0).masked_fill(first_T.roll(-1)[:, None], _EMPTY)
+    reach = elementwise_scan(change.flip(1), dz_BTC.flip(1)).flip(1)
     return torch.exp(x_BTC - z_BTC) * reach, None
 
 

@@ -19,14 +19,14 @@ from .place import Layout, Place
 _NAMESPACE = re.sub(r"\W", "_", __name__)
 
 
-def scan(x: Tensor, decay: Tensor, place: Place, key: str) -> Tensor:
+def scan(x: Tensor, decay: Tensor | float, place: Place, key: str) -> Tensor:
     """`h_t = exp(decay_t) h_{t-1} + x_t` for `x [B, T, ...]`; the log decays, `<= 0`, expand to its shape.
 
     Computed in float32 or wider; the state entry is h after the last token, `[N, ...]`, in that precision.
     """
     b, layout = x, place.layout
     wide = torch.float64 if b.dtype == torch.float64 else torch.float32
-    g_wide, b_wide = decay.to(wide).expand(b.shape), b.to(wide)
+    g_wide, b_wide = _like(b, decay, wide), b.to(wide)
     before = place.read(key)
     if before is not None and b.shape[1] == 1 and layout.cu_seqlens is None:
         after = torch.exp(g_wide[:, 0]) * before + b_wide[:, 0]
@@ -50,7 +50,12 @@ def scan(x: Tensor, decay: Tensor, place: Place, key: str) -> Tensor:
 
 
 def complex_scan(
-    x: Tensor, imag: Tensor | None, decay: Tensor, angle: Tensor, place: Place, key: str
+    x: Tensor,
+    imag: Tensor | float | None,
+    decay: Tensor | float,
+    angle: Tensor | float,
+    place: Place,
+    key: str,
 ) -> tuple[Tensor, Tensor]:
     """`h_t = exp(decay_t + i angle_t) h_{t-1} + x_t + i imag_t`: real and imaginary part, each as `x [B, T, ...]`.
 
@@ -59,9 +64,9 @@ def complex_scan(
     """
     layout, key_imag = place.layout, f"{key}.imag"
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    g, angle = decay.to(wide).expand(x.shape), angle.to(wide).expand(x.shape)
+    g, angle = _like(x, decay, wide), _like(x, angle, wide)
     re = x.to(wide)
-    im = torch.zeros_like(re) if imag is None else imag.to(wide).expand(x.shape)
+    im = torch.zeros_like(re) if imag is None else _like(x, imag, wide)
     before_re, before_im = place.read(key), place.read(key_imag)
     if before_re is not None and before_im is not None:
         if x.shape[1] == 1 and layout.cu_seqlens is None:
@@ -90,6 +95,13 @@ def complex_scan(
         place.write(key, _last_tokens(h_re, before_re, layout))
         place.write(key_imag, _last_tokens(h_im, before_im, layout))
     return h_re.to(x.dtype), h_im.to(x.dtype)
+
+
+def _like(x: Tensor, value: Tensor | float, wide: torch.dtype) -> Tensor:
+    """A value or a plain number in the shape of `x`."""
+    if not isinstance(value, Tensor):
+        value = x.new_full((), value, dtype=wide)
+    return value.to(wide).expand(x.shape)
 
 
 def _first_tokens(layout: Layout, dim: int) -> tuple[Tensor, Tensor]:
