@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from archc.graph.costs import Cost, Sizes
 from archc.graph.types import Graph, Module, Node
@@ -101,7 +101,8 @@ class CostReport:
 
     `cache_bytes_per_token`: keys and values of full attention, a token of one sequence.
     `matrix_flops_per_call`: matrices over values of the model, whatever the tokens.
-    `window_bytes`: rings of windows, once full. `state_bytes`: everything that does not grow with the length.
+    `window_bytes`: rings of windows, full; those that `tokens` do not fill count among the caches.
+    `state_bytes`: everything that does not grow with the length.
     """
 
     name: str
@@ -132,35 +133,41 @@ class CostReport:
 
     def __str__(self) -> str:
         rows = [
-            ("parameters", f"{self.parameters:,}", f"{_bytes(self.parameter_bytes)} in bfloat16"),
-            ("prefill", _count(self.prefill_flops), f"FLOPs for {self.batch_size} x {self.tokens:,} tokens"),
-            ("decode", _count(self.decode_flops), f"FLOPs a step at context {self.tokens:,}"),
+            ("parameters", f"{self.parameters:,}", f"{bytes_text(self.parameter_bytes)} in bfloat16"),
+            (
+                "prefill",
+                count_text(self.prefill_flops),
+                f"FLOPs for {self.batch_size} x {self.tokens:,} tokens",
+            ),
+            ("decode", count_text(self.decode_flops), f"FLOPs a step at context {self.tokens:,}"),
             (
                 "training",
-                _count(self.training_flops),
+                count_text(self.training_flops),
                 f"FLOPs a step of {self.batch_size} x {self.tokens:,} tokens",
             ),
             (
                 "cache",
-                _bytes(self.cache_bytes),
+                bytes_text(self.cache_bytes),
                 f"keys and values at {self.tokens:,} tokens, {self.cache_bytes_per_token:,} bytes a token",
             ),
-            ("windows", _bytes(self.window_bytes), "keys and values of windows, once full"),
-            ("state", _bytes(self.state_bytes), "whatever the length"),
+            ("windows", bytes_text(self.window_bytes), "keys and values of windows, once full"),
+            ("state", bytes_text(self.state_bytes), "whatever the length"),
         ]
         wide = max(len(value) for _, value, _ in rows)
         return "\n".join([self.name, *(f"  {name:<11}{value:>{wide}}  {note}" for name, value, note in rows)])
 
 
-def _count(value: float) -> str:
+def count_text(value: float, digits: int = 3) -> str:
+    """A count as people read it, such as "341 M"."""
     for unit in ("", "K", "M", "G", "T", "P", "E"):
         if value < 1000:
-            return f"{value:.3g} {unit}".strip()
+            return f"{value:.{digits}g} {unit}".strip()
         value /= 1000
     return f"{value:.3g} Z"
 
 
-def _bytes(value: float) -> str:
+def bytes_text(value: float) -> str:
+    """A number of bytes as people read it, such as "13.8 MiB"."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if value < 1024:
             return f"{value:.3g} {unit}" if value < 1000 else f"{value:.4g} {unit}"
@@ -184,9 +191,7 @@ def cost_reports(
     per_module = {key: _module_costs(graph, key) for key in layers}
     memory = _memory(graph, layers, bytes_per_value)
     parameters = count_parameters(graph)
-    return [
-        _cost_at(graph, length, batch_size, layers, per_module, memory, parameters) for length in lengths
-    ]
+    return [_cost_at(graph, length, batch_size, layers, per_module, memory, parameters) for length in lengths]
 
 
 def _cost_at(
@@ -195,7 +200,7 @@ def _cost_at(
     batch_size: int,
     layers: Counter[str],
     per_module: dict[str, list[Cost]],
-    memory: dict[str, int],
+    memory: Memory,
     parameters: int,
 ) -> CostReport:
     head = Cost(matrix_flops=2 * graph.settings.d_model * graph.settings.vocab_size)
@@ -233,6 +238,7 @@ def _cost_at(
                     + 3 * pairs * cost.key_flops
                 )
             )
+    grows = memory.grows + sum(size for slots, size in memory.rings.items() if slots > length)
     return CostReport(
         graph.name,
         parameters,
@@ -244,11 +250,20 @@ def _cost_at(
         training + 3 * matrix_a_call,
         matrix,
         matrix_a_call,
-        memory["grows"],
-        batch_size * length * memory["grows"],
-        batch_size * memory["ring"],
-        batch_size * memory["fixed"],
+        grows,
+        batch_size * length * grows,
+        batch_size * sum(size * slots for slots, size in memory.rings.items() if slots <= length),
+        batch_size * memory.fixed,
     )
+
+
+@dataclass
+class Memory:
+    """Bytes of one sequence: a token of the growing caches, a slot of the rings by their slots, the rest."""
+
+    grows: int = 0
+    rings: Counter[int] = field(default_factory=Counter)
+    fixed: int = 0
 
 
 def _pairs(length: int, window: int | None) -> int:
@@ -286,9 +301,9 @@ def _module_costs(graph: Graph, key: str) -> list[Cost]:
     return [total, *windowed]
 
 
-def _memory(graph: Graph, layers: Counter[str], width: int) -> dict[str, int]:
-    """Bytes of one sequence: a token of the growing caches, full rings, constant states."""
-    found = {"grows": 0, "ring": 0, "fixed": 0}
+def _memory(graph: Graph, layers: Counter[str], width: int) -> Memory:
+    """What one sequence keeps."""
+    found = Memory()
     for key, count in layers.items():
         entries: dict[tuple[str, str], tuple[StateSpec, Sizes]] = {}
         for module, node in _nodes(graph, key):
@@ -296,18 +311,23 @@ def _memory(graph: Graph, layers: Counter[str], width: int) -> dict[str, int]:
                 known, _ = entries.get((module.key, state.name), (state, None))
                 entries[module.key, state.name] = widest(known, state), Sizes(module.values)
         for state, sizes in entries.values():
-            kind, size = _state_bytes(state, sizes, width)
-            found[kind] += count * size
+            size = sizes.product(state.shape) * (4 if state.dtype == "float32" else width)
+            if isinstance(state.slots, Axis):
+                found.rings[sizes.axis(state.slots)] += count * size
+            elif state.slots is None:
+                found.fixed += count * size
+            else:
+                every = 1 if state.every is None else int(sizes.number(state.every))
+                found.grows += count * -(-size // every)
     return found
 
 
-def _state_bytes(state: StateSpec, sizes: Sizes, width: int) -> tuple[str, int]:
-    size = sizes.product(state.shape) * (4 if state.dtype == "float32" else width)
-    if isinstance(state.slots, Axis):
-        return "ring", size * sizes.axis(state.slots)
-    if state.slots is None:
-        return "fixed", size
-    return "grows", size if state.every is None else -(-size // int(sizes.number(state.every)))
-
-
-__all__ = ["CostReport", "cost_report", "cost_reports", "count_parameters", "parameter_shapes"]
+__all__ = [
+    "CostReport",
+    "bytes_text",
+    "cost_report",
+    "cost_reports",
+    "count_parameters",
+    "count_text",
+    "parameter_shapes",
+]
