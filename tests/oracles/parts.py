@@ -44,6 +44,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * weight
 
 
+def layer_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Over the last axis, without a bias; the weight may have any axes that broadcast against `x`."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / torch.sqrt((centred * centred).mean(-1, keepdim=True) + eps) * weight
+
+
 def unit(x: Tensor, eps: float) -> Tensor:
     """`x` over its length in the last axis."""
     return x / torch.sqrt((x * x).sum(-1, keepdim=True) + eps)
