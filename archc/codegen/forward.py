@@ -56,10 +56,19 @@ class ForwardWriter:
             self.codes[output] = Code(result)
         result = ", ".join([result, *(self.codes[ref].text for ref in carried)])
         for name, ref in self.graph.exports.items():
-            self.lines.append(f'{self.printer.place()}.export("{name}", {self.codes[ref].text})')
+            self.lines.append(
+                f'{self.printer.place()}.export("{name}", {self.codes[ref].text}{self._kept(name, ref)})'
+            )
         if self.graph.losses or self.graph.updates:
             self._losses(always)
         return result
+
+    def _kept(self, name: str, ref: Ref) -> str:
+        """Who keeps an exported value, where that is an earlier layer: the argument with the comma before it."""
+        node = self.graph.nodes[ref.node]
+        if node.op != "earlier" or node.attrs["export"] != name:
+            return ""
+        return f', {self.printer.place()}.keeper("{node.attrs["which"]}", "{name}")'
 
     def _losses(self, done: set[int]) -> None:
         """What only auxiliary losses and buffers need is computed where a loss is asked for."""

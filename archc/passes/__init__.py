@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from archc.graph.invariants import check_graph
 from archc.graph.types import Graph, Subgraph
@@ -12,11 +12,20 @@ from archc.passes.merge_equal import merge_equal
 from archc.passes.precision import keep_float32
 from archc.passes.remove_unused import remove_unused
 from archc.passes.safe_expressions import make_safe
+from archc.passes.share_caches import share_caches
 from archc.passes.simplify import simplify
 
 SubgraphPass = Callable[[Subgraph], Subgraph]
 
-PASSES: tuple[tuple[str, SubgraphPass], ...] = (
+
+@dataclass(frozen=True, slots=True)
+class AcrossLayers:
+    """A pass that looks at several modules at once."""
+
+    change: Callable[[Graph], Graph]
+
+
+PASSES: tuple[tuple[str, SubgraphPass | AcrossLayers], ...] = (
     ("cut_caches", cut_caches),
     ("remove_unused", remove_unused),
     ("safe_expressions", make_safe),
@@ -24,6 +33,7 @@ PASSES: tuple[tuple[str, SubgraphPass], ...] = (
     ("merge_equal", merge_equal),
     ("precision", keep_float32),
     ("tidy", remove_unused),
+    ("share_caches", AcrossLayers(share_caches)),
 )
 
 
@@ -33,11 +43,15 @@ def run_passes(graph: Graph, after: str | None = None) -> Graph:
     if after == "build":
         return graph
     for name, change in PASSES:
-        modules = {
-            key: replace(module, subgraph=change(module.subgraph)) for key, module in graph.modules.items()
-        }
-        graph = replace(graph, modules=modules)
+        graph = change.change(graph) if isinstance(change, AcrossLayers) else _in_each(graph, change)
         check_graph(graph)
         if name == after:
             break
     return graph
+
+
+def _in_each(graph: Graph, change: SubgraphPass) -> Graph:
+    modules = {
+        key: replace(module, subgraph=change(module.subgraph)) for key, module in graph.modules.items()
+    }
+    return replace(graph, modules=modules)

@@ -246,7 +246,7 @@ class Attention(Operation):
             k,
             v,
             scale=scale,
-            place=printer.place(),
+            place=_keeper(node, printer),
             keys=f'"{attrs["keys"]}"',
             values=f'"{attrs["values"]}"',
             window=window,
@@ -301,8 +301,8 @@ class Attention(Operation):
             StateSpec(entry, graph.type_of(node.inputs[attrs["pair_inputs"][name]]).axes, "float32", slots)
             for name, entry in attrs["pair_entries"].items()
         ]
-        if attrs["cut"]:
-            return found  # each cached value keeps itself
+        if attrs["cut"] or "kept_by" in attrs:
+            return found  # each cached value keeps itself, or an earlier layer does
         every = attrs["blocks"].stride if attrs["in_blocks"] else None
         for ref, name in zip(node.inputs[1:3], (node.attrs["keys"], node.attrs["values"])):
             axes = graph.type_of(ref).axes
@@ -319,6 +319,14 @@ class Attention(Operation):
             per_key = max(1, int(per_key / sizes.number(node.attrs["blocks"].stride)))
         window = node.attrs["window"]
         return Cost(key_flops=per_key, window=None if window is None else int(sizes.number(window)))
+
+
+def _keeper(node: Node, printer: Printer) -> str:
+    """The place whose memory holds keys and values: this layer's, or an earlier one's (see `share_caches`)."""
+    if "kept_by" not in node.attrs:
+        return printer.place()
+    which, name = node.attrs["kept_by"]
+    return f'{printer.place()}.keeper("{which}", "{name}")'
 
 
 def _window(mask: Pair | None) -> ex.Expr | None:
