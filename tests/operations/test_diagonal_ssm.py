@@ -138,6 +138,22 @@ def test_gradients(package: Any, weights: Weights, form: str, lengths: list[int]
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_registration(package: Any, parts: int) -> None:
+    """Both operations, with inputs that are not contiguous; and their gradients by differences."""
+    a = torch.randn(2, parts, 3, dtype=torch.float64).transpose(1, 2)
+    a = (a * 0.1 - torch.tensor([0.2, 0])[:parts]).requires_grad_()
+    g = torch.randn(2, 2, parts, 3, 2, dtype=torch.float64).permute(0, 1, 4, 3, 2).requires_grad_()
+    x = torch.randn(2, 2, 2, 70, dtype=torch.float64).permute(1, 3, 0, 2).requires_grad_()
+    ssm = package.diagonal_ssm
+    torch.library.opcheck(ssm._expand, (g, a, 70))
+    torch.library.opcheck(ssm._collect, (x, a))
+    torch.library.opcheck(ssm._expand, (g.detach(), a.detach(), 1))
+    torch.library.opcheck(ssm._collect, (x[:, :0].detach(), a.detach()))
+    assert torch.autograd.gradcheck(lambda *given: ssm.expand(*given, 70), (g, a))
+    assert torch.autograd.gradcheck(ssm.collect, (x, a))
+
+
 def test_phases_of_long_lags(package: Any) -> None:
     """A state that turns fast and forgets nothing: in float32 as exact after 4,000 tokens as the angle itself."""
     weights = {

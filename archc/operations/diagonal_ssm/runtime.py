@@ -10,12 +10,18 @@ coefficients, R channels that share one, S states.
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
-from .cache import gather_back, spread
+from .cache import gather_back
 from .long_conv import fft_conv, per_channel
 from .place import Place
+
+# One package may be imported under several names, and each import registers its own operations.
+_NAMESPACE = re.sub(r"\W", "_", __name__)
 
 CHUNK = 64  # tokens a table holds; the other table has one entry for so many
 
@@ -48,11 +54,11 @@ def diagonal_ssm(
     elif place.form == "step":
         y, h_NGRSP = _loops(x_BTGR, a_GSP, C_GSP, h_NGRSP, layout.cu_seqlens)
     else:
-        with torch.autocast(x.device.type, enabled=False):
-            y = fft_conv(x_BTGR, _kernel(a_GSP, C_GSP, x.shape[1]), None, layout.cu_seqlens)
-            if h_NGRSP is not None:
-                y_before, h_NGRSP = _continued(x_BTGR, a_GSP, C_GSP, h_NGRSP, place)
-                y = y + y_before
+        kernel_GT = expand(C_GSP.unsqueeze(1).unsqueeze(0), a_GSP, x.shape[1])[0, ..., 0].t()
+        y = fft_conv(x_BTGR, kernel_GT, None, layout.cu_seqlens)
+        if h_NGRSP is not None:
+            y_before, h_NGRSP = _continued(x_BTGR, a_GSP, C_GSP, h_NGRSP, place)
+            y = y + y_before
     if before is not None and h_NGRSP is not None:
         place.write(key, h_NGRSP.reshape(before.shape))
     return y.to(x.dtype).view_as(x)
@@ -92,62 +98,118 @@ def _powers(a_GSP: Tensor, lags: Tensor) -> Tensor:
     return size.to(a_GSP.dtype)
 
 
+def _continued(
+    x_BTGR: Tensor, a_GSP: Tensor, C_GSP: Tensor, h_NGRSP: Tensor, place: Place
+) -> tuple[Tensor, Tensor]:
+    """What the state before the call adds to y, and the state after it.
+
+    The first is `Re sum_n C_n exp((t + 1) a_n) h_n`, the second `sum_j exp((T - 1 - j) a) x_j + exp(T a) h`.
+    """
+    cu_seqlens, longest = place.layout.cu_seqlens, place.layout.longest_new
+    first = _times(C_GSP, _powers(a_GSP, torch.ones((), device=a_GSP.device))).unsqueeze(1)
+    read = _times(first.expand_as(h_NGRSP), h_NGRSP)
+    if cu_seqlens is None:
+        lengths = torch.full((1,), x_BTGR.shape[1], device=x_BTGR.device)
+        y, rows = expand(read, a_GSP, x_BTGR.shape[1]), x_BTGR.flip(1)
+    else:
+        # Each sequence backwards in a row of its own, then zeros: lags count from its last token.
+        lengths = cu_seqlens.diff()
+        y = gather_back(place, expand(read, a_GSP, max(longest, 1)))
+        token = cu_seqlens[1:].unsqueeze(1) - 1 - torch.arange(longest, device=x_BTGR.device)
+        own = (token >= cu_seqlens[:-1].unsqueeze(1)).view(*token.shape, 1, 1)
+        rows = torch.where(own, x_BTGR[0][token.clamp(min=0)], 0)
+    kept = _powers(a_GSP, lengths).unsqueeze(2).expand_as(h_NGRSP)
+    return y, collect(rows, a_GSP) + _times(kept, h_NGRSP)
+
+
+def expand(g_NGRSP: Tensor, a_GSP: Tensor, length: int) -> Tensor:
+    """`y_t = Re sum_n g_n exp(t a_n)`: `[N, length, G, R]`, in float32 or float64."""
+    y: Tensor = _expand(g_NGRSP, a_GSP, length)
+    return y
+
+
+def collect(x_NTGR: Tensor, a_GSP: Tensor) -> Tensor:
+    """`sum_t exp(t a_n) x_t`: `[N, G, R, S, P]`, in float32 or float64."""
+    h: Tensor = _collect(x_NTGR, a_GSP)
+    return h
+
+
 def _tables(a_GSP: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """`exp(64 c a)` `[C, G, S, P]` and `exp(r a)` `[64, G, S, P]` for all lags 64 c + r below the length."""
     coarse = torch.arange((length + CHUNK - 1) // CHUNK, device=a_GSP.device) * CHUNK
     return _powers(a_GSP, coarse), _powers(a_GSP, torch.arange(CHUNK, device=a_GSP.device))
 
 
-def _kernel(a_GSP: Tensor, C_GSP: Tensor, length: int) -> Tensor:
-    """`k[l] = Re sum_n C_n exp(l a_n)`, `[G, length]`."""
+@torch.library.custom_op(f"{_NAMESPACE}::expand", mutates_args=())
+def _expand(g_NGRSP: Tensor, a_GSP: Tensor, length: int) -> Tensor:
     coarse, fine = _tables(a_GSP, length)
-    left = _conjugate(_times(C_GSP.expand_as(coarse), coarse)).flatten(2).permute(1, 0, 2)  # [G, C, S P]
-    kernel = left @ fine.flatten(2).permute(1, 2, 0)
-    return kernel.flatten(1)[:, :length]
+    shape = (g_NGRSP.shape[0], coarse.shape[0], *g_NGRSP.shape[1:])
+    both = _times(coarse.unsqueeze(2).expand(shape), g_NGRSP.unsqueeze(1).expand(shape))
+    with torch.autocast(a_GSP.device.type, enabled=False):
+        y = torch.einsum("ncgrsp,qgsp->ncqgr", _conjugate(both), fine)
+    return y.flatten(1, 2)[:, :length].contiguous()
 
 
-def _continued(
-    x_BTGR: Tensor, a_GSP: Tensor, C_GSP: Tensor, h_NGRSP: Tensor, place: Place
-) -> tuple[Tensor, Tensor]:
-    """What the state before the call adds to y, and the state after it."""
-    cu_seqlens = place.layout.cu_seqlens
-    if cu_seqlens is None:
-        length = x_BTGR.shape[1]
-        kept = _powers(a_GSP, torch.full((1,), length, device=x_BTGR.device)).unsqueeze(2)
-        return _read_out(h_NGRSP, a_GSP, C_GSP, length), _last_state(x_BTGR, a_GSP) + _times(
-            kept.expand_as(h_NGRSP), h_NGRSP
-        )
-    longest = place.layout.longest_new
-    y_NQGR = _read_out(h_NGRSP, a_GSP, C_GSP, max(longest, 1))
-    # Each sequence at the end of a row of its own, after zeros: lags count from its last token.
-    back = torch.arange(-longest, 0, device=x_BTGR.device)
-    token = cu_seqlens[1:].unsqueeze(1) + back
-    own = (token >= cu_seqlens[:-1].unsqueeze(1)).view(*token.shape, 1, 1)
-    rows = torch.where(own, x_BTGR[0][token.clamp(min=0)], 0) if longest else spread(place, x_BTGR)
-    kept = _powers(a_GSP, cu_seqlens.diff()).unsqueeze(2)
-    return gather_back(place, y_NQGR), _last_state(rows, a_GSP) + _times(kept.expand_as(h_NGRSP), h_NGRSP)
+@_expand.register_fake
+def _(g_NGRSP: Tensor, a_GSP: Tensor, length: int) -> Tensor:
+    return g_NGRSP.new_empty(g_NGRSP.shape[0], length, *g_NGRSP.shape[1:3])
 
 
-def _read_out(h_NGRSP: Tensor, a_GSP: Tensor, C_GSP: Tensor, length: int) -> Tensor:
-    """`Re sum_n C_n exp((t + 1) a_n) h_n` for the first tokens after h: `[N, length, G, R]`."""
+@torch.library.custom_op(f"{_NAMESPACE}::collect", mutates_args=())
+def _collect(x_NTGR: Tensor, a_GSP: Tensor) -> Tensor:
+    length = x_NTGR.shape[1]
+    if length == 0:
+        return x_NTGR.new_zeros(x_NTGR.shape[0], *x_NTGR.shape[2:], *a_GSP.shape[1:])
     coarse, fine = _tables(a_GSP, length)
-    first = _times(C_GSP, _powers(a_GSP, torch.ones((), device=a_GSP.device)))
-    left = _times(first.expand_as(coarse), coarse).unsqueeze(2)  # [C, G, 1, S, P]
-    shape = (h_NGRSP.shape[0], *left.shape[:2], *h_NGRSP.shape[2:])
-    both = _times(left.expand(shape), h_NGRSP.unsqueeze(1).expand(shape))
-    y = torch.einsum("ncgrsp,qgsp->ncqgr", _conjugate(both), fine)
-    return y.flatten(1, 2)[:, :length]
-
-
-def _last_state(x_BTGR: Tensor, a_GSP: Tensor) -> Tensor:
-    """`sum_j exp((T - 1 - j) a) x_j`, the state after the tokens from zero: `[B, G, R, S, P]`."""
-    length = x_BTGR.shape[1]
-    coarse, fine = _tables(a_GSP, length)
-    padded = torch.nn.functional.pad(x_BTGR.flip(1), (0, 0, 0, 0, 0, -length % CHUNK))
-    inner = torch.einsum("bcqgr,qgsp->bcgrsp", padded.unflatten(1, (-1, CHUNK)), fine) if length else None
-    if inner is None:
-        return x_BTGR.new_zeros(*x_BTGR.shape[:1], *x_BTGR.shape[2:], *a_GSP.shape[1:])
+    padded = torch.nn.functional.pad(x_NTGR, (0, 0, 0, 0, 0, -length % CHUNK)).unflatten(1, (-1, CHUNK))
+    with torch.autocast(a_GSP.device.type, enabled=False):
+        inner = torch.einsum("ncqgr,qgsp->ncgrsp", padded, fine)
     return _times(coarse.unsqueeze(2).expand(inner.shape), inner).sum(1)
+
+
+@_collect.register_fake
+def _(x_NTGR: Tensor, a_GSP: Tensor) -> Tensor:
+    return x_NTGR.new_empty(x_NTGR.shape[0], *x_NTGR.shape[2:], *a_GSP.shape[1:])
+
+
+def _moments(x_NTGR: Tensor, a_GSP: Tensor) -> tuple[Tensor, Tensor]:
+    """`sum_t exp(t a) x_t`, and the same times t, its derivative with respect to a."""
+    t = torch.arange(x_NTGR.shape[1], device=x_NTGR.device).view(-1, 1, 1)
+    zeroth, first = collect(torch.cat([x_NTGR, t * x_NTGR]), a_GSP).chunk(2)
+    return zeroth, first
+
+
+def _exponent_gradient(g_NGRSP: Tensor, first_NGRSP: Tensor) -> Tensor:
+    """The gradient of a, where g weighs the exponentials and the first moment is that of what they weigh."""
+    return _conjugate(_times(g_NGRSP, first_NGRSP)).sum((0, 2))
+
+
+# The two operations are each other's transpose: dg = conj(collect(dy)), dx = expand(conj(dh)).
+
+
+def _save_expand(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
+
+
+def _differentiate_expand(ctx: FunctionCtx, dy_NTGR: Tensor) -> tuple[Tensor, Tensor, None]:
+    g_NGRSP, a_GSP = ctx.saved_tensors  # type: ignore[attr-defined]
+    zeroth, first = _moments(dy_NTGR, a_GSP)
+    return _conjugate(zeroth), _exponent_gradient(g_NGRSP, first), None
+
+
+def _save_collect(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate_collect(ctx: FunctionCtx, dh_NGRSP: Tensor) -> tuple[Tensor, Tensor]:
+    x_NTGR, a_GSP = ctx.saved_tensors  # type: ignore[attr-defined]
+    weights = _conjugate(dh_NGRSP)
+    _, first = _moments(x_NTGR, a_GSP)
+    return expand(weights, a_GSP, x_NTGR.shape[1]), _exponent_gradient(weights, first)
+
+
+_expand.register_autograd(_differentiate_expand, setup_context=_save_expand)
+_collect.register_autograd(_differentiate_collect, setup_context=_save_collect)
 
 
 def _loop(x_BTGR: Tensor, a_GSP: Tensor, C_GSP: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:

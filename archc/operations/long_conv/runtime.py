@@ -44,7 +44,7 @@ def per_channel(value: Tensor, axes: torch.Size) -> tuple[Tensor, int]:
     Channel c takes row c // repeats: what differs in the leading axes only is not copied.
     """
     own = (1,) * (len(axes) + 1 - value.dim()) + tuple(value.shape[:-1])
-    differs = max((place + 1 for place, size in enumerate(own) if size != 1), default=0)
+    differs = max([0, *(place + 1 for place, size in enumerate(own) if size != 1)])
     rows = value.reshape(*own[:differs], value.shape[-1]).expand(*axes[:differs], -1)
     return rows.reshape(-1, value.shape[-1]), math.prod(axes[differs:])
 
