@@ -61,32 +61,58 @@ class _Initial:
             self.labels.setdefault(ref, name)
 
     def lines(self, nodes: Iterable[Node]) -> list[str]:
-        """Shared values, then a line for each weight."""
+        """Shared values, then a line for each weight; what starts from another weight comes after it."""
         listed = [(node, *start) for node in nodes for start in operations()[node.op].initial(node)]
-        free = [
-            f"nn.init.normal_(self.{path}, 0.0, 0.02)"
+        wanted = [(node, f"self.{path}", axes, ref) for node, path, axes, ref in listed if ref is not None]
+        free = {
+            node.id: f"nn.init.normal_(self.{path}, 0.0, 0.02)"
             for node, path, _, ref in listed
             if ref is None and node.op == "param"
-        ]
-        wanted = [(f"self.{path}", axes, ref) for _, path, axes, ref in listed if ref is not None]
+        }
         if not wanted:
-            return free
+            return list(free.values())
         self.printer.graph = self.graph
-        self.printer.drawn = wanted[0][0]
+        self.printer.drawn = wanted[0][1]
         lines: list[str] = []
         codes: dict[Ref, Code] = {}
-        for number in sorted(reached(self.graph, (ref for _, _, ref in wanted))):
-            node, ref = self.graph.nodes[number], Ref(number)
-            if any(self.graph.nodes[n].op == "draw" for n in reached(self.graph, [ref])):
-                continue
-            codes[ref] = self._emit(node, codes)
-            if ref in self.labels and node.op != "static":
-                variable = self.labels[ref] + self.printer.suffix(node.type)
-                lines.append(f"{variable} = {codes[ref].text}")
-                codes[ref] = Code(variable)
-        for target, axes, ref in wanted:
-            lines.append(self._line(target, axes, ref, codes))
-        return lines + free
+        weights = {node.id for node, *_ in listed}
+        done: set[int] = set()
+
+        def share(refs: Iterable[Ref], known: set[int]) -> None:
+            """Lines for the values that `refs` need, but those of weights that are not in `known` and of draws."""
+            for number in sorted(reached(self.graph, refs)):
+                node, ref = self.graph.nodes[number], Ref(number)
+                behind = reached(self.graph, [ref])
+                drawn = any(self.graph.nodes[n].op == "draw" for n in behind)
+                if ref in codes or drawn or not (weights & set(behind)) <= known:
+                    continue
+                codes[ref] = self._emit(node, codes)
+                if ref in self.labels and node.op != "static":
+                    variable = self.labels[ref] + self.printer.suffix(node.type)
+                    lines.append(f"{variable} = {codes[ref].text}")
+                    codes[ref] = Code(variable)
+
+        def start(node: Node) -> None:
+            """Lines for a weight, after those it starts from."""
+            if node.id in done:
+                return
+            done.add(node.id)
+            for owner, target, axes, ref in wanted:
+                if owner.id != node.id:
+                    continue
+                needs = weights & set(reached(self.graph, [ref]))
+                for number in sorted(needs):
+                    start(self.graph.nodes[number])
+                if needs:
+                    share([ref], done)
+                lines.append(self._line(target, axes, ref, codes))
+            if node.id in free and any(node.id in reached(self.graph, [ref]) for *_, ref in wanted):
+                lines.append(free.pop(node.id))
+
+        share((ref for *_, ref in wanted), set())
+        for node, *_ in wanted:
+            start(node)
+        return [*lines, *free.values()]
 
     def _emit(self, node: Node, codes: Mapping[Ref, Code]) -> Code:
         return operations()[node.op].emit(node, [codes[ref] for ref in node.inputs], self.printer)
