@@ -6,6 +6,7 @@ from archc.codegen.printer import Code, Printer
 from archc.codegen.reach import reached
 from archc.graph.types import Module, Node, Ref, ValueType
 from archc.operations.registry import operations
+from archc.passes.share_caches import passed_on
 
 INLINE = ("input", "static", "param")  # printed by name wherever they are used
 
@@ -66,7 +67,7 @@ class ForwardWriter:
     def _kept(self, name: str, ref: Ref) -> str:
         """Who keeps an exported value, where that is an earlier layer: the argument with the comma before it."""
         node = self.graph.nodes[ref.node]
-        if node.op != "earlier" or node.attrs["export"] != name:
+        if not passed_on(node, name):
             return ""
         return f', {self.printer.place()}.keeper("{node.attrs["which"]}", "{name}")'
 

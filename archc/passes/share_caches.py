@@ -3,7 +3,8 @@
     layer 3:  attention(q, k, v)                      keeps k, v      exports k, v
     layer 4:  attention(q, first(k), first(v))        keeps nothing: it reads what layer 3 keeps
 
-Every layer that may be the exporting one must keep both values under the same names, in full or for the same window.
+In all layers of a class, those that are read must keep both values under the same names, in full or for the window of
+the reader.
 """
 
 from __future__ import annotations
@@ -29,52 +30,81 @@ class Kept:
 
 def share_caches(graph: Graph) -> Graph:
     """The same graph with `kept_by` at each attention that reads the cache of an earlier layer."""
-    apart = set(_apart(graph))
-    modules = {
-        key: module if key in apart else _shared(graph, module, apart)
-        for key, module in graph.modules.items()
-    }
+    if not any(_readers(module) for module in graph.modules.values()):
+        return graph
+    sources = _Sources(graph)
+    modules = {key: _shared(graph, key, sources) for key in graph.modules}
     return replace(graph, modules=modules)
 
 
-def _shared(graph: Graph, module: Module, apart: set[str]) -> Module:
-    changed: dict[int, Node] = {}
-    for node in module.subgraph.nodes:
+def _readers(module: Module) -> Iterator[tuple[Node, str, str, str]]:
+    """Attentions over exported keys and values: with which layer's they are, and the two exports' names."""
+    nodes = module.subgraph.nodes
+    for node in nodes:
         if node.op != "attention" or not _plain(node) or node.attrs["pair_entries"]:
             continue
-        sources = [module.subgraph.nodes[ref.node] for ref in node.inputs[1:3]]
-        if any(source.op != "earlier" for source in sources):
+        k, v = (nodes[ref.node] for ref in node.inputs[1:3])
+        if k.op == v.op == "earlier" and k.attrs["which"] == v.attrs["which"]:
+            yield node, k.attrs["which"], k.attrs["export"], v.attrs["export"]
+
+
+def _shared(graph: Graph, key: str, sources: _Sources) -> Module:
+    module = graph.modules[key]
+    changed: dict[int, Node] = {}
+    for node, which, k, v in _readers(module):
+        found = sources.of.get((key, which, k), set())
+        if module.slots or not found or found != sources.of.get((key, which, v)):
             continue
-        (which, k), (other, v) = ((source.attrs["which"], source.attrs["export"]) for source in sources)
-        kept = _kept_by_exporters(graph, k, v, apart) if which == other else None
-        if kept is None or kept.window is not None and kept.window != _window(module, node):
-            continue
-        attrs = {**node.attrs, "keys": kept.keys, "values": kept.values, "kept_by": (which, k)}
-        changed[node.id] = replace(node, attrs=attrs)
+        kept = {None if source is None else _kept(graph.modules[source], k, v) for source in found}
+        one = kept.pop() if len(kept) == 1 else None
+        if one is not None and one.window in (None, _window(module, node)):
+            attrs = {**node.attrs, "keys": one.keys, "values": one.values, "kept_by": (which, k)}
+            changed[node.id] = replace(node, attrs=attrs)
     if not changed:
         return module
     nodes = tuple(changed.get(node.id, node) for node in module.subgraph.nodes)
     return replace(module, subgraph=replace(module.subgraph, nodes=nodes))
 
 
-def _kept_by_exporters(graph: Graph, k: str, v: str, apart: set[str]) -> Kept | None:
-    """What all layers that export both values keep of them; None if one keeps something else."""
-    found: set[Kept | None] = set()
-    for key, module in graph.modules.items():
-        exports = module.subgraph.exports
-        if not {k, v} & set(exports):
-            continue
-        if not {k, v} <= set(exports) or key in apart:
-            return None
-        if all(_passed_on(module, exports[name], name) for name in (k, v)):
-            continue
-        found.add(_kept(module, exports, k, v))
-    return found.pop() if len(found) == 1 else None
+class _Sources:
+    """Walks the layers. `of`: for a class, `first` or `previous`, and an export, the classes that it comes from.
+
+    None among them stands for a body that sees other tokens, inside a mixture.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.of: dict[tuple[str, str, str], set[str | None]] = {}
+        self.current: dict[tuple[str, str], str | None] = {}
+        for key in graph.layers():
+            self._walk(key, apart=False)
+
+    def _walk(self, key: str, apart: bool) -> None:
+        subgraph = self.graph.modules[key].subgraph
+        for node in subgraph.nodes:
+            if node.op == "earlier":
+                place = node.attrs["which"], node.attrs["export"]
+                self.of.setdefault((key, *place), set()).add(None if apart else self.current.get(place))
+            for inner in node.attrs.get("modules", ()):
+                self._walk(inner, apart or node.op in APART)
+        for name, ref in subgraph.exports.items():
+            source: str | None = None if apart else key
+            node = subgraph.nodes[ref.node]
+            if passed_on(node, name) and not apart:
+                source = self.current.get((node.attrs["which"], name))
+            self.current.setdefault(("first", name), source)
+            self.current["previous", name] = source
 
 
-def _kept(module: Module, exports: Mapping[str, Ref], k: str, v: str) -> Kept | None:
+def passed_on(node: Node, name: str) -> bool:
+    """Whether the value of an export is the same export of an earlier layer."""
+    return node.op == "earlier" and bool(node.attrs["export"] == name)
+
+
+def _kept(module: Module, k: str, v: str) -> Kept | None:
+    exports: Mapping[str, Ref] = module.subgraph.exports
     for node in module.subgraph.nodes:
-        if node.op == "attention" and _plain(node) and node.inputs[1:3] == (exports[k], exports[v]):
+        if node.op == "attention" and _plain(node) and node.inputs[1:3] == (exports.get(k), exports.get(v)):
             return Kept(node.attrs["keys"], node.attrs["values"], _window(module, node))
     return None
 
@@ -84,28 +114,6 @@ def _plain(node: Node) -> bool:
     return bool(node.attrs["causal"]) and not node.attrs["cut"] and not node.attrs["in_blocks"]
 
 
-def _passed_on(module: Module, ref: Ref, name: str) -> bool:
-    """Whether an export is the same export of an earlier layer."""
-    node = module.subgraph.nodes[ref.node]
-    return node.op == "earlier" and node.attrs["export"] == name
-
-
 def _window(module: Module, node: Node) -> int | None:
     window = node.attrs["window"]
     return None if window is None else int(Sizes(module.values).number(window))
-
-
-def _apart(graph: Graph) -> Iterator[str]:
-    """The modules inside bodies that see tokens of their own."""
-    for module in graph.modules.values():
-        for node in module.subgraph.nodes:
-            if node.op in APART:
-                for key in node.attrs["modules"]:
-                    yield from _inside(graph, key)
-
-
-def _inside(graph: Graph, key: str) -> Iterator[str]:
-    yield key
-    for keys in graph.modules[key].slots.values():
-        for inner in keys:
-            yield from _inside(graph, inner)

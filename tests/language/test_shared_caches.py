@@ -42,6 +42,13 @@ SPECS = {
     "pairs": sharing("pairs", "site % 2 == 0", "previous", 4),
     "triples": sharing("triples", "site % 3 == 0", "previous", 5),
     "pairs_in_a_window": sharing("pairs_in_a_window", "site % 2 == 0", "previous", 4, "i - j < 5"),
+    "windows_between_full_layers": sharing(
+        "windows_between_full_layers",
+        "site % 3 != 2",
+        "previous",
+        6,
+        "i - j < (5 if site % 3 else 1000) if site % 3 else true",
+    ),
     "readers_in_a_window": sharing(
         "readers_in_a_window", "site == 0", "first", 3, "i - j < (1000 if site == 0 else 5)"
     ),
@@ -69,6 +76,7 @@ BOTH = {"k", "v"}
         ("pairs", [0, 2]),
         ("triples", [0, 3]),
         ("pairs_in_a_window", [0, 2]),
+        ("windows_between_full_layers", [0, 1, 3, 4]),
         ("full_readers", [0, 1]),  # the window keeps too little for them
     ],
 )
