@@ -6,11 +6,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["MachineError", "SpecError", "__version__", "build", "check", "load"]
+__all__ = ["MachineError", "SpecError", "__version__", "build", "check", "load", "sweep"]
 
 if TYPE_CHECKING:
     from archc.output.load import load
-    from archc.pipeline import build, check
+    from archc.pipeline import build, check, sweep
     from archc.spec.diagnostics import MachineError, SpecError
 
 # Where each public name lives. They are fetched on first use, so that `import archc` costs nothing.
@@ -18,6 +18,7 @@ _HOME = {
     "build": "archc.pipeline",
     "check": "archc.pipeline",
     "load": "archc.output.load",
+    "sweep": "archc.pipeline",
     "MachineError": "archc.spec.diagnostics",
     "SpecError": "archc.spec.diagnostics",
 }

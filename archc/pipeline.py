@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from archc.graph.totals import CostReport
     from archc.graph.types import Graph
     from archc.output.write import WriteReport
+    from archc.sweeps import Point
 
 NEEDS_OTHER_LAYERS = "E338"  # an export, which may stand in a layer that cannot be read
 
@@ -67,7 +68,11 @@ def make_graph(spec: Spec, report: Reporter, after: str | None = None) -> Graph 
 
 
 def check(source: Source, sources: MutableMapping[str, str] | None = None) -> list[Diagnostic]:
-    """Every mistake of a spec, in the order of their places; an empty list if there is none."""
+    """Every mistake of a spec or of a sweep, in the order of their places; an empty list if there is none."""
+    from archc.sweeps.read import is_sweep
+
+    if is_sweep(source):
+        return _check_sweep(source, sources)
     report = Reporter()
     sound: list[Spec] = []
     spec = load_spec(source, report, sources, sound)
@@ -78,6 +83,26 @@ def check(source: Source, sources: MutableMapping[str, str] | None = None) -> li
         make_graph(part, more)
         report.diagnostics += [found for found in more.diagnostics if found.code != NEEDS_OTHER_LAYERS]
     return sorted(report.diagnostics, key=lambda found: found.span)
+
+
+def _check_sweep(source: Source, sources: MutableMapping[str, str] | None) -> list[Diagnostic]:
+    from archc.sweeps import study
+
+    try:
+        return study(source, sources).errors
+    except SpecError as error:
+        return list(error.diagnostics)
+
+
+def sweep(source: Source) -> list[Point]:
+    """Every point of a sweep, in the order of its axes: parameters, FLOPs, bytes, and its spec as text.
+
+    `source` is the path of a sweep file, or a mapping of the same content. Points that are no models have
+    `errors`. Raises SpecError for mistakes of the sweep itself.
+    """
+    from archc.sweeps import study
+
+    return list(study(source).points)
 
 
 def graph_of(source: Source, after: str | None = None) -> Graph:

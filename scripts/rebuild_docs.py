@@ -90,6 +90,7 @@ def errors_page() -> str:
         "E36": "Names of weights",
         "E37": "Attention and recurrences",
         "E39": "Commands",
+        "E40": "Sweeps",
         "E90": "Writing the package",
     }
     lines: list[str] = []
@@ -226,7 +227,9 @@ def library_page() -> str:
         "block": "Blocks",
         "function": "Functions",
         "model": "Models",
+        "sweep": "Sweeps",
     }
+    describe = {"model": _model, "sweep": _sweep}
     for entry in entries(ROOT / "docs"):
         if entry.kind != kind:
             kind = entry.kind
@@ -235,7 +238,8 @@ def library_page() -> str:
         lines += ["", f"### [{entry.name}](../{path})", "", f"{entry.title or entry.name}."]
         if entry.source:
             lines[-1] += f" Source: {entry.source}."
-        lines += ["", *(_model(entry.path) if kind == "model" else _body(entry.path, kind, entry.name))]
+        about = describe[kind](entry.path) if kind in describe else _body(entry.path, kind, entry.name)
+        lines += ["", *about]
     return page("The library", text, lines)
 
 
@@ -246,6 +250,18 @@ def _model(path: Path) -> Iterator[str]:
     windows = f", {found.window_bytes:,} bytes of windows" if found.window_bytes else ""
     yield f"{found.parameters:,} parameters. In bfloat16 one sequence keeps {found.cache_bytes_per_token:,} bytes"
     yield f"of keys and values a token{windows}, and {found.state_bytes:,} bytes of state whatever its length."
+
+
+def _sweep(path: Path) -> Iterator[str]:
+    from archc.spec.diagnostics import Reporter
+    from archc.sweeps.read import read_sweep
+
+    report = Reporter()
+    sweep = read_sweep(path, report, {})
+    report.raise_if_any()
+    assert sweep is not None
+    for axis in sweep.axes:
+        yield f"- {axis.name}: {', '.join(axis.values)}"
 
 
 def _body(path: Path, kind: str, name: str) -> Iterator[str]:

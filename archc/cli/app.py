@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from archc import __version__
-from archc.cli import build_commands, fact_commands, spec_commands
+from archc.cli import build_commands, fact_commands, spec_commands, sweep_commands
 from archc.cli.answers import answering
 
 _CHECKING = "Write and check"
@@ -35,6 +35,7 @@ app.command("kernels", rich_help_panel=_BUILDING)(build_commands.kernels)
 app.command("show", rich_help_panel=_FACTS)(fact_commands.show)
 app.command("library", rich_help_panel=_FACTS)(spec_commands.library)
 app.command("cost", rich_help_panel=_FACTS)(fact_commands.cost)
+app.command("sweep", rich_help_panel=_FACTS)(sweep_commands.sweep)
 app.command("diff", rich_help_panel=_FACTS)(fact_commands.diff)
 app.command("bench", rich_help_panel=_FACTS)(fact_commands.bench)
 

@@ -10,7 +10,14 @@ import yaml
 
 from archc.data import data_folder
 
-_KINDS = {"mixer": "mixers", "mlp": "mlps", "block": "blocks", "function": "functions", "model": "models"}
+_KINDS = {
+    "mixer": "mixers",
+    "mlp": "mlps",
+    "block": "blocks",
+    "function": "functions",
+    "model": "models",
+    "sweep": "sweeps",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from archc.data import data_folder
 _NAME = re.compile(r"""^name:\s*["']?([A-Za-z_][A-Za-z0-9_]{0,99})["']?\s*(?:#.*)?$""", re.MULTILINE)
 
 
-def spec_path(text: str) -> Path:
-    """The file that `text` names: a path, or the name of a packaged model.
+def spec_path(text: str, kind: str = "model") -> Path:
+    """The file that `text` names: a path, or the name of a packaged model or, with that `kind`, sweep.
 
     Raises a usage error that lists close names where there is no such thing.
     """
@@ -22,17 +22,17 @@ def spec_path(text: str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise typer.BadParameter(f"{text} is a folder; a spec is a file")
-    models = {file.stem: file for file in sorted((data_folder("specs") / "models").glob("*.yaml"))}
-    if text in models:
-        return models[text]
-    close = difflib.get_close_matches(path.name.removesuffix(".yaml"), models, n=3)
+        raise typer.BadParameter(f"{text} is a folder; a {'spec' if kind == 'model' else kind} is a file")
+    packaged = {file.stem: file for file in sorted((data_folder("specs") / f"{kind}s").glob("*.yaml"))}
+    if text in packaged:
+        return packaged[text]
+    close = difflib.get_close_matches(path.name.removesuffix(".yaml"), packaged, n=3)
     hint = (
         f"did you mean {' or '.join(close)}?"
         if close
-        else "`archc library` lists the models that ship with it"
+        else f"`archc library` lists the {kind}s that ship with it"
     )
-    raise typer.BadParameter(f"there is no file {text}, and no packaged model of that name; {hint}")
+    raise typer.BadParameter(f"there is no file {text}, and no packaged {kind} of that name; {hint}")
 
 
 def package_name(path: Path) -> str:

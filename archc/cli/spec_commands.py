@@ -96,7 +96,7 @@ def explain(
 
 def schema(
     kind: Annotated[
-        str, typer.Argument(help="What to describe: model, mixer, mlp, block, function, ...")
+        str, typer.Argument(help="What to describe: model, mixer, mlp, block, function, sweep.")
     ] = "model",
 ) -> None:
     """Print the JSON Schema of a kind of file, for editors."""
@@ -112,7 +112,7 @@ def library(
     name: Annotated[str | None, typer.Argument(help="Print this entry's file instead of the list.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List what a spec here can use: mixers, MLPs, blocks, functions and models, with their sources."""
+    """List what a spec here can use: mixers, MLPs, blocks, functions, models and sweeps, with their sources."""
     with answering(as_json):
         from archc.cli.library import entries
 

@@ -33,10 +33,10 @@ class Commented(dict[str, object]):
 def to_yaml(data: Mapping[str, object]) -> str:
     """YAML text of nested mappings, lists and scalars, in their order.
 
-    `None` is written `none`, the language's word for "no value"; in a mapping with `extends` it is `null`,
-    which removes a key. Numbers may be int, float or Fraction. Raises TypeError for anything else.
+    `None` is written `none`, the language's word for "no value"; in a mapping with `extends` or `sweep` it is
+    `null`, which removes a key. Numbers may be int, float or Fraction. Raises TypeError for anything else.
     """
-    nothing = "null" if "extends" in data else "none"
+    nothing = "null" if "extends" in data or "sweep" in data else "none"
     return "".join(f"{line}\n" for line in _mapping(data, 0, nothing, ""))
 
 

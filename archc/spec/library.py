@@ -147,6 +147,16 @@ class Library:
         self.sources = sources
         self._near = list(folders)
         self._found: dict[tuple[str, str], Body | None] = {}
+        self._paths: dict[tuple[str, str], Path | None] = {}
+        self._read_well: dict[
+            tuple[str, str], Body
+        ] = {}  # from files; a faulty one is read and reported again
+
+    def fork(self, report: Reporter) -> Library:
+        """A library for another model in the same place, which need not read sound files again."""
+        other = Library(self._near, report, self.sources)
+        other._paths, other._read_well = self._paths, self._read_well
+        return other
 
     def add(self, body: Body) -> None:
         """Put a body of the spec itself before everything that lies in files."""
@@ -155,9 +165,13 @@ class Library:
     def lookup(self, kind: str, name: str) -> Body | None:
         """The body of this kind and name, or None if there is none; a faulty file is reported."""
         if (kind, name) not in self._found:
-            path = self._path(kind, name)
-            self._found[kind, name] = None  # while it is read, and if it is faulty
-            self._found[kind, name] = self._read(path, kind, name) if path else None
+            body = self._read_well.get((kind, name))
+            if body is None and (path := self._path(kind, name)) is not None:
+                self._found[kind, name] = None  # while it is read, and if it is faulty
+                body = self._read(path, kind, name)
+                if body is not None:
+                    self._read_well[kind, name] = body
+            self._found[kind, name] = body
         return self._found[kind, name]
 
     def find(self, kinds: Iterable[str], name: YScalar) -> Body | None:
@@ -216,8 +230,10 @@ class Library:
     def _path(self, kind: str, name: str) -> Path | None:
         if not WORD.match(name):
             return None
-        paths = (folder / FOLDERS[kind] / f"{name}.yaml" for folder in self._folders())
-        return next((path for path in paths if path.is_file()), None)
+        if (kind, name) not in self._paths:
+            paths = (folder / FOLDERS[kind] / f"{name}.yaml" for folder in self._folders())
+            self._paths[kind, name] = next((path for path in paths if path.is_file()), None)
+        return self._paths[kind, name]
 
     def _read(self, path: Path, kind: str, name: str) -> Body | None:
         known = len(self.report.diagnostics)

@@ -101,13 +101,30 @@ def _load(
 ) -> Spec | None:
     single = body_kind(node)
     if single is not None:
-        return _load_single(node, *single, _folders([folder], report), texts, report)
+        return _load_single(node, *single, library_folders([folder], report), texts, report)
     merged = extended(node, folder, texts, report, path)
     if merged is None:
         return None
     node, folders = merged
-    library = Library(_folders(folders, report), report, texts)
+    library = Library(library_folders(folders, report), report, texts)
     return _Resolver(node, name, library, texts, report, sound).resolve()
+
+
+def resolve_node(
+    node: YMapping,
+    name: str,
+    library: Library,
+    texts: MutableMapping[str, str],
+    report: Reporter,
+    *,
+    spare_blocks: bool = False,
+) -> Spec | None:
+    """A model whose text is read and merged already; None after errors.
+
+    `name` is that of a model that says none. With `spare_blocks`, blocks that no layer uses are left out in silence:
+    specs that are made by varying others have them.
+    """
+    return _Resolver(node, name, library, texts, report, spare_blocks=spare_blocks).resolve()
 
 
 def _load_single(
@@ -138,7 +155,7 @@ def _load_single(
     return None
 
 
-def _folders(places: list[Path], report: Reporter) -> list[Path]:
+def library_folders(places: list[Path], report: Reporter) -> list[Path]:
     """Where a spec's own library lies: beside it, above `models/`, and where `archc.toml` says."""
     found: dict[Path, None] = {}
     for place in (place.resolve() for place in places):
@@ -160,9 +177,12 @@ class _Resolver:
         texts: MutableMapping[str, str],
         report: Reporter,
         sound: list[Spec] | None = None,
+        *,
+        spare_blocks: bool = False,
     ) -> None:
         self.node = node
         self.default_name = name
+        self.spare_blocks = spare_blocks
         self.library = library
         self.texts = texts
         self.report = report
@@ -206,7 +226,7 @@ class _Resolver:
         binder = self._binder(model, len(layers.names) if layers else model.n_layers, shared_node)
         shared = self._bind_shared(shared_node, binder)
         used = (
-            used_entries(entries, layers.names, self.report)
+            used_entries(entries, layers.names, Reporter() if self.spare_blocks else self.report)
             if layers
             else [e for e in entries.values() if not e.template]
         )
@@ -260,6 +280,14 @@ class _Resolver:
         return {key.text for key, _ in self.node.entries}
 
     def _not_a_model(self, fields: Fields) -> None:
+        if (study := fields.key("sweep")) is not None:
+            self.report.error(
+                "E201",
+                "this is a sweep of models, and a model stands here",
+                study.span,
+                help="`archc sweep FILE` compiles all its points; with `--out` it writes a spec for each",
+            )
+            return
         kinds = (*KEYS, *FOLDERS)
         for key, _ in fields.rest():
             if key.text not in kinds and closest(key.text, kinds):

@@ -11,10 +11,11 @@ from archc.spec.values import TYPES
 
 Schema = dict[str, object]
 
-KINDS = ("model", *FOLDERS)
+KINDS = ("model", *FOLDERS, "sweep")
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 _NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_VALUE = r"^[A-Za-z0-9][A-Za-z0-9_.:+-]*$"
 _TARGETS = r"^[A-Za-z][A-Za-z0-9_]*(\s*,\s*[A-Za-z][A-Za-z0-9_]*)*$"
 
 
@@ -25,7 +26,7 @@ def generate(kind: str) -> Schema:
     """
     if kind not in KINDS:
         raise KeyError(kind)
-    content = _model() if kind == "model" else _body_file(kind)
+    content = _model() if kind == "model" else _sweep() if kind == "sweep" else _body_file(kind)
     return {"$schema": DIALECT, "title": f"archc {kind}", **content, "$defs": _definitions()}
 
 
@@ -105,6 +106,64 @@ def _model() -> Schema:
             "layers": _ref("layers"),
             "init": {**_ref("expression"), "description": "The default initialiser of all weights."},
         }
+    )
+
+
+def _sweep() -> Schema:
+    """A study over models. Changes of its spec are mappings of any keys: what they come to is a model."""
+    place: Schema = {"type": "string", "pattern": r"^[A-Za-z_][A-Za-z0-9_]*(\.([A-Za-z_][A-Za-z0-9_]*|\*))*$"}
+    count: Schema = {
+        "anyOf": [
+            {"type": "integer", "minimum": 1},
+            {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?[KMBT]$"},
+        ]
+    }
+    scalar: Schema = {"type": ["string", "number", "boolean"]}
+    values: Schema = {
+        "anyOf": [
+            {"type": "array", "items": scalar, "minItems": 1},
+            {"type": "object", "propertyNames": {"pattern": _VALUE}, "minProperties": 1},
+        ],
+        "description": "Values by name, or a list of numbers and words.",
+    }
+    at: Schema = {
+        **_one_or_many(place),
+        "description": "Where the values go, such as `blocks.linear.mixer`; else each changes the whole spec.",
+    }
+    rule = _object(
+        {"when": _named(_one_or_many(scalar)), "set": {"type": "object"}, "skip": {"const": True}}, ("when",)
+    )
+    whole: Schema = {"type": "integer", "minimum": 1}
+    match = _object(
+        {
+            "parameters": {
+                "anyOf": [count, _named({"type": "object", "additionalProperties": count})],
+                "description": "A number such as `340M`, or `{AXIS: {VALUE: NUMBER}}`.",
+            },
+            "by": {**_one_or_many(place), "description": "The number that is solved for each point."},
+            "step": {**whole, "description": "It is a multiple of this."},
+            "from": whole,
+            "to": whole,
+            "within": {"type": "string", "pattern": "%$", "description": "More than this off is an error."},
+        },
+        ("parameters", "by"),
+    )
+    return _object(
+        {
+            "sweep": {**_ref("name"), "description": "The name of the study, with which its models begin."},
+            "title": {"type": "string"},
+            "source": {"type": "string"},
+            "base": {"type": "string", "description": "The path of a spec, or a packaged model's name."},
+            "spec": _model(),
+            "over": {
+                **_named(_object({"at": at, "values": values}, ("values",))),
+                "description": "What varies, by name; applied in this order.",
+            },
+            "where": {"type": "array", "items": rule, "description": "What is different at some points."},
+            "match": match,
+            "tokens": _one_or_many(whole),
+        },
+        ("sweep", "over"),
     )
 
 

@@ -140,7 +140,7 @@ def test_library_lists_entries_and_prints_one(spec: str) -> None:
     listed = run("library")
     assert listed.exit_code == 0 and "gated_deltanet" in listed.stdout and "arXiv" in listed.stdout
     entries = json.loads(run("library", "--json").stdout)
-    assert {entry["kind"] for entry in entries} == {"mixer", "mlp", "block", "function", "model"}
+    assert {entry["kind"] for entry in entries} == {"mixer", "mlp", "block", "function", "model", "sweep"}
     assert all(entry["title"] for entry in entries)
     assert "recurrence(" in run("library", "gated_deltanet").stdout
 
