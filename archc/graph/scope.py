@@ -30,6 +30,7 @@ DRAWS = {
     "normal": (2, 2),
     "truncated_normal": (2, 2),
     "orthogonal": (0, 1),
+    "orthogonal_normal": (0, 0),
     "eye": (0, 0),
     "zeros": (0, 0),
     "ones": (0, 0),

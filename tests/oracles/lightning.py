@@ -13,7 +13,8 @@ from tests.oracles.parts import Weights, linear, sigmoid, silu
 from tests.oracles.row import Row
 
 ROWS = {
-    "default": Row({"n_heads": 4}, {"n_heads": 4, "head_dim": 12}),
+    "default": Row({"n_heads": 3}, {"n_heads": 3, "head_dim": 16}),
+    "heads of a power of two": Row({"n_heads": 4}, {"n_heads": 4, "head_dim": 12}),
     "table of the paper": Row(
         {"n_heads": 3, "decay_table": "tnl_paper"}, {"n_heads": 3, "head_dim": 16, "table": "tnl_paper"}
     ),

@@ -1,4 +1,4 @@
-"""split, concat, reshape, repeat, roll, select, outer, tensor_square: the operations that change axes."""
+"""split, concat, reshape, repeat, roll, select, outer, contract, tensor_square: the operations that change axes."""
 
 from __future__ import annotations
 
@@ -286,6 +286,49 @@ class Outer(Operation):
         return Cost(flops=sizes.product(node.type.axes))
 
 
+class Contract(Operation):
+    """The product of two values summed over an axis that both have: a matrix of the model that is no `linear`'s."""
+
+    name = "contract"
+    title = "products summed over a shared axis"
+    tokenwise = True
+    signature = Signature.parse("a, b, *, over: axes")
+
+    def build(self, call: Call) -> Value:
+        """Shapes: [*a], [*b] -> [*a without over, *axes that only b has]; other axes of both are kept once."""
+        a, b, over = call.value("a"), call.value("b"), call.one_axis("over")
+        for name, value in (("a", a), ("b", b)):
+            if over not in value.type.axes:
+                call.fail(
+                    "E353",
+                    f"`{over}` is not an axis of this value, it has {shape(value.type.axes)}",
+                    call.span_of(name),
+                )
+        kept = tuple(axis for axis in a.type.axes if axis != over)
+        own = tuple(axis for axis in b.type.axes if axis not in a.type.axes)
+        rate = lift(a.type.rate, b.type.rate)
+        return call.add([a, b], ValueType((*kept, *own), rate), {"over": over})
+
+    def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
+        """`contract("...hk,mk->...hm", a, b)`."""
+        printer.use("axes_ops", "contract")
+        types = [printer.type_of(ref) for ref in node.inputs]
+        letters = dict(zip(dict.fromkeys((*types[0].axes, *types[1].axes)), "abcdefghijklmnopqrstuvwxyz"))
+
+        def names(type_: ValueType) -> str:
+            text = "".join(letters[axis] for axis in type_.axes)
+            return text if type_.rate in ("static", "model") else f"...{text}"
+
+        equation = f"{names(types[0])},{names(types[1])}->{names(node.type)}"
+        return call("contract", f'"{equation}"', *inputs)
+
+    def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
+        """A multiplication and an addition for each product."""
+        if node.type.rate in ("static", "model"):
+            return Cost()
+        return Cost(flops=2 * sizes.product((*node.type.axes, node.attrs["over"])))
+
+
 class TensorSquare(Operation):
     """n (n + 1) / 2 products such that <ts(a), ts(b)> = <a, b>^2."""
 
@@ -315,5 +358,5 @@ class TensorSquare(Operation):
         return Cost(flops=2 * sizes.product(node.type.axes))
 
 
-OPERATIONS = (Split(), Concat(), Reshape(), Repeat(), Roll(), Select(), Outer(), TensorSquare())
+OPERATIONS = (Split(), Concat(), Reshape(), Repeat(), Roll(), Select(), Outer(), Contract(), TensorSquare())
 __all__ = ["OPERATIONS", "total"]

@@ -1,9 +1,15 @@
-"""Features whose inner products are squared inner products."""
+"""Products of two values summed over an axis, and features whose inner products are squared inner products."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def contract(equation: str, a: Tensor, b: Tensor) -> Tensor:
+    """`torch.einsum` of two tensors in the wider of their dtypes."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return torch.einsum(equation, a.to(dtype), b.to(dtype))
 
 
 def tensor_square(x: Tensor) -> Tensor:
