@@ -357,6 +357,26 @@ CASES = {
         {"d_state": 8, "inner_norm": "learned", "inner_eps": 1e-3},
         mamba("dt_layernorm.weight", "b_layernorm.weight", "c_layernorm.weight"),
     ),
+    "xlstm": Case(
+        "mlstm_7b",
+        "xLSTMConfig",
+        "xLSTMForCausalLM",
+        {"num_hidden_layers": 1, "num_blocks": 1, "num_heads": 4, "autocast_kernel_dtype": "float32"},
+        "backbone.blocks.0.mlstm_layer",
+        {"n_heads": 4, "head_dim": 6, "v_dim": 12, "norm_eps": 1e-6},
+        renamed(
+            q__weight="q.weight",
+            k__weight="k.weight",
+            v__weight="v.weight",
+            igate__weight="igate_preact.weight",
+            igate__bias="igate_preact.bias",
+            fgate__weight="fgate_preact.weight",
+            fgate__bias="fgate_preact.bias",
+            gate__weight="ogate_preact.weight",
+            y_norm__weight="multihead_norm.weight",
+            y__weight="out_proj.weight",
+        ),
+    ),
 }
 
 
