@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.language.check import distance, exact, linear, spec_of, worst_way
+from tests.language.check import distance, exact, inputs, linear, mixer_result, spec_of, worst_way
 from tests.support.packages import package
 
 MEMORIES, CHOSEN, HEADS, DIM, TAPS, THETA = 4, 2, 2, 8, 3, 50.0
@@ -112,3 +113,18 @@ def test_each_memory_counts_its_own_tokens() -> None:
     assert package(SPECS["plain"]).Model().init_state(1, 40).tensors()[
         "layers.0.mixer.memory.0.length"
     ].shape == (1,)
+
+
+def test_gradients_of_renormalised_weights() -> None:
+    """What is absent is minus infinity, and must not come back as infinity times 0."""
+    mixer, _ = mixer_result(SPECS["plain"], inputs(9))
+    x, place = inputs(9), import_module(f"{package(SPECS['plain']).__name__}.place")
+    parameters = dict(mixer.named_parameters())
+    weights = torch.randn(9, 32, dtype=torch.float64)
+    total = (mixer(x, place.Place(place.dense_layout(x)))[0] * weights).sum()
+    found = torch.autograd.grad(total, list(parameters.values()))
+    wanted = torch.autograd.grad(
+        (definition("plain", mixer, x[0]) * weights).sum(), list(parameters.values())
+    )
+    for name, one, other in zip(parameters, found, wanted, strict=True):
+        assert float((one - other).abs().max()) < ROUTERS * float(other.abs().max()), name

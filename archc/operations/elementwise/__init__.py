@@ -21,12 +21,19 @@ class Elementwise(Operation):
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """The function over its operands, each indexed so that it broadcasts."""
-        found = self._emit(node, inputs, printer)
-        absent = next((c for c, ref in zip(inputs, node.inputs) if printer.type_of(ref).absent), None)
-        if absent is None or FUNCTIONS[node.attrs["function"]].boolean:
-            return found
-        printer.use("topk", "keep_absent")
-        return Code(f"keep_absent({found.text}, {absent.text})")
+        types = [printer.type_of(ref) for ref in node.inputs]
+        absent = dict.fromkeys(code.text for code, type_ in zip(inputs, types) if type_.absent)
+        if not absent or FUNCTIONS[node.attrs["function"]].boolean:
+            return self._emit(node, inputs, printer)
+        # The function sees a number in their place: at minus infinity it has a value, but often no derivative.
+        printer.use("topk", "keep_absent", "stand_in")
+        stood_in = [
+            Code(f"stand_in({code.text})") if type_.absent else code for code, type_ in zip(inputs, types)
+        ]
+        text = self._emit(node, stood_in, printer).text
+        for code in absent:
+            text = f"keep_absent({text}, {code})"
+        return Code(text)
 
     def _emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         name = node.attrs["function"]

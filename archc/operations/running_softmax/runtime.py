@@ -59,7 +59,7 @@ def running_softmax(x: Tensor, place: Place, key: str) -> tuple[Tensor, Tensor]:
 
 
 def running_logsumexp(x_BTC: Tensor, first_T: Tensor) -> Tensor:
-    """`z_t = log(exp(z_(t-1)) + exp(x_t))`, and `z_t = x_t` at first tokens, of which token 0 is one; not below float32."""
+    """`z_t = log(exp(z_(t-1)) + exp(x_t))`, but x_t at first tokens (token 0 is one), in float32 or float64."""
     z: Tensor = _forward(x_BTC, first_T)
     return z
 

@@ -18,6 +18,11 @@ def present(x: Tensor) -> Tensor:
     return x.masked_fill(x == float("-inf"), 0)
 
 
+def stand_in(x: Tensor) -> Tensor:
+    """`x` with absent entries as 1, where the usual functions have a value and a derivative."""
+    return x.masked_fill(x == float("-inf"), 1)
+
+
 def keep_absent(result: Tensor, x: Tensor) -> Tensor:
     """A function of `x`, with the entries that are absent in `x` absent again."""
     return result.masked_fill(x == float("-inf"), float("-inf"))
