@@ -44,6 +44,7 @@ def recurrence_name(kind: RecurrenceKind) -> str:
     parts = [] if kind.decay == "none" else [f"{kind.decay}_decay"]
     parts += {"none": [], "delta": ["delta"], "pair": [f"erase_{kind.erase_from}"]}[kind.erase]
     parts += ["rate"] if kind.decay_rate else []
+    parts += ["grouped"] if kind.grouped else []
     parts += ["factors"] if kind.factors else []
     parts += ["exclusive"] if kind.read == "exclusive" else []
     parts += [f"normalized_{kind.normalize}"] if kind.normalize != "none" else []

@@ -12,7 +12,7 @@ from archc.tiles.reverse import reverse
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Per token and head. FLOPs count a multiplication and an addition as two.
+    """Per token and head of the state. FLOPs count a multiplication and an addition as two.
 
     bytes: inputs read once and outputs written once, the bound of any schedule; states stay on the chip.
     """
@@ -32,10 +32,13 @@ class Costs:
     state_bytes: int
 
 
-def count(kind: RecurrenceKind, K: int, V: int, chunk: int | None = None, itemsize: int = 2) -> Costs:
+def count(
+    kind: RecurrenceKind, K: int, V: int, chunk: int | None = None, itemsize: int = 2, queries: int = 1
+) -> Costs:
     """Costs of a class at sizes K and V. itemsize: bytes of an element of q, k and v; decays are float32.
 
-    With factors the counts are per factor. Raises ValueError, with the reason, for a class without a form.
+    queries: heads of q for each head of the state; over chunks each of them is a token of its own. With factors the
+    counts are per factor. Raises ValueError, with the reason, for a class without a form.
     """
     verdict = form_of(kind)
     if verdict.form == "error":
@@ -48,21 +51,22 @@ def count(kind: RecurrenceKind, K: int, V: int, chunk: int | None = None, itemsi
     decay_size = {"none": 0, "head": 1, "key": K, "value": V, "elementwise": V if kind.decay_rate else K * V}
     decay_bytes = 4 * decay_size[core.decay]
     vectors = {"none": 0, "delta": 1, "pair": 2 * K}[core.erase]
-    inputs = itemsize * (2 * K + V + vectors) + decay_bytes
-    output = itemsize * V
+    inputs = itemsize * (queries * K + K + V + vectors) + decay_bytes
+    output = itemsize * V * queries
     state = 4 * K * V
     decayed_elements = {"head": 1, "key": K, "value": V, "elementwise": K * V}.get(core.decay, 0)
     state_flops = {"none": 0, "delta": 3, "pair": 2}[core.erase] * V + 2 * K * V * (
         2 + {"none": 0, "delta": 1, "pair": 2}[core.erase]
     )
     decode = Cost(
-        state_flops + (K * V if core.decay != "none" else 0),
+        state_flops + (K * V if core.decay != "none" else 0) + 2 * K * V * (queries - 1),
         inputs + output + 2 * state,
         decayed_elements,
     )
     if verdict.form == "scan":
-        once = Cost(5.0 * K * V, inputs + output, K * V)
-        return Costs(once, Cost(14.0 * K * V, 2 * inputs + output, K * V), decode, state)
+        once = Cost(5.0 * K * V * queries, inputs + output, K * V * queries)
+        twice = Cost(14.0 * K * V * queries, 2 * inputs + output, K * V * queries)
+        return Costs(once, twice, decode, state)
     program = forward(kind)
     ahead = sum(_flops(step, program, sizes) for step in program.steps) / C
     backward = reverse(program)
@@ -71,8 +75,8 @@ def count(kind: RecurrenceKind, K: int, V: int, chunk: int | None = None, itemsi
     behind += sum(_flops(step, program, sizes) for step in program.steps if step.result in again) / C
     exponentials = _exponentials(program, core.decay, sizes) / C
     return Costs(
-        Cost(ahead, inputs + output, exponentials),
-        Cost(behind, 2 * inputs + output, exponentials),
+        Cost(queries * ahead, inputs + output, queries * exponentials),
+        Cost(queries * behind, 2 * inputs + output, queries * exponentials),
         decode,
         state,
     )

@@ -30,6 +30,7 @@ class RecurrenceKind:
     chunk: tokens per chunk, a multiple of 16 that is 16 times a power of two.
     decay_bounded: every log decay lies in [-5, 0], so that exponents over 16 tokens do not overflow.
     decay_rate: an elementwise decay is the product of a step `[B, T, H, V]` and a rate `[H, K, V]` without tokens.
+    grouped: q has several heads for each of the others', which are those of the state.
     """
 
     decay: Decay = "none"
@@ -42,17 +43,19 @@ class RecurrenceKind:
     chunk: int = 64
     decay_bounded: bool = False
     decay_rate: bool = False
+    grouped: bool = False
 
     def core(self) -> RecurrenceKind:
-        """The class that does the work once factors, normalisers and constant decays are rewritten.
+        """The class that does the work once factors, groups, normalisers and constant decays are rewritten.
 
-        Factors are time unrolled; "sum" is one more column of V; "max" scales k and the decay by a maximum that
-        is known beforehand; a constant decay is a decay per head that is the same everywhere.
+        Factors are time unrolled, and so are the queries of a group; "sum" is one more column of V; "max" scales k
+        and the decay by a maximum that is known beforehand; a constant decay is a decay per head that is the same
+        everywhere.
         """
         decay: Decay = self.decay
         if decay == "constant" or self.normalize == "max":
             decay = "head"
-        return replace(self, decay=decay, normalize="none", log_input=False, factors=False)
+        return replace(self, decay=decay, normalize="none", log_input=False, factors=False, grouped=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,8 @@ def recurrence(
 
     q `[B, T, Hq, K]`; k, erase_write, erase_read `[B, T, Hk, K]`; v `[B, T, Hv, V]`; beta, log_input `[B, T, H]`;
     with factors all but q, decay and log_input have an axis of factors after T. decay as its class says; constant
-    `[H]`. Packed when `cu_seqlens` is given (B == 1): tokens after its last entry come out as zeros.
+    `[H]`. The state has the largest head count, in a grouped class that of all but q. Packed when `cu_seqlens` is
+    given (B == 1): tokens after its last entry come out as zeros.
     """
     if kind.decay_rate and decay is not None and decay_rate is not None:
         decay = decay.repeat_interleave(max(1, decay_rate.shape[0] // decay.shape[2]), 2)
@@ -84,9 +85,11 @@ def _rows(
     """Each row of the batch is one sequence."""
     per_token = {"q", "decay", "log_input"}
     axis = {name: 3 if kind.factors and name not in per_token else 2 for name in tensors}
-    heads = max(value.shape[axis[name]] for name, value in tensors.items())
-    x = {name: _index_heads(value, axis[name], heads) for name, value in tensors.items()}
-    batch, length, _, keys = x["q"].shape
+    written = {name: value for name, value in tensors.items() if name != "q" or not kind.grouped}
+    heads = max(value.shape[axis[name]] for name, value in written.items())
+    x = {name: _index_heads(value, axis[name], heads) for name, value in written.items()}
+    x["q"] = x.get("q", tensors["q"])
+    batch, length, queries, keys = x["q"].shape
     values = x["v"].shape[-1]
     S = x["q"].new_zeros(batch, heads, keys, values) if memory is None else memory.S
     n = x["q"].new_zeros(batch, heads, keys) if memory is None else memory.normaliser
@@ -118,7 +121,7 @@ def _rows(
             S = _advance(kind, S, here, k, here["v"], decay if factor == 0 else None)
         if kind.read == "inclusive":
             outputs.append(_output(kind, S, n, m, token["q"] * scale, eps))
-    o = torch.stack(outputs, 1) if outputs else x["q"].new_zeros(batch, 0, heads, values)
+    o = torch.stack(outputs, 1) if outputs else x["q"].new_zeros(batch, 0, queries, values)
     return o, Memory(S, n if kind.normalize != "none" else None, m if kind.normalize == "max" else None)
 
 
@@ -157,6 +160,9 @@ def _advance(
 def _output(
     kind: RecurrenceKind, S: Tensor, n: Tensor | None, m: Tensor | None, q: Tensor, eps: float
 ) -> Tensor:
+    S = _index_heads(S, 1, q.shape[1])
+    n = None if n is None else _index_heads(n, 1, q.shape[1])
+    m = None if m is None else _index_heads(m, 1, q.shape[1])
     o = torch.einsum("bhkv,bhk->bhv", S, q)
     if kind.normalize == "none":
         return o

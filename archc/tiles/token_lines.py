@@ -51,7 +51,10 @@ def decode_lines(kind: RecurrenceKind) -> list[str]:
     lines: list[str] = []
 
     def read(result: str, row: str) -> None:
-        lines.append(f"{result}_A1V = torch.bmm({row}_AK[:, None], S_AKV)")
+        if row == "q" and kind.grouped:
+            lines.append("o_AGV = torch.bmm(q_AGK, S_AKV)")
+        else:
+            lines.append(f"{result}_A1V = torch.bmm({row}_AK[:, None], S_AKV)")
 
     factor = {
         "head": "decay_A.exp()[:, None, None]",

@@ -108,10 +108,21 @@ def public_facts(kind: RecurrenceKind, found: list[Argument]) -> dict[str, objec
                 else:
                     unroll.append(f"{argument.full} = {before}.flatten(1, 2)")
 
+    group = []
+    if kind.grouped:
+        group.append("q_BTHK = torch.unflatten(q_BTHK, 2, (-1, group)).transpose(2, 3).flatten(1, 2)")
+        edge = "group - 1, 0" if kind.read == "exclusive" else "0, group - 1"
+        for argument in found[1:]:
+            if argument.per_token:
+                zeros = "0, 0, " * (len(argument.axes) - 2)
+                text = f"F.pad({argument.full}[:, :, None], ({zeros}{edge})).flatten(1, 2)"
+                group.append(f"{argument.full} = {text}")
+
     def tokens(index: str, v: str = "v_BTHV") -> str:
         return ", ".join(f"{v}[:, {index}]" if a.name == "v" else a.at(index) for a in found)
 
     heads = [f"{argument.name}.shape[{argument.head_axis}]" for argument in found]
+    held = [f"{argument.full}.shape[{argument.head_axis}]" for argument in found[1:]]
     return {
         "title": TITLES[kind.decay, kind.erase],
         "definition": definition(kind),
@@ -130,6 +141,11 @@ def public_facts(kind: RecurrenceKind, found: list[Argument]) -> dict[str, objec
         "parameters": parameters,
         "v_axes": shown["v"].axes,
         "unroll": unroll,
+        "group": group,
+        "heads_held": f"max({', '.join(held)})",
+        "state_heads": "The state has the largest head count but that of q, whose heads share it in groups."
+        if kind.grouped
+        else "",
         "call": ", ".join(passed[argument.name] for argument in found),
         "names": ", ".join(argument.full for argument in found),
         "spans": ", ".join(argument.at("span") for argument in found),

@@ -52,6 +52,7 @@ HYBRIDS: dict[str, Spec] = {
         },
         "layers": ["3 linear", "1 local", "1 full"],
     },
+    "grouped_queries": one_mixer("grouped_queries", {"use": "gla", "n_heads": 4, "n_kv_heads": 2}),
     "two_mixers": {
         "archc": 1,
         "name": "two_mixers",

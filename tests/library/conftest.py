@@ -38,6 +38,15 @@ def randomise(model: nn.Module, scale: float = 1.0) -> None:
                 parameter.add_(0.3 * scale * noise)
 
 
+def captured(model: nn.Module, length: int, *names: str) -> list[Tensor]:
+    """Values of equations of the first mixer for random tokens of one sequence: `[T, ...]`, or those of the model."""
+    tokens = torch.randint(64, (1, length), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        _, found = model(tokens, capture=[f"layers.0.mixer.{name}" for name in names])
+    values = [found[f"layers.0.mixer.{name}"] for name in names]
+    return [value[0] if value.shape[:2] == (1, length) else value for value in values]
+
+
 def observe(model: nn.Module, paths: list[str], length: int) -> dict[str, Seen]:
     """Run random tokens through the model and record the modules at `paths`."""
     found: dict[str, Seen] = {}
@@ -75,15 +84,19 @@ def small() -> Callable[[str], nn.Module]:
 
 
 @pytest.fixture
-def with_parts() -> Callable[[Mapping[str, Any], Mapping[str, Any]], nn.Module]:
-    """A model of one layer with a given mixer and MLP, and random weights."""
+def with_parts() -> Callable[..., nn.Module]:
+    """A model of one layer with a given mixer and MLP, and random weights; `random=False`: as they start."""
 
-    def build(mixer: Mapping[str, Any], mlp: Mapping[str, Any]) -> nn.Module:
-        sizes = {"vocab_size": 64, "d_model": 48, "n_layers": 1, "context": 128, "norm": "rmsnorm"}
+    def build(
+        mixer: Mapping[str, Any], mlp: Mapping[str, Any], *, random: bool = True, n_layers: int = 1
+    ) -> nn.Module:
+        sizes = {"vocab_size": 64, "d_model": 48, "n_layers": n_layers, "context": 128, "norm": "rmsnorm"}
         spec = {"archc": 1, "name": "probe", "model": sizes, "layers": ["1 main"],
                 "blocks": {"main": {"mixer": dict(mixer), "mlp": dict(mlp)}}}  # fmt: skip
+        torch.manual_seed(0)
         model: nn.Module = archc.load(spec).Model()
-        randomise(model)
+        if random:
+            randomise(model)
         return model
 
     return build

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import archc
+from archc import pipeline
 
 T, K, V = 96, 16, 24
 
@@ -215,3 +216,45 @@ def _constant(gate: str, heads: bool) -> dict[str, Any]:
     params = {"heads": 2, "size": 4, "width": 6, "one_axis": 1}
     params = {name: value for name, value in params.items() if name in _names(" ".join(body.values()))}
     return {**spec("A * dt"), "mixers": {"own": {"params": params, "body": body}}}
+
+
+def test_a_state_for_each_head_that_writes() -> None:
+    """Four heads of q over two of k and v: a state of two, in the package as in what is printed beforehand."""
+    use = {"use": "gla", "n_heads": 4, "n_kv_heads": 2, "expand_k": 1}
+    grouped = {
+        **spec("A * dt"),
+        "mixers": {},
+        "blocks": {"main": {"mixer": use, "mlp": {"use": "swiglu", "d_ff": 8}}},
+    }
+    state = archc.load(grouped).Model().init_state(3)
+    assert [tuple(value.shape) for value in state.memory.values()] == [(3, 2, 8, 8)]
+    assert pipeline.cost(grouped, batch_size=3).state_bytes == 3 * 2 * 8 * 8 * 4
+
+
+def test_one_state_for_all_queries() -> None:
+    """Keys, values and decays without heads: one state, read by each head of q, as if they were repeated."""
+    body = {
+        "q": "linear(x, [heads, size])",
+        "k": "linear(x, [size])",
+        "v": "linear(x, [width])",
+        "decay": "logsigmoid(linear(x, [size]))",
+        "o": "recurrence(q, k, v, decay=decay, scale=1)",
+        "y": "linear(o, d_model)",
+    }
+    several = {
+        **body,
+        "each": "ones([heads, size])",
+        "o": "recurrence(q, k * each, v * ones([heads, width]), decay=decay * each, scale=1)",
+    }
+    params = {"heads": 3, "size": 4, "width": 5}
+    models = [
+        archc.load({**spec("A * dt"), "mixers": {"own": {"params": params, "body": each}}}).Model().double()
+        for each in (body, several)
+    ]
+    models[1].load_state_dict(models[0].state_dict())
+    shapes = [[tuple(value.shape[1:]) for value in model.init_state(1).memory.values()] for model in models]
+    assert shapes == [[(1, 4, 5)], [(3, 4, 5)]]
+    tokens = torch.randint(32, (2, 40), generator=torch.Generator().manual_seed(1))
+    found = [_slopes(model, tokens) for model in models]
+    for key, value in found[0].items():
+        torch.testing.assert_close(value, found[1][key], rtol=1e-9, atol=1e-12)

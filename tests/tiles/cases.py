@@ -40,6 +40,7 @@ def label(kind: RecurrenceKind) -> str:
     parts = [kind.decay, kind.erase, kind.erase_from, kind.read, kind.normalize]
     parts += ["factors"] if kind.factors else []
     parts += ["rate"] if kind.decay_rate else []
+    parts += ["grouped"] if kind.grouped else []
     parts += [str(kind.chunk)] if kind.chunk != 64 else []
     return "_".join(parts)
 
@@ -92,7 +93,7 @@ def make(
         batch = 1
     rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
     Hq, Hk, Hv = heads
-    H = max(heads)
+    H = max(heads[1:] if kind.grouped else heads)  # of the state
     factors = (3,) if kind.factors else ()
     common = torch.nn.functional.normalize(normal(K), dim=-1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import cast
 
@@ -28,8 +29,9 @@ class Recurrence(Operation):
 
     `outputs=[numerator, denominator]` gives o beside what it would be for v = 1, of the same state.
 
-    The decay's kind follows from its axes. `beta=` is the delta rule; `erase_write=, erase_read=, erase_from=` the
-    general erase. `scale` must be said: `scale=1`, or `scale=auto` for K ** -0.5.
+    The state has the heads of what writes and decays it; heads of q beyond those read it in groups. The decay's kind
+    follows from its axes. `beta=` is the delta rule; `erase_write=, erase_read=, erase_from=` the general erase.
+    `scale` must be said: `scale=1`, or `scale=auto` for K ** -0.5.
     """
 
     name = "recurrence"
@@ -94,7 +96,8 @@ class Recurrence(Operation):
                 groups[name] = tuple(a for a in axes[name] if a not in (key, value_axis))
         self._check_gates(call, groups, {"beta", "log_input", decay_name, "decay_rate"})
         heads = widest_heads(call, groups)
-        kind = self._kind(call, decay, parts, decay_name)
+        held = _state_heads(call, groups, heads)
+        kind = replace(self._kind(call, decay, parts, decay_name), grouped=held != heads)
         verdict = form_of(kind)
         if verdict.form == "error":
             call.fail("E374", "there is no form of this recurrence", call.span, note=verdict.reason)
@@ -110,6 +113,7 @@ class Recurrence(Operation):
             "kind": kind,
             "order": tuple(order),
             "heads": heads,
+            "state_heads": held,
             "key": key,
             "value": value_axis,
             "scale": scale,
@@ -358,9 +362,9 @@ class Recurrence(Operation):
         return code
 
     def states(self, node: Node, graph: Subgraph) -> list[StateSpec]:
-        """The state `[H, K, V]`, and for a normaliser `[H, K]` and `[H]`; float32."""
+        """The state `[H, K, V]`, and for a normaliser `[H, K]` and `[H]`; float32. H is without the queries' groups."""
         attrs = node.attrs
-        heads = attrs["heads"] if attrs["heads"] is not None else Axis.number(1)
+        heads = attrs["state_heads"] if attrs["state_heads"] is not None else Axis.number(1)
         found = [StateSpec(node.name, (heads, attrs["key"], attrs["value"]), "float32")]
         kind: RecurrenceKind = attrs["kind"]
         if kind.normalize != "none":
@@ -374,15 +378,27 @@ class Recurrence(Operation):
         from archc.tiles.costs import count
 
         attrs = node.attrs
-        heads = sizes.axis(attrs["heads"]) if attrs["heads"] is not None else 1
+        queries = sizes.axis(attrs["heads"]) if attrs["heads"] is not None else 1
+        heads = sizes.axis(attrs["state_heads"]) if attrs["state_heads"] is not None else 1
         key, value = sizes.axis(attrs["key"]), sizes.axis(attrs["value"])
-        found = count(attrs["kind"], key, value)
+        found = count(attrs["kind"], key, value, queries=queries // heads)
         factors = sizes.axis(attrs["factor"]) if attrs["factor"] is not None else 1
         return Cost(
             chunk_flops=int(heads * factors * found.forward.flops),
             step_flops=int(heads * found.decode.flops),
             chunk_backward_flops=int(heads * factors * found.backward.flops),
         )
+
+
+def _state_heads(call: Call, groups: Mapping[str, Sequence[Axis]], widest: Axis | None) -> Axis | None:
+    """The heads of the state: the widest of all operands but q, where one holds the others; else the widest of all."""
+    others = [group[-1] for name, group in groups.items() if group and name != "q"]
+    if not others:
+        return None
+    for axis in others:
+        if all(other == axis or divides(call, other, axis) for other in others):
+            return axis
+    return widest
 
 
 OPERATIONS = (Recurrence(),)
