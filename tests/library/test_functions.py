@@ -22,6 +22,7 @@ ACTIVATIONS = (
     "scaled_elu",
     "xielu",
     "elu1",
+    "positive_linear",
 )
 EXTREMES = [0.0, 1e-30, 1e-7, 1e-3, 5.0, 20.0, 88.0, 89.0, 104.0, 710.0, 1e4]
 POINTS = torch.cat([torch.linspace(-12, 12, 481), torch.tensor(EXTREMES), -torch.tensor(EXTREMES)])

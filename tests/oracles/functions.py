@@ -59,5 +59,6 @@ FUNCTIONS: dict[str, Callable[[Weights, Tensor], Tensor]] = {
     "scaled_elu": scaled_elu,
     "xielu": xielu,
     "elu1": lambda weights, u: torch.where(u > 0, u + 1, torch.exp(u.clamp(max=0))),
+    "positive_linear": lambda weights, u: torch.where(u >= 0, u + 0.5, sigmoid(u)),
     "logsigmoid_decay": lambda weights, u: -softplus(-u) / 16,
 }
