@@ -72,7 +72,8 @@ class Attention(Operation):
         causal = call.flag("causal", call.scope.elaborator.settings.causal)
         mask, score = call.pair("mask"), call.pair("score")
         blocks = self._blocks(call, k, v, causal)
-        window = _window(mask) if causal and blocks is None else None
+        ringed = causal and blocks is None and "probs" not in outputs  # a ring's keys have no places for probs
+        window, rest = _window(mask) if ringed else (None, mask)
         inputs: list[Traced] = [q, k, v]
         sink = call.optional("sink")
         if sink is not None:
@@ -109,7 +110,7 @@ class Attention(Operation):
             "scale": call.static("scale"),
             "causal": causal,
             "window": window,
-            "mask": None if window is not None else mask,
+            "mask": rest,
             "score": score,
             "outputs": outputs,
             "sink": sink is not None,
@@ -329,11 +330,27 @@ def _keeper(node: Node, printer: Printer) -> str:
     return f'{printer.place()}.keeper("{which}", "{name}")'
 
 
-def _window(mask: Pair | None) -> ex.Expr | None:
-    """`w` where the mask is `i - j < w` or `i - j <= w - 1`: kept as a ring of w tokens."""
-    if mask is None or mask.values or not isinstance(mask.expr, ex.Compare) or len(mask.expr.ops) != 1:
+def _window(mask: Pair | None) -> tuple[ex.Expr | None, Pair | None]:
+    """`w` where the mask is `i - j < w`, or that and other conditions: kept as a ring of w tokens; and the others."""
+    if mask is None:
+        return None, None
+    parts = mask.expr.values if isinstance(mask.expr, ex.Boolean) and mask.expr.op == "and" else (mask.expr,)
+    for index, part in enumerate(parts):
+        width = _width(part, mask)
+        if width is not None:
+            rest = parts[:index] + parts[index + 1 :]
+            if not rest:
+                return width, None
+            joined = rest[0] if len(rest) == 1 else ex.Boolean(mask.expr.span, "and", rest)
+            return width, Pair(joined, mask.values)
+    return None, mask
+
+
+def _width(condition: ex.Expr, mask: Pair) -> ex.Expr | None:
+    """`w` of the condition `i - j < w`, where w is a number that is known before the model runs."""
+    if not isinstance(condition, ex.Compare) or condition.ops != ("<",):
         return None
-    left, right = mask.expr.operands
+    left, right = condition.operands
     distance = (
         isinstance(left, ex.Binary)
         and left.op == "-"
@@ -342,7 +359,7 @@ def _window(mask: Pair | None) -> ex.Expr | None:
         and (left.left.id, left.right.id) == ("i", "j")
     )
     free = {node.id for node in right.walk() if isinstance(node, ex.Name)}
-    return right if distance and mask.expr.ops[0] == "<" and not free & {"i", "j", "s"} else None
+    return right if distance and not free & {"i", "j", "s", *(name for name, _ in mask.values)} else None
 
 
 OPERATIONS = (Attention(), Cached())
