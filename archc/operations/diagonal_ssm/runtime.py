@@ -10,6 +10,7 @@ coefficients, R channels that share one, S states.
 
 from __future__ import annotations
 
+import math
 import re
 
 import torch
@@ -89,13 +90,16 @@ def _conjugate(a: Tensor) -> Tensor:
 def _powers(a_GSP: Tensor, lags: Tensor) -> Tensor:
     """`exp(lag a)` for each lag: `[*lags, G, S, P]`.
 
-    In float64: the phase `lag * angle` counts modulo 2 pi, so its rounding grows with the lag.
+    The phase `lag * angle` counts modulo 2 pi, so its rounding would grow with the lag: it is reduced in float64.
     """
-    exponent = lags.double().view(*lags.shape, 1, 1, 1) * a_GSP.double()
-    size = torch.exp(exponent[..., :1])
-    if a_GSP.shape[-1] == 2:
-        size = size * torch.cat([torch.cos(exponent[..., 1:]), torch.sin(exponent[..., 1:])], -1)
-    return size.to(a_GSP.dtype)
+    lags = lags.view(*lags.shape, 1, 1)
+    size = torch.exp(lags.to(a_GSP.dtype) * a_GSP[..., 0])
+    if a_GSP.shape[-1] == 1:
+        return size.unsqueeze(-1)
+    phase = lags.double() * a_GSP[..., 1].double()
+    if a_GSP.dtype != torch.float64:
+        phase = phase.remainder(2 * math.pi).to(a_GSP.dtype)
+    return torch.stack([size * torch.cos(phase), size * torch.sin(phase)], -1)
 
 
 def _continued(
