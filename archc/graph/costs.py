@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 
 from archc.spec import statics
@@ -40,6 +40,12 @@ class Cost:
             f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "window"
         }
         return Cost(**totals)
+
+    def times(self, count: int) -> Cost:
+        """As many of these operations, each with the same window."""
+        return replace(
+            self, **{f.name: count * getattr(self, f.name) for f in fields(self) if f.name != "window"}
+        )
 
 
 class Sizes:

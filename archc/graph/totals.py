@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from archc.graph.costs import Cost, Sizes
-from archc.graph.types import Graph, Module, Node
+from archc.graph.types import Graph, Module, Node, Ref
 from archc.operations.base import StateSpec, widest
 from archc.operations.registry import operations
 from archc.spec.axes import Axis
 
 Shape = tuple[int, ...]
+LENGTH_BYTES = 8  # each body of a mixture that remembers counts its tokens
 
 
 def parameter_shapes(graph: Graph) -> dict[str, Shape]:
@@ -280,20 +282,51 @@ def _product(shape: Shape) -> int:
     return total
 
 
-def _nodes(graph: Graph, key: str) -> Iterator[tuple[Module, Node]]:
+class Visited(NamedTuple):
+    """A node of a module or of one in its slots.
+
+    `path`: the slots that lead to its module. `copies`: bodies that hold it, each with a memory of its own. `visits`:
+    how many of them a token passes through.
+    """
+
+    path: str
+    module: Module
+    node: Node
+    copies: int
+    visits: int
+
+
+def _nodes(graph: Graph, key: str, path: str = "", copies: int = 1, visits: int = 1) -> Iterator[Visited]:
     """The nodes of a module and of those in its slots."""
     module = graph.modules[key]
     for node in module.subgraph.nodes:
-        yield module, node
-    for keys in module.slots.values():
-        yield from _nodes(graph, keys[0])
+        yield Visited(path, module, node, copies, visits)
+    sizes = Sizes(module.values)
+    for slot, keys in module.slots.items():
+        bodies, chosen = len(_instances(module, slot, sizes)), 1
+        for node in module.subgraph.nodes:
+            if node.op == "mixture" and node.name == slot:
+                chosen = min(bodies, _sent_to(module, node, sizes) or bodies)
+        yield from _nodes(graph, keys[0], f"{path}{slot}.", copies * bodies, visits * chosen)
+
+
+def _sent_to(module: Module, mixture: Node, sizes: Sizes) -> int | None:
+    """How many bodies a token is sent to: what `topk` keeps of the weights, or None where all are present."""
+    pending = [mixture.inputs[1]]
+    while pending:
+        node = module.subgraph.nodes[pending.pop().node]
+        if node.op == "topk":
+            return int(sizes.number(node.attrs["k"]))
+        if module.subgraph.type_of(Ref(node.id)).absent:
+            pending += node.inputs
+    return None
 
 
 def _module_costs(graph: Graph, key: str) -> list[Cost]:
     """One cost for everything without a window, and one for each windowed attention."""
     total, windowed = Cost(), []
-    for module, node in _nodes(graph, key):
-        cost = operations()[node.op].cost(node, module.subgraph, Sizes(module.values))
+    for _, module, node, _, visits in _nodes(graph, key):
+        cost = operations()[node.op].cost(node, module.subgraph, Sizes(module.values)).times(visits)
         if cost.window is None:
             total = total + cost
         else:
@@ -305,13 +338,17 @@ def _memory(graph: Graph, layers: Counter[str], width: int) -> Memory:
     """What one sequence keeps."""
     found = Memory()
     for key, count in layers.items():
-        entries: dict[tuple[str, str], tuple[StateSpec, Sizes]] = {}
-        for module, node in _nodes(graph, key):
+        entries: dict[tuple[str, str], tuple[StateSpec, Sizes, int]] = {}
+        counted: set[str] = (
+            set()
+        )  # mixtures whose bodies remember, and so count the tokens that they have seen
+        for path, module, node, copies, _ in _nodes(graph, key):
             for state in operations()[node.op].states(node, module.subgraph):
-                known, _ = entries.get((module.key, state.name), (state, None))
-                entries[module.key, state.name] = widest(known, state), Sizes(module.values)
-        for state, sizes in entries.values():
-            size = sizes.product(state.shape) * (4 if state.dtype == "float32" else width)
+                known, *_ = entries.get((path, state.name), (state, None, 0))
+                entries[path, state.name] = widest(known, state), Sizes(module.values), copies
+                counted.add(path)
+        for state, sizes, copies in entries.values():
+            size = copies * sizes.product(state.shape) * (4 if state.dtype == "float32" else width)
             if isinstance(state.slots, Axis):
                 found.rings[sizes.axis(state.slots)] += count * size
             elif state.slots is None:
@@ -319,6 +356,10 @@ def _memory(graph: Graph, layers: Counter[str], width: int) -> Memory:
             else:
                 every = 1 if state.every is None else int(sizes.number(state.every))
                 found.grows += count * -(-size // every)
+        for path, module, node, copies, _ in _nodes(graph, key):
+            if node.op == "mixture" and any(inner.startswith(f"{path}{node.name}.") for inner in counted):
+                bodies = Sizes(module.values).axis(node.attrs["count"])
+                found.fixed += count * copies * bodies * LENGTH_BYTES
     return found
 
 
