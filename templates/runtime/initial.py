@@ -44,7 +44,8 @@ def orthogonal_normal(like: Tensor) -> Tensor:
     q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
     directions = q.flatten(-3, -2)[..., :rows, :]
     lengths = torch.randn(like.shape, device=like.device).norm(dim=-1, keepdim=True)
-    return (directions * lengths).to(like.dtype)
+    found: Tensor = (directions * lengths).to(like.dtype)
+    return found
 
 
 def eye(like: Tensor) -> Tensor:

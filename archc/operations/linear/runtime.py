@@ -9,11 +9,13 @@ from torch import Tensor, nn
 class BlockLinear(nn.Module):
     """A block-diagonal matrix: `[..., n] -> [..., m]` in `blocks` blocks of `n / blocks` by `m / blocks`."""
 
+    bias: nn.Parameter  # or None, as in torch's own modules
+
     def __init__(self, n: int, m: int, blocks: int, bias: bool) -> None:
         super().__init__()
         self.blocks = blocks
         self.weight = nn.Parameter(torch.empty(blocks, m // blocks, n // blocks))
-        self.bias = nn.Parameter(torch.empty(m)) if bias else None
+        self.register_parameter("bias", nn.Parameter(torch.empty(m)) if bias else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -24,7 +26,7 @@ class BlockLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x [..., n] -> [..., m]."""
-        pieces = x.unflatten(-1, (self.blocks, -1))
+        pieces = torch.unflatten(x, -1, (self.blocks, -1))
         found = torch.einsum("...bi,boi->...bo", pieces, self.weight).flatten(-2)
         return found if self.bias is None else found + self.bias
 
@@ -32,10 +34,12 @@ class BlockLinear(nn.Module):
 class PerEntryLinear(nn.Module):
     """Holds a matrix for each entry of an axis: weight `[*per, *out, *over]`, bias `[*per, *out]`."""
 
+    bias: nn.Parameter  # or None, as in torch's own modules
+
     def __init__(self, per: tuple[int, ...], over: tuple[int, ...], out: tuple[int, ...], bias: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(*per, *out, *over))
-        self.bias = nn.Parameter(torch.empty(*per, *out)) if bias else None
+        self.register_parameter("bias", nn.Parameter(torch.empty(*per, *out)) if bias else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
