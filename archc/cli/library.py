@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,15 @@ _KINDS = {
     "model": "models",
     "sweep": "sweeps",
 }
+_SEQUENTIAL = re.compile(r"\bsequential\s*\(")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of a library. `library` is "archc" for what ships with it, else the folder that holds it."""
+    """One file of a library. `library` is "archc" for what ships with it, else the folder that holds it.
+
+    `form` is "sequential" for what is evaluated token by token, at any length, and empty for everything else.
+    """
 
     kind: str
     name: str
@@ -30,6 +35,7 @@ class Entry:
     source: str
     library: str
     path: Path
+    form: str = ""
 
     def facts(self) -> dict[str, str]:
         """The entry without its place on this machine."""
@@ -39,6 +45,7 @@ class Entry:
             "title": self.title,
             "source": self.source,
             "library": self.library,
+            "form": self.form,
         }
 
 
@@ -77,6 +84,7 @@ def _libraries(start: Path) -> Iterator[tuple[str, Path]]:
 def _entry(kind: str, path: Path, library: str) -> Entry:
     """Read the head of a file: its top-level scalars, as text. A file that is no YAML has no title."""
     head: dict[str, str] = {}
+    form = ""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
@@ -85,4 +93,7 @@ def _entry(kind: str, path: Path, library: str) -> Entry:
         for name, value in root.value:
             if isinstance(name, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode):
                 head[name.value] = value.value
-    return Entry(kind, path.stem, head.get("title", ""), head.get("source", ""), library, path)
+            elif name.value == "body" and isinstance(value, yaml.MappingNode):
+                equations = (text.value for _, text in value.value if isinstance(text, yaml.ScalarNode))
+                form = "sequential" if any(_SEQUENTIAL.search(text) for text in equations) else form
+    return Entry(kind, path.stem, head.get("title", ""), head.get("source", ""), library, path, form)

@@ -145,7 +145,8 @@ def _print_library(found: list[Entry]) -> None:
     for entry in found:
         kind = entry.kind if entry.kind != last else ""
         last = entry.kind
-        title = entry.title if entry.library == "archc" else f"{entry.title} ({entry.library})".strip()
+        notes = [entry.form, "" if entry.library == "archc" else entry.library]
+        title = " ".join([entry.title, *(f"({note})" for note in notes if note)]).strip()
         table.add_row(kind, Text(entry.name, style="bold"), Text(title), Text(entry.source, style="dim"))
     # A pipe has no width: then every entry stays on one line.
     width = None if sys.stdout.isatty() else 240

@@ -145,6 +145,16 @@ def test_library_lists_entries_and_prints_one(spec: str) -> None:
     assert "recurrence(" in run("library", "gated_deltanet").stdout
 
 
+def test_library_says_what_runs_token_by_token(spec: str) -> None:
+    forms = {
+        e["name"]: e["form"] for e in json.loads(run("library", "--json").stdout) if e["kind"] == "mixer"
+    }
+    assert {name for name, form in forms.items() if form} == {"slstm"}
+    assert set(forms.values()) == {"", "sequential"}
+    (line,) = (line for line in run("library").stdout.splitlines() if " slstm " in f" {line} ")
+    assert "(sequential)" in line
+
+
 def test_library_lists_the_users_own_entries_too(spec: str, tmp_path: Path) -> None:
     for place, name in (("mixers", "mine"), ("lib/mlps", "ours"), ("mixers", "gla")):
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
