@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -93,11 +94,12 @@ class Search:
     def _next(self, below: int | None, above: int | None, start: Guess | None) -> int:
         target = self.target
         if below is not None and above is not None:
-            gap = self.seen[above] - self.seen[below]
-            at = self._on_grid(below + (above - below) * (self.wanted - self.seen[below]) / gap)
-            if len(self.seen) % 4 == 3:  # interpolation alone can crawl along a curve
-                at = self._on_grid((below + above) / 2)
-            return min(max(at, below + target.step), above - target.step)
+            near = min((below, above), key=lambda at: abs(self.seen[at] - self.wanted))
+            slope = self._slope(start)
+            at = near + (self.wanted - self.seen[near]) / slope * target.step if slope > 0 else above
+            if not below <= at < above or len(self.seen) % 5 == 0:  # a secant is blind to bends and jumps
+                at = math.sqrt(below * above)
+            return min(max(self._on_grid(at), below + target.step), above - target.step)
         known = below if below is not None else above
         assert known is not None
         if below == target.high or above == target.low:
@@ -107,8 +109,8 @@ class Search:
             far = known * self.wanted / max(self.seen[known], 1)
         else:
             far = known + (self.wanted - self.seen[known]) / step * target.step
-        # On the near side of a curve the first step falls short: each later one goes twice as far.
-        least = target.step * (2 ** max(0, 2 * len(self.seen) - 4))
+        # On the near side of a curve steps fall short: each later one is four times as long at least.
+        least = target.step * 2 ** max(0, 2 * len(self.seen) - 6)
         at = max(far, known + least) if below is not None else min(far, known - least)
         return self._on_grid(at)
 

@@ -162,8 +162,8 @@ def _same(point: Candidate, other: Candidate, axis: str) -> Candidate:
 
 
 def _check_blocks(sweep: Sweep, points: list[Candidate], report: Reporter) -> None:
-    """A block that no point uses is a mistake, as it is one in a single model."""
-    if any(point.spec is None for point in points):
+    """A block that no point uses is a mistake, as it is one in a single model; points left out may have used it."""
+    if any(point.spec is None for point in points) or any(rule.change is None for rule in sweep.rules):
         return
     used = {name for point in points if point.spec is not None for name in point.spec.layers.names}
     lent = {use.body.name for point in points if point.spec for use in point.spec.blocks.values()}

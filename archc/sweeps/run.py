@@ -143,7 +143,7 @@ def _point(sweep: Sweep, candidate: Candidate, guesses: list[tuple[Candidate, Gu
     except Unreachable as error:
         return Point(candidate.name, values, errors=(error.found,))
     context = spec.settings.context
-    reports = cost_reports(graph, (context, *sweep.tokens))
+    reports = cost_reports(replace(graph, name=candidate.name), (context, *sweep.tokens))
     text = _header(sweep, values, match) + resolved_text(replace(spec, name=candidate.name))
     return Point(
         candidate.name,

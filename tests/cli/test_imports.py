@@ -40,6 +40,7 @@ def archc(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ("cost", "gdn_hybrid_340m"),
         ("build", "gdn_hybrid_340m"),
         ("diff", "gdn_hybrid_340m", "transformer_340m"),
+        ("sweep", "hybrid_linear_attention"),
         ("library",),
         ("explain", "E901"),
         ("schema", "mixer"),
