@@ -110,11 +110,22 @@ def test_parameters_of_the_mamba2_hybrid_by_hand() -> None:
     assert report("mamba2_hybrid_8b").parameters == total == 8_654_517_248
 
 
+def test_parameters_of_hymba_by_hand() -> None:
+    """Published as 1.52 billion, with 128 learned tokens that are not part of the spec."""
+    d, inner, rank, state = 1600, 3200, 100, 16
+    mamba = d * 2 * inner + 5 * inner + inner * (rank + 2 * state) + rank + 2 * state + rank * inner + inner
+    mamba += inner * state + inner + inner
+    layer = d * d + mamba + inner + inner * d + 3 * d * 5504 + 2 * d
+    own_keys = d * 5 * (64 + 128)
+    total = 32001 * d + 32 * layer + 17 * own_keys + d
+    assert report("hymba_1_5b").parameters == total == 1_522_593_024
+
+
 def test_order_of_the_mamba2_hybrid() -> None:
     """Section 3.3 of the paper: 24 layers of Mamba-2, 4 of attention, 28 MLPs; Mamba-2 first, an MLP last."""
     found = order("mamba2_hybrid_8b", {"mamba": "M", "attention": "*", "mlp": "-"})
     assert Counter(found) == {"M": 24, "*": 4, "-": 28}
-    assert [at for at, letter in enumerate(found) if letter == "*"] == [10, 21, 32, 43]
+    assert [at for at, letter in enumerate(found) if letter == "*"] == [10, 22, 33, 45]
     assert found[0] == "M" and found[-1] == "-"
 
 
@@ -142,6 +153,11 @@ def test_order_of_jamba() -> None:
         ("linear_moe_a0_3b", {"linear": "L", "full": "N"}, "LLLN" * 3),
         ("gdn_h2_1b", {"mamba": "M", "linear": "L", "local": "S"}, "MLS" * 7),
         ("yoco_1b", {"retention": "R", "cross": "X"}, "R" * 10 + "X" * 11),
+        (
+            "hymba_1_5b",
+            {"full": "F", "local": "L", "sharing": "s"},
+            "F" + "Ls" * 7 + "F" + "Lss" + "Ls" * 6 + "F",
+        ),
     ],
 )
 def test_order_of_layers(name: str, letters: dict[str, str], expected: str) -> None:
@@ -192,6 +208,12 @@ MEMORY = {  # bytes of keys and values a token; of windows; of states
     "recurrentgemma_2b": (0, 2048 * keys(8, 1, 256), 18 * (4 * 2560 + conv(2560))),
     "minimax_01": (keys(10, 8, 128), 0, 70 * heads(64, 128, 128)),
     "lfm2_1_2b": (keys(6, 8, 64), 0, 10 * conv(2048, 3)),
+    "yoco_1b": (keys(1, 8, 128), 0, 10 * heads(16, 128, 128)),  # one cache for eleven layers
+    "hymba_1_5b": (  # keys of 64 and values of 128 numbers; 14 windows for 29 layers
+        3 * 2 * 5 * (64 + 128),
+        1024 * 14 * 2 * 5 * (64 + 128),
+        32 * (heads(1, 16, 3200) + conv(3200)),
+    ),
     "linear_moe_a0_3b": (keys(3, 8, 128), 0, 9 * heads(8, 64, 128)),
     "delta_window_1b": (0, 2048 * keys(12, 16, 128), 12 * (heads(16, 128, 128) + conv(3 * 2048))),
     "delta_global_1b": (keys(2, 16, 128), 0, 22 * (heads(16, 128, 128) + conv(3 * 2048))),
