@@ -32,6 +32,7 @@ DRAWS = {
     "normal": "with this mean and standard deviation",
     "truncated_normal": "with this mean and standard deviation, drawn again beyond two deviations",
     "orthogonal": "orthogonal rows or columns, times the gain (default 1)",
+    "orthogonal_normal": "normal rows, orthogonal in blocks of as many as there are columns",
     "eye": "the identity",
     "zeros": "0 everywhere",
     "ones": "1 everywhere",
@@ -288,7 +289,7 @@ def _body(path: Path, kind: str, name: str) -> Iterator[str]:
         yield ""
     if kind in ("mixer", "mlp"):
         kept: dict[str, list[str]] = {}
-        for dtype, text in dict.fromkeys(_memory(modules[-1])):
+        for dtype, text in dict.fromkeys(_memory(graph, modules[-1])):
             kept.setdefault(dtype, []).append(text)
         parts = "; ".join(f"{', '.join(texts)} in {dtype}" for dtype, texts in kept.items())
         yield f"Keeps for each sequence: {parts}." if kept else "Keeps nothing between tokens."
@@ -338,19 +339,22 @@ def _default(value: object, show: object) -> str:
     return f"`{text}`"
 
 
-def _memory(module: object) -> Iterator[tuple[str, str]]:
-    """What a body's operations keep, in the names of its axes."""
-    from archc.graph.types import Module
+def _memory(graph: object, module: object, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """What a body's operations keep, and those of its parts, in the names of its axes."""
+    from archc.graph.types import Graph, Module
     from archc.operations.registry import operations
 
-    assert isinstance(module, Module)
+    assert isinstance(graph, Graph) and isinstance(module, Module)
     for node in module.subgraph.nodes:
         for state in operations()[node.op].states(node, module.subgraph):
             shape = [str(axis) for axis in state.shape]
             if state.slots is not None:
                 shape.insert(0, "tokens" if state.slots == "all" else str(state.slots))
             dtype = "float32" if state.dtype == "float32" else "the model's dtype"
-            yield dtype, f"`{state.name} [{', '.join(shape)}]`"
+            yield dtype, f"`{prefix}{state.name} [{', '.join(shape)}]`"
+    for slot, (key, *_) in module.slots.items():
+        if graph.modules[key].body.kind == "part":
+            yield from _memory(graph, graph.modules[key], f"{prefix}{slot}.")
 
 
 PAGES: Mapping[str, object] = {

@@ -50,6 +50,7 @@ class Sequential(Operation):
 
     name = "sequential"
     title = "a part evaluated token by token"
+    forms = ("sequential",)
     signature = Signature.parse("part: word, inputs: values, *, name: word?")
 
     def build(self, call: Call) -> Value:
