@@ -177,10 +177,13 @@ def _chunked(factor_BTC: Tensor, b_BTC: Tensor) -> Tensor:
     batch, length, channels = b_BTC.shape
     size = max(1, math.isqrt(length))
     pad = -length % size
-    factor = torch.nn.functional.pad(factor_BTC, (0, 0, 0, pad)).view(batch, -1, size, channels)
-    h = torch.nn.functional.pad(b_BTC, (0, 0, 0, pad)).view(batch, -1, size, channels)
-    if not pad:
-        factor, h = factor.clone(), h.clone()
+    factor, h = (
+        torch.nn.functional.pad(value, (0, 0, 0, pad))
+        if pad
+        else value.clone(memory_format=torch.contiguous_format)
+        for value in (factor_BTC, b_BTC)
+    )
+    factor, h = factor.view(batch, -1, size, channels), h.view(batch, -1, size, channels)
     for t in range(1, size):
         h[:, :, t].addcmul_(factor[:, :, t], h[:, :, t - 1])
         factor[:, :, t] *= factor[:, :, t - 1]
