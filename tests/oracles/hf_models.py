@@ -149,6 +149,17 @@ def with_taps(**names: str) -> Callable[[Renamed], Renamed]:
     return rename
 
 
+def lightning(theirs: Renamed) -> Renamed:
+    """One matrix holds q, k and v, head by head."""
+    parts = theirs["qkv_proj.weight"].reshape(4, 3, 12, 48)
+    return {
+        **{f"{name}.weight": parts[:, index].flatten(0, 1) for index, name in enumerate("qkv")},
+        "u.weight": theirs["output_gate.weight"],
+        "o_norm.weight": theirs["norm.weight"].reshape(4, 12),
+        "y.weight": theirs["out_proj.weight"],
+    }
+
+
 ATTENTION = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "theta": 10000.0, "norm_eps": 1e-6}
 HYBRID = {"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2}
 CASES = {
@@ -357,6 +368,27 @@ CASES = {
         {"d_state": 8, "inner_norm": "learned", "inner_eps": 1e-3},
         mamba("dt_layernorm.weight", "b_layernorm.weight", "c_layernorm.weight"),
     ),
+    **{
+        f"minimax lightning attention, layer {layer}": Case(
+            "lightning",
+            "MiniMaxConfig",
+            "MiniMaxForCausalLM",
+            {
+                **HEADS,
+                **MLP,
+                "num_hidden_layers": 3,
+                "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+                "head_dim": 12,
+                "block_size": 16,
+                "num_local_experts": 2,
+            },
+            f"model.layers.{layer}.self_attn",
+            {"n_heads": 4, "head_dim": 12, "angles": False, "activate_v": True, "sigmoid": True}
+            | {"layer": layer, "n_layers": 3},
+            lightning,
+        )
+        for layer in (0, 2)
+    },
     "xlstm": Case(
         "mlstm_7b",
         "xLSTMConfig",
