@@ -1,4 +1,4 @@
-"""The library's feature maps and decays that no mixer's oracle reaches, against their definitions in float64."""
+"""The library's feature maps and decays by themselves, against their definitions in float64."""
 
 from __future__ import annotations
 
@@ -20,6 +20,19 @@ CALLS = {
     "hedgehog": "hedgehog(u)",
     "rebased": "rebased(u)",
     "taylor_exp": "taylor_exp(u)",
+    "dpfp": "dpfp(u, nu=3)",
+    "dpfp_4": "dpfp(u, nu=4)",
+    "cos_features": "cos_features(u, max_length=20)",
+    "lrpe": "lrpe(u)",
+    "focused_map": "focused_map(u, p=4)",
+    "log_normal_map": "log_normal_map(u, factor=0.7)",
+    "log_normal_map_query": "log_normal_map(u, factor=0.7, query=true)",
+    "learned_map": "learned_map(u, layers=3, activation=relu, gate=true)",
+    "favor": "favor(u, 11)",
+    "favor_query": "favor(u, 11, query=true)",
+    "relu_features": "relu_features(u, 11)",
+    "random_fourier": "random_fourier(u, 11)",
+    "alibi_slopes": "u * alibi_slopes(arange(n_heads))",
     "lower_bound_decay": f"lower_bound_decay(u, bound={BOUND})",
     "bounded_decay": "bounded_decay(u, bound=4)",
     "logsigmoid_decay": "logsigmoid_decay(u, tau=8)",
@@ -50,7 +63,7 @@ def seen(name: str) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
         _, kept = model(tokens, capture=["layers.0.mixer.*"])
     own = {
         key.removeprefix("layers.0.mixer.found_"): value.detach().double()
-        for key, value in model.named_parameters()
+        for key, value in (*model.named_parameters(), *model.named_buffers())
         if key.startswith("layers.0.mixer.found")
     }
     return kept["layers.0.mixer.u"].double(), kept["layers.0.mixer.found"], own
@@ -94,6 +107,91 @@ def test_taylor_exp() -> None:
     u, found, _ = seen("taylor_exp")
     s = products(u) / WIDTH**0.5
     close(products(found.double()), 1 + s + s.square() / 2, 64)
+
+
+def dpfp(u: Tensor, nu: int) -> Tensor:
+    """Schlag et al. 2021, equation 37: r_i r_(i - j) with r = [relu(u), relu(-u)], one j after the other."""
+    r = torch.cat([u, -u], -1).clamp(min=0)
+    n = r.shape[-1]
+    return torch.stack([r[..., i] * r[..., (i - j) % n] for j in range(1, nu + 1) for i in range(n)], -1)
+
+
+def distances() -> Tensor:
+    """i - j, `[T, T]`."""
+    place = torch.arange(LENGTH, dtype=torch.float64)
+    return place[:, None] - place
+
+
+def favor(u: Tensor, own: Mapping[str, Tensor], query: bool) -> Tensor:
+    """exp(omega u' - |u'|^2 / 2) with u' = u / n^(1/4), a query's over its largest, plus 1e-4; over sqrt(features)."""
+    scaled = u / WIDTH**0.25
+    exponent = scaled @ weight(own, "omega").T - scaled.square().sum(-1, keepdim=True) / 2
+    if query:
+        exponent = exponent - exponent.amax(-1, keepdim=True)
+    return (exponent.exp() + 1e-4) / 11**0.5
+
+
+def random_fourier(u: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+    """[sin, cos] of angles to rows sigma * w, over sqrt(features)."""
+    angle = torch.nn.functional.normalize(u, dim=-1) @ (weight(own, "sigma") * weight(own, "w")).T
+    return torch.cat([angle.sin(), angle.cos()], -1) / 11**0.5
+
+
+def learned(u: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+    """Three layers with ReLU, times a gate; the heads share the weights."""
+    h = u
+    for name in ("first", "second", "third"):
+        h = (h @ own[f"{name}.weight"].T + own[f"{name}.bias"]).clamp(min=0)
+    return h * torch.sigmoid(u @ own["gate.weight"].T + own["gate.bias"])
+
+
+def focused(u: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+    """Han et al. 2023, equation 6, over all heads together."""
+    r = (u.clamp(min=0) + 1e-6) / torch.nn.functional.softplus(weight(own, "scale"))
+    powers = r**4
+    return powers * (r.flatten(2).norm(dim=-1) / powers.flatten(2).norm(dim=-1))[..., None, None]
+
+
+MAPS: dict[str, Callable[[Tensor, Mapping[str, Tensor]], Tensor]] = {
+    "dpfp": lambda u, own: dpfp(u, 3),
+    "dpfp_4": lambda u, own: dpfp(u, 4),
+    "focused_map": focused,
+    "log_normal_map": lambda u, own: torch.exp(0.7 * u),
+    "log_normal_map_query": lambda u, own: torch.exp(0.7 * (u - u.amax(-1, keepdim=True))),
+    "learned_map": learned,
+    "favor": lambda u, own: favor(u, own, False),
+    "favor_query": lambda u, own: favor(u, own, True),
+    "relu_features": lambda u, own: ((u @ weight(own, "omega").T).clamp(min=0) + 0.001) / 11**0.5,
+    "random_fourier": random_fourier,
+    "alibi_slopes": lambda u, own: u * torch.tensor([2**-4, 2**-8, 2**-2], dtype=u.dtype)[:, None],
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_map(name: str) -> None:
+    u, found, own = seen(name)
+    close(found, MAPS[name](u, own), 64)
+
+
+def test_cosine_of_the_distance() -> None:
+    """Products are those of u times cos(pi/2 (i - j) / 20)."""
+    u, found, _ = seen("cos_features")
+    close(products(found.double()), products(u) * torch.cos(torch.pi / 2 * distances() / 20), 64)
+
+
+def test_learned_angles() -> None:
+    """Products are sum_d u_id u_jd cos(theta_d (i - j))."""
+    u, found, own = seen("lrpe")
+    turned = torch.cos(weight(own, "theta")[:, None, None] * distances()[..., None])
+    close(products(found.double()), torch.einsum("bihn,bjhn,hijn->bhij", u, u, turned), 64)
+
+
+def test_negative_halves_are_positive_features() -> None:
+    """The paper's second half is relu(-u), not -relu(u): no feature is negative, and u = -1 is seen."""
+    _, found, _ = seen("dpfp")
+    assert float(found.min()) >= 0
+    u = torch.tensor([[-1.0, -2.0, 0.0, 0.0]])
+    assert float(dpfp(u, 1).sum()) == 2.0
 
 
 DECAYS: dict[str, Callable[[Tensor, Mapping[str, Tensor]], Tensor]] = {
