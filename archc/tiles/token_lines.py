@@ -52,7 +52,7 @@ def decode_lines(kind: RecurrenceKind) -> list[str]:
 
     def read(result: str, row: str) -> None:
         if row == "q" and kind.grouped:
-            lines.append("o_AGV = torch.bmm(q_AGK, S_AKV)")
+            lines.append("o_AQV = torch.bmm(q_AQK, S_AKV)")
         else:
             lines.append(f"{result}_A1V = torch.bmm({row}_AK[:, None], S_AKV)")
 

@@ -108,6 +108,9 @@ def public_facts(kind: RecurrenceKind, found: list[Argument]) -> dict[str, objec
                 else:
                     unroll.append(f"{argument.full} = {before}.flatten(1, 2)")
 
+    memory = "`key`: S [N, H, K, V]"
+    memory += ", `key.normaliser` [N, H, K]" if kind.normalize != "none" else ""
+    memory += ", `key.maximum` [N, H]" if kind.normalize == "max" else ""
     group = []
     if kind.grouped:
         group.append("q_BTHK = torch.unflatten(q_BTHK, 2, (-1, group)).transpose(2, 3).flatten(1, 2)")
@@ -128,24 +131,24 @@ def public_facts(kind: RecurrenceKind, found: list[Argument]) -> dict[str, objec
         "definition": definition(kind),
         "legend": legend(kind),
         "axes": "Axes: B rows of the batch, T tokens, H heads, K and V the two axes of the state S, N sequences, "
-        "C tokens of a chunk" + (", F factors of a token." if factors else "."),
+        "C tokens of a chunk"
+        + (", F factors of a token" if factors else "")
+        + (", Q queries of a group" if kind.grouped else "")
+        + ".",
         "summary": "The recurrence over all tokens of the call: prefill, continuation or one decode step.",
         "shapes": ", ".join(
             f"{argument.name} [{', '.join(spaced[axis] for axis in argument.axes)}]"
             for argument in parameters
         )
         + ".",
-        "memory": "`key`: S [N, H, K, V]"
-        + (", `key.normaliser` [N, H, K]" if kind.normalize != "none" else "")
-        + (", `key.maximum` [N, H]" if kind.normalize == "max" else ""),
+        "heads_and_memory": "Head counts divide the largest one, H; head h of it uses head `h * n // H` of n. "
+        + ("Here q has the largest; the state has the most that any other has. " if kind.grouped else "")
+        + f"The memory of `place` holds, in float32 or, in a float64 model, float64, {memory}.",
         "parameters": parameters,
         "v_axes": shown["v"].axes,
         "unroll": unroll,
         "group": group,
         "heads_held": f"max({', '.join(held)})",
-        "state_heads": "The state has the largest head count but that of q, whose heads share it in groups."
-        if kind.grouped
-        else "",
         "call": ", ".join(passed[argument.name] for argument in found),
         "names": ", ".join(argument.full for argument in found),
         "spans": ", ".join(argument.at("span") for argument in found),

@@ -14,8 +14,8 @@ from .place import Layout, Place, StateError
 class Entry(NamedTuple):
     """One tensor of memory of an operation: `[N, *shape]`, or `[N, slots, *shape]` where tokens are kept.
 
-    `dtype` None is the model's; float32 is float64 in a float64 model. `grows`: a slot for each of the state's
-    `max_length` tokens, or for every `every` of them; `ring`: at most so many.
+    `dtype` None is the model's; float32 is float64 in a float64 model. `grows`: a slot for each of the
+    state's `max_length` tokens, or for every `every` of them; `ring`: at most so many.
     """
 
     shape: tuple[int, ...]

@@ -35,6 +35,23 @@ def all_kinds() -> list[RecurrenceKind]:
     return kinds
 
 
+# Some classes whose queries share states in groups; all others are the same with as many heads of all.
+GROUPED = [
+    RecurrenceKind(grouped=True),
+    RecurrenceKind("constant", grouped=True),
+    RecurrenceKind("head", "delta", grouped=True),
+    RecurrenceKind("head", "delta", factors=True, grouped=True),
+    RecurrenceKind("key", "pair", "previous", grouped=True),
+    RecurrenceKind("key", read="exclusive", grouped=True),
+    RecurrenceKind("key", "delta", read="exclusive", factors=True, grouped=True),
+    RecurrenceKind("value", grouped=True),
+    RecurrenceKind("key", normalize="sum", grouped=True),
+    RecurrenceKind("head", normalize="max", log_input=True, grouped=True),
+    RecurrenceKind("elementwise", decay_rate=True, grouped=True),
+    RecurrenceKind("elementwise", read="exclusive", grouped=True),
+]
+
+
 def label(kind: RecurrenceKind) -> str:
     """A readable name, also the module's."""
     parts = [kind.decay, kind.erase, kind.erase_from, kind.read, kind.normalize]

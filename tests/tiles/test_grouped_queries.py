@@ -11,28 +11,14 @@ import torch
 
 from archc.tiles.costs import count
 from archc.tiles.kind import RecurrenceKind
-from tests.tiles.cases import compare, defined, difference, emitted, label, layout, make
+from tests.tiles.cases import GROUPED, compare, defined, difference, emitted, label, layout, make
 from tests.tiles.test_forms import tolerance, within
 
 Load = Callable[[RecurrenceKind], ModuleType]
 HEADS = [(4, 2, 1), (6, 2, 2), (3, 1, 1)]
-KINDS = [
-    RecurrenceKind(grouped=True),
-    RecurrenceKind("constant", grouped=True),
-    RecurrenceKind("head", "delta", grouped=True),
-    RecurrenceKind("head", "delta", factors=True, grouped=True),
-    RecurrenceKind("key", "pair", "previous", grouped=True),
-    RecurrenceKind("key", read="exclusive", grouped=True),
-    RecurrenceKind("key", "delta", read="exclusive", factors=True, grouped=True),
-    RecurrenceKind("value", grouped=True),
-    RecurrenceKind("key", normalize="sum", grouped=True),
-    RecurrenceKind("head", normalize="max", log_input=True, grouped=True),
-    RecurrenceKind("elementwise", decay_rate=True, grouped=True),
-    RecurrenceKind("elementwise", read="exclusive", grouped=True),
-]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=label)
+@pytest.mark.parametrize("kind", GROUPED, ids=label)
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_forms(kind: RecurrenceKind, heads: tuple[int, int, int], load: Load) -> None:
     """Chunks and the loop against the definition, values and gradients, dense and packed, from a state."""
@@ -43,7 +29,7 @@ def test_forms(kind: RecurrenceKind, heads: tuple[int, int, int], load: Load) ->
     assert case.memory["s"].shape[1] == max(heads[1:])
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=label)
+@pytest.mark.parametrize("kind", GROUPED, ids=label)
 def test_the_same_as_with_a_state_a_query(kind: RecurrenceKind, load: Load) -> None:
     """Outputs are those of the class that keeps a state for each query head, started from copies."""
     case = make(kind, 37, heads=(6, 2, 2))
@@ -53,7 +39,7 @@ def test_the_same_as_with_a_state_a_query(kind: RecurrenceKind, load: Load) -> N
     assert difference(o, defined(other)[0]) < tolerance(kind)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=label)
+@pytest.mark.parametrize("kind", GROUPED, ids=label)
 def test_decode(kind: RecurrenceKind, load: Load) -> None:
     """Tokens one by one in place, and pieces of 3, 1 and 4, give the outputs and the memory of the whole."""
     module = load(kind)
@@ -83,7 +69,7 @@ def test_decode(kind: RecurrenceKind, load: Load) -> None:
                 assert difference(held[name], value) < tolerance(kind)
 
 
-@pytest.mark.parametrize("kind", [KINDS[2], KINDS[10]], ids=label)
+@pytest.mark.parametrize("kind", [GROUPED[2], GROUPED[10]], ids=label)
 def test_opcheck(kind: RecurrenceKind, load: Load) -> None:
     """Schema, fake and autograd of the decode step, whose outputs have more heads than its state."""
     module = load(kind)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.torch_source import emit
-from tests.tiles.cases import all_kinds, difference, label, make
+from tests.tiles.cases import GROUPED, all_kinds, difference, label, make
 
 DELTA = RecurrenceKind("head", "delta")
 PAIR = RecurrenceKind("key", "pair", "previous")
@@ -160,8 +160,8 @@ def test_emitted_modules_pass_ruff_and_mypy(package: Path, repository_root: Path
     (folder / "__init__.py").write_text("")
     for name in ("place", "state", "tiling"):
         (folder / f"{name}.py").write_text((repository_root / f"templates/runtime/{name}.py").read_text())
-    for kind in all_kinds():
-        if kind.read == "inclusive" and kind.erase_from == "decayed":
+    for kind in (*all_kinds(), *GROUPED):
+        if kind.grouped or kind.read == "inclusive" and kind.erase_from == "decayed":
             (folder / f"{label(kind)}.py").write_text(emit(kind, label(kind)))
 
     def run(*command: str) -> None:
