@@ -19,8 +19,9 @@ from archc.codegen.reach import static_names
 from archc.codegen.views import ClassView, Names
 from archc.codegen.weights import declarations, initial_lines, owned_nodes
 from archc.data import data_folder
+from archc.graph.costs import Sizes
 from archc.graph.types import Graph, Module, Run
-from archc.operations.registry import runtime_folder
+from archc.operations.registry import operations, runtime_folder
 from archc.spec.exact import __file__ as exact_file
 from archc.tiles.kind import RecurrenceKind
 
@@ -318,10 +319,8 @@ class _Package:
         for module in self.graph.modules.values():
             for node in module.subgraph.nodes:
                 if node.attrs.get("float32", False):
-                    names = (
-                        [node.name] if node.op == "param" else [f"{node.name}.weight", f"{node.name}.bias"]
-                    )
-                    found |= {f".{name}": None for name in names}
+                    paths = operations()[node.op].parameters(node, Sizes(module.values))
+                    found |= {f".{path}": None for path, _ in paths}
         return sorted(found)
 
     def _legend(self) -> list[str]:
