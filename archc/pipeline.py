@@ -69,7 +69,7 @@ def make_graph(spec: Spec, report: Reporter, after: str | None = None) -> Graph 
 
 def check(source: Source, sources: MutableMapping[str, str] | None = None) -> list[Diagnostic]:
     """Every mistake of a spec or of a sweep, in the order of their places; an empty list if there is none."""
-    from archc.sweeps.read import is_sweep
+    from archc.spec.library import is_sweep
 
     if is_sweep(source):
         return _check_sweep(source, sources)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -43,8 +44,7 @@ def sweep(
         from archc.sweeps.table import csv_text, facts, legend, table
 
         began = time.perf_counter()
-        with Console(stderr=True, quiet=not sys.stderr.isatty()).status("compiling") as status:
-            found = study(path, tell=lambda done, all_: status.update(f"compiling {done} of {all_}"))
+        found = study(path, tell=_tell if sys.stderr.isatty() else None, processes=_cores())
         errors = found.errors
         if as_json:
             print_json(facts(found))
@@ -74,3 +74,15 @@ def sweep(
                 print(f"{out}: {changes}")
             for name in written.kept:
                 warn(f"archc: {name} was edited by hand and is not written anew")
+
+
+def _cores() -> int:
+    """How many processes are worth while: the cores that this one may use, eight at most."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _tell(done: int, points: int) -> None:
+    """Say on the terminal how far it is; without a thread of its own, so that the process can be copied."""
+    print(
+        f"\rcompiled {done} of {points}", end="" if done < points else "\r\x1b[K", file=sys.stderr, flush=True
+    )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import re
 import tomllib
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from functools import cache
 from pathlib import Path
 
@@ -62,6 +63,18 @@ def read_text(content: str, name: str, report: Reporter) -> YMapping | None:
         )
         return None
     return node
+
+
+def is_sweep(source: str | Path | Mapping[str, object]) -> bool:
+    """Whether a file or a mapping is a sweep: `sweep:` stands at its top level. False where it cannot be read."""
+    if isinstance(source, Mapping):
+        return "sweep" in source
+    try:
+        with Path(source).open("rb") as file:
+            text = file.read(1_000_000).decode(errors="replace")
+    except (OSError, ValueError):
+        return False
+    return re.search(r"^sweep\s*:", text, re.MULTILINE) is not None
 
 
 def body_kind(node: YMapping) -> tuple[str, YScalar] | None:

@@ -4,12 +4,13 @@ takes                        gives                              in
 text                         `Sweep`: axes, rules, a target     read.py, places.py
 `Sweep`                      the specs of all points            points.py
 a spec and a target          the number that reaches it         match.py
-a resolved spec              parameters, FLOPs, bytes           run.py
+a resolved spec              parameters, FLOPs, bytes           evaluate.py, run.py
 points                       a table, files                     table.py, files.py
 """
 
 from __future__ import annotations
 
-from archc.sweeps.run import Match, Point, Study, study
+from archc.sweeps.evaluate import Match, Point
+from archc.sweeps.run import Study, study
 
 __all__ = ["Match", "Point", "Study", "study"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
@@ -24,18 +23,6 @@ KEYS = ("sweep", "title", "source", "base", "spec", "over", "where", "match", "t
 MAX_TOKENS = 10**9
 
 Source = str | Path | Mapping[str, object]
-
-
-def is_sweep(source: Source) -> bool:
-    """Whether a file or a mapping is a sweep: `sweep:` stands at its top level. False where it cannot be read."""
-    if isinstance(source, Mapping):
-        return "sweep" in source
-    try:
-        with Path(source).open("rb") as file:
-            text = file.read(1_000_000).decode(errors="replace")
-    except (OSError, ValueError):
-        return False
-    return re.search(r"^sweep\s*:", text, re.MULTILINE) is not None
 
 
 def read_sweep(source: Source, report: Reporter, sources: MutableMapping[str, str]) -> Sweep | None:

@@ -2,62 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
-from archc.graph.build import build_graph
-from archc.graph.totals import CostReport, cost_reports, count_parameters
-from archc.graph.types import Graph
-from archc.passes import run_passes
 from archc.spec.diagnostics import Diagnostic, Reporter, SpecError
-from archc.spec.resolved_text import resolved_text
-from archc.spec.spec import Spec
-from archc.spec.yaml_nodes import YScalar
-from archc.sweeps.match import Guess, Search, Unreachable, percent
-from archc.sweeps.places import put_everywhere
-from archc.sweeps.points import Candidate, candidates, resolve_at
+from archc.sweeps.evaluate import Guesses, Point, evaluate
+from archc.sweeps.points import Candidate, candidates
 from archc.sweeps.read import Source, read_sweep
-from archc.sweeps.types import Sweep, Target
+from archc.sweeps.types import Sweep
 
-COUNTED_AFTER = "remove_unused"  # cheaper than all passes: those after it rarely change weights
+LEAST = 8  # points that one process takes at once: the first of them begins without a guess
 Tell = Callable[[int, int], None]  # points done, points in all
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """What was solved for a point: `places` got `number`, so that `parameters` came near to `wanted`."""
-
-    places: tuple[str, ...]
-    number: int
-    wanted: int
-    parameters: int
-
-    @property
-    def deviation(self) -> float:
-        """How far off the parameters are, in percent: below zero where there are fewer than wanted."""
-        return 100 * (self.parameters - self.wanted) / self.wanted
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One model of a study.
-
-    `values`: its values by axis, without the axes that make no difference to it. `costs`: at each of the sweep's
-    `tokens`, for one sequence, activations of 2 bytes. `at_context`: at the model's own context. `text`: the
-    resolved spec, a file that needs no other. `errors`: why the point is no model; then the rest is empty.
-    """
-
-    name: str
-    values: Mapping[str, str]
-    match: Match | None = None
-    parameters: int = 0
-    context: int = 0
-    at_context: CostReport | None = None
-    costs: tuple[CostReport, ...] = ()
-    text: str = ""
-    errors: tuple[Diagnostic, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +48,16 @@ class Study:
         return sorted(noted, key=lambda each: each.span)
 
 
-def study(source: Source, sources: MutableMapping[str, str] | None = None, tell: Tell | None = None) -> Study:
+def study(
+    source: Source,
+    sources: MutableMapping[str, str] | None = None,
+    tell: Tell | None = None,
+    processes: int = 1,
+) -> Study:
     """Resolve, match and count every point of a sweep: a path, or a mapping of the same content.
 
-    `sources` receives the text of every file that was read. Raises SpecError for mistakes of the sweep itself;
+    `sources` receives the text of every file that was read. With `processes` above one, points are counted in so
+    many at once where the system can fork; the result is the same. Raises SpecError for mistakes of the sweep itself;
     those of single points are in the points.
     """
     from archc.operations.registry import add_project_operations
@@ -107,12 +71,11 @@ def study(source: Source, sources: MutableMapping[str, str] | None = None, tell:
     found = candidates(sweep, report) if sweep is not None and not report.diagnostics else []
     if sweep is None or report.diagnostics:
         raise SpecError(sorted(report.diagnostics, key=lambda each: each.span))
-    guesses: list[tuple[Candidate, Guess]] = []
-    points = []
-    for index, candidate in enumerate(found):
+    points: list[Point] = []
+    for some in _evaluated(sweep, found, processes):
+        points += some
         if tell is not None:
-            tell(index, len(found))
-        points.append(_point(sweep, candidate, guesses))
+            tell(len(points), len(found))
     combinations = 1
     for axis in sweep.axes:
         combinations *= len(axis.values)
@@ -127,105 +90,38 @@ def study(source: Source, sources: MutableMapping[str, str] | None = None, tell:
     )
 
 
-def _point(sweep: Sweep, candidate: Candidate, guesses: list[tuple[Candidate, Guess]]) -> Point:
-    values = {name: value.name for name, value in candidate.values.items()}
-    spec = candidate.spec
-    if spec is None:
-        return Point(candidate.name, values, errors=candidate.errors)
-    match = None
-    try:
-        if sweep.target is not None and candidate.target is not None:
-            match, spec, graph = _matched(sweep, candidate, sweep.target, candidate.target, guesses)
-        else:
-            graph = run_passes(_built(spec))
-    except SpecError as error:
-        return Point(candidate.name, values, errors=error.diagnostics)
-    except Unreachable as error:
-        return Point(candidate.name, values, errors=(error.found,))
-    context = spec.settings.context
-    reports = cost_reports(replace(graph, name=candidate.name), (context, *sweep.tokens))
-    text = _header(sweep, values, match) + resolved_text(replace(spec, name=candidate.name))
-    return Point(
-        candidate.name,
-        values,
-        match,
-        reports[0].parameters,
-        context,
-        reports[0],
-        tuple(reports[1:]),
-        text,
-    )
+def _evaluated(sweep: Sweep, found: list[Candidate], processes: int) -> Iterator[list[Point]]:
+    """The points of all candidates, a few at a time, in their order."""
+    size = max(LEAST, -(-len(found) // (2 * processes)))
+    if processes > 1 and len(found) > size and _can_fork():
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        # Children inherit the sweep with everything that was read; what they send back is plain data.
+        pieces = [found[start : start + size] for start in range(0, len(found), size)]
+        with ProcessPoolExecutor(
+            min(processes, len(pieces)), get_context("fork"), _inherit, (sweep, pieces)
+        ) as pool:
+            yield from pool.map(_piece, range(len(pieces)))
+        return
+    guesses: Guesses = []
+    for candidate in found:
+        yield [evaluate(sweep, candidate, guesses)]
 
 
-def _built(spec: Spec) -> Graph:
-    """The graph of a spec before all passes. Raises SpecError."""
-    report = Reporter()
-    graph = build_graph(spec, report)
-    if graph is None:
-        raise SpecError(sorted(report.diagnostics, key=lambda each: each.span))
-    return graph
+def _can_fork() -> bool:
+    """Whether this process can be copied safely: one thread of its own, and none of torch's."""
+    return sys.platform == "linux" and threading.active_count() == 1 and "torch" not in sys.modules
 
 
-def _matched(
-    sweep: Sweep, candidate: Candidate, target: Target, wanted: int, guesses: list[tuple[Candidate, Guess]]
-) -> tuple[Match, Spec, Graph]:
-    """The point with its number solved. Raises SpecError where it cannot be compiled, `Unreachable`."""
-    made: dict[int, tuple[Spec, Graph]] = {}
-
-    def count(after: str | None, number: int) -> int:
-        if number not in made:
-            made[number] = _with_number(sweep, candidate, target, number)
-        return count_parameters(run_passes(made[number][1], after))
-
-    start = _nearest(candidate, guesses)
-    for after in (COUNTED_AFTER, None):
-        search = Search(target, wanted, partial(count, after))
-        number = search.solve(start)
-        spec, graph = made[number][0], run_passes(made[number][1])
-        if count_parameters(graph) == search.seen[number]:
-            break  # else a later pass changes the weights of this model: count after all of them
-    if search.guess is not None:
-        guesses.append((candidate, search.guess))
-    places = tuple(str(place) for place in target.places)
-    return Match(places, number, wanted, search.seen[number]), spec, graph
+_inherited: list[tuple[Sweep, list[list[Candidate]]]] = []  # in a child: what it is to work on
 
 
-def _nearest(candidate: Candidate, guesses: list[tuple[Candidate, Guess]]) -> Guess | None:
-    """What was solved at the point that is most like this one, of those with the same target."""
-    alike = [
-        (sum(other.values.get(axis) is value for axis, value in candidate.values.items()), index)
-        for index, (other, _) in enumerate(guesses)
-        if other.target == candidate.target
-    ]
-    return guesses[max(alike)[1]][1] if alike else None
+def _inherit(sweep: Sweep, pieces: list[list[Candidate]]) -> None:
+    _inherited.append((sweep, pieces))
 
 
-def _with_number(sweep: Sweep, candidate: Candidate, target: Target, number: int) -> tuple[Spec, Graph]:
-    """A point's spec and graph with a number at the places that are solved. Raises SpecError."""
-    report = Reporter()
-    node = candidate.node
-    for place in target.places:
-        node = put_everywhere(node, [place], YScalar(place.span, str(number), str(number), "plain"), report)
-    spec = resolve_at(sweep, node, report) if not report.diagnostics else None
-    try:
-        if spec is None:
-            raise SpecError(sorted(report.diagnostics, key=lambda each: each.span))
-        return spec, _built(spec)
-    except SpecError as error:
-        knob = ", ".join(str(place) for place in target.places)
-        raise SpecError(
-            replace(found, note="; ".join(filter(None, [found.note, f"while `{knob}` is {number:,}"])))
-            for found in error.diagnostics
-        ) from None
-
-
-def _header(sweep: Sweep, values: Mapping[str, str], match: Match | None) -> str:
-    """Comments at the top of a point's file: where it is from, and what was solved."""
-    chosen = ", ".join(f"{axis} {value}" for axis, value in values.items())
-    lines = [f"The point {chosen or 'itself'} of the sweep {sweep.name}."]
-    if match is not None:
-        lines.append(
-            f"{', '.join(match.places)} = {match.number}: {match.parameters:,} parameters, "
-            f"{percent(match.parameters, match.wanted)} off {match.wanted:,}."
-        )
-    return "".join(f"# {line}\n" for line in lines)
+def _piece(index: int) -> list[Point]:
+    sweep, pieces = _inherited[-1]
+    guesses: Guesses = []
+    return [evaluate(sweep, candidate, guesses) for candidate in pieces[index]]

@@ -63,7 +63,7 @@ class Reader:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         from archc.pipeline import check, sources_of
-        from archc.sweeps.read import is_sweep
+        from archc.spec.library import is_sweep
 
         found = sorted({diagnostic.code for diagnostic in check(path)})
         assert found == sorted(wanted), f"{example.place}: errors {found}, the page says {sorted(wanted)}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -109,6 +112,25 @@ def test_a_point_does_not_depend_on_the_others(points: list[Point], tmp_path: Pa
     alone = made(tmp_path, WHOLE + "where:\n  - {when: {ratio: [0:1, 3:1]}, skip: true}\n")
     assert [point.text for point in alone] == [point.text for point in points[-2:]]
     assert [point.match for point in alone] == [point.match for point in points[-2:]]
+
+
+def test_several_processes_find_the_same(tmp_path: Path) -> None:
+    """In a process of its own: one with torch's threads is never copied."""
+    depths = "  depth: {at: model.n_layers, values: [4, 8, 12]}\n"
+    (tmp_path / "study.yaml").write_text(WHOLE.replace("over:\n", "over:\n" + depths).replace("250K", "1M"))
+    program = (
+        "from archc.sweeps import run\n"
+        "alone, both = run.study('study.yaml'), run.study('study.yaml', processes=2)\n"
+        "print(run._can_fork(), len(both.points), alone == both)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == [str(sys.platform == "linux"), "15", "True"], done.stderr
 
 
 def test_the_width_is_solved_too(tmp_path: Path) -> None:
