@@ -180,6 +180,8 @@ def gather_back(place: Place, x: Tensor) -> Tensor:
     """The inverse of `spread`."""
     cu_seqlens, sequence_T = place.layout.cu_seqlens, place.layout.sequence_T
     assert cu_seqlens is not None and sequence_T is not None
+    if not x.shape[1]:  # every sequence is empty, and all tokens belong to none
+        return x.new_zeros(1, sequence_T.shape[0], *x.shape[2:])
     if "gather" not in place.memo:
         row = sequence_T.clamp(max=x.shape[0] - 1)
         token = torch.arange(sequence_T.shape[0], device=x.device)

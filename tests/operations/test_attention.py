@@ -139,6 +139,15 @@ def test_dense_and_packed_equal_the_definition(package: Any, case: str, lengths:
             torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_tokens_of_no_sequence(package: Any, case: str) -> None:
+    """A row whose sequences are all empty: its tokens give anything finite."""
+    options, inputs = CASES[case], sequence(3, 1)
+    layout = package.place.packed_layout(torch.tensor([0, 0, 0]), 3)
+    got = operation(package, options)(inputs, package.state.open_place(layout))
+    assert got.shape == (1, 3, HEADS, V) and got.isfinite().all()
+
+
 @pytest.mark.parametrize("case", ["plain", "mask"])
 def test_both_directions(package: Any, case: str) -> None:
     options = {**CASES[case], "causal": False}

@@ -91,8 +91,7 @@ def sequential(cell: Cell, inputs: tuple[Tensor, ...], place: Place) -> Tensor:
     for name, value in zip(entries, after, strict=True):
         place.write(name, value.squeeze(1))
     if layout.cu_seqlens is not None:
-        none = not y.shape[1]  # every sequence is empty, and all tokens belong to none
-        y = y.new_zeros(*inputs[0].shape[:2], *y.shape[2:]) if none else gather_back(place, y)
+        y = gather_back(place, y)
     return y.to(dtype)
 
 
