@@ -51,7 +51,12 @@ def test_the_wheel_holds_what_archc_needs_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"archc"}
-    for wanted in ("_data/specs/models/smollm2_135m.yaml", "_data/specs/starter/starter.yaml", "py.typed"):
+    for wanted in (
+        "_data/specs/models/smollm2_135m.yaml",
+        "_data/specs/starter/starter.yaml",
+        "_data/specs/sweeps/hybrid_linear_attention.yaml",
+        "py.typed",
+    ):
         assert f"archc/{wanted}" in names
     assert any(name.startswith("archc/_data/templates/") for name in names)
     assert any(name.startswith("archc/operations/") and name.endswith("/runtime.py") for name in names)
