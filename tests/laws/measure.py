@@ -92,7 +92,11 @@ def gradients(name: str, way: Way, model: nn.Module, lengths: Sequence[int]) -> 
     for value in logits:
         total = total + (value * torch.randn(value.shape, generator=generator)).sum()
     names, parameters = zip(*model.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(total, parameters), strict=True))
+    found = torch.autograd.grad(total, parameters, allow_unused=True)
+    idle = [parameter for parameter, slope in zip(parameters, found, strict=True) if slope is None]
+    if idle:  # what an auxiliary loss alone trains; what nothing trains raises here
+        torch.autograd.grad(model.loss(sequences_of(9)[0][None]).aux, idle)
+    return {name: slope for name, slope in zip(names, found, strict=True) if slope is not None}
 
 
 @cache
