@@ -170,7 +170,7 @@ class LayerReader:
                     "E203",
                     "`pattern` needs `letters`",
                     node.span,
-                    help="write `letters: {M: mamba, A: attend}`",
+                    help="write `letters: {L: linear, A: attend}`",
                 )
             return None
         letters: dict[str, str] = {}
@@ -180,7 +180,7 @@ class LayerReader:
                     "E255",
                     f"{describe(key)} is not a letter for a block",
                     key.span,
-                    help="write one character and a block: `M: mamba`",
+                    help="write one character and a block: `L: linear`",
                 )
             elif self._known(value.text, value.span):
                 letters[key.text] = value.text
