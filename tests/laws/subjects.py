@@ -10,6 +10,7 @@ from tests.laws.ways import STATEFUL, WAYS
 from tests.oracles.row import rows
 from tests.oracles.row import spec as spec_of
 from tests.support.packages import SPECS, small_spec
+from tests.support.shrunk import shrunk
 
 Spec = Mapping[str, Any]
 
@@ -68,6 +69,61 @@ HYBRIDS: dict[str, Spec] = {
         },
         "layers": ["1 main"],
     },
+    # Shared transformer blocks with adapters of their sites, and the embedding beside the residual stream.
+    "shared_memory": shrunk(
+        "zamba2_2_7b",
+        3,
+        {
+            "model.context": 160,
+            "shared.*.n_heads": 4,
+            "shared.A.rank": 6,
+            "shared.B.rank": 6,
+            "blocks.*.mixer.d_state": 8,
+            "blocks.mamba.mixer.head_dim": 16,
+            "blocks.hybrid.mixer.head_dim": 16,
+        },
+        {"default": "hybrid", "mamba": [1]},
+    ),
+    # One cache that two layers read.
+    "one_cache": shrunk(
+        "yoco_1b",
+        3,
+        {
+            "model.context": 160,
+            "blocks.*.mixer.n_heads": 4,
+            "blocks.cross.mixer.n_kv_heads": 2,
+            "blocks.retention.mlp.d_ff": 64,
+            "blocks.cross.mlp.d_ff": 64,
+        },
+        {"default": "retention", "cross": ["1-2"]},
+    ),
+    # Keys shared in a window, after a layer of full attention; a state for each channel beside them.
+    "shared_keys": shrunk(
+        "hymba_1_5b",
+        3,
+        {
+            "model.context": 160,
+            "blocks.*.mixer.n_heads": 4,
+            "blocks.*.mixer.n_kv_heads": 2,
+            "blocks.*.mixer.window": 7,
+            "blocks.*.mlp.d_ff": 64,
+        },
+        {"default": "local", "full": [0], "sharing": [2]},
+    ),
+    # Experts, and residuals that are taken after the norm.
+    "experts": shrunk(
+        "minimax_01",
+        2,
+        {
+            "model.context": 160,
+            "blocks.*.mixer.n_heads": 4,
+            "blocks.*.mixer.head_dim": 16,
+            "blocks.full.mixer.n_kv_heads": 2,
+            "blocks.*.mlp.n_experts": 4,
+            "blocks.*.mlp.expert.d_ff": 32,
+        },
+        ["1 linear", "1 full"],
+    ),
 }
 
 _HEADS = {"n_heads": {"type": "int", "default": 3}, "head_dim": {"type": "int", "default": 16}}

@@ -96,14 +96,18 @@ def test_a_replaced_equation_moves_its_own_names_only() -> None:
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_names_are_layers_slots_and_equations(name: str) -> None:
-    """`layers.1.mixer.cell.recurrent.weight` has a part between."""
+    """`layers.1.mixer.cell.recurrent.weight` has a part between, `layers.1.mlp.expert.0.up.weight` one of several."""
     _, model = subject(name)
     outside = {"embedding.weight", "norm.weight", "norm.bias", "head.weight"}
     outside |= {"embedding_norm.weight", "embedding_norm.bias"}
     for key, _ in model.named_parameters():
-        assert key in outside or re.fullmatch(r"layers\.\d+\.(\w+\.){0,2}\w+(\.(weight|bias))?", key), key
+        assert key in outside or re.fullmatch(
+            r"(layers\.\d+|shared\.\w+)\.(\w+\.){0,2}(\d+\.)?\w+(\.(weight|bias))?", key
+        ), key
     for key in model.init_state(1, 4).tensors() if model.causal else ():
-        assert key == "length" or re.fullmatch(r"layers\.\d+\.(\w+\.){1,2}\w+(\.(normaliser|maximum))?", key), key
+        assert key == "length" or re.fullmatch(
+            r"layers\.\d+\.(\w+\.){1,2}\w+(\.(normaliser|maximum))?", key
+        ), key
 
 
 def test_names_of_the_published_mixers() -> None:
