@@ -63,6 +63,8 @@ def keep_float32(graph: Subgraph) -> Subgraph:
         fresh = made.copy(node)
         if node.op in FOLLOW and node.inputs[0].node in single:
             single.add(node.id)
+        if node.op == "contract" and meets:  # it computes in the wider dtype of its operands
+            single.add(node.id)
         if not meets or node.op not in INSIDE or _has_no_precision(node):
             continue
         narrow = [r for r in node.inputs if r.node not in single and graph.type_of(r).rate in TOKENS]

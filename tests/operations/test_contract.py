@@ -48,6 +48,27 @@ def test_two_dtypes(package: Any) -> None:
     torch.testing.assert_close(found, a @ b.float().T)
 
 
+def test_places_through_a_matrix_in_half_precision() -> None:
+    """A contraction of float32 places is float32, and ends where it meets activations."""
+    spec = spec_of(
+        "places",
+        {
+            "angle": "position() * exp(-arange(head_dim))",
+            "far": "contract(sin(angle), param(omega, [n_features, head_dim], init=normal(0, 1)), over=head_dim)",
+            "y": "linear(far * linear(x, n_features, name=u), d_model) + linear(far, d_model, name=second)",
+        },
+        PARAMS,
+    )
+
+    def definition(mixer: nn.Module, x: Tensor) -> Tensor:
+        far = (torch.arange(len(x))[:, None] * torch.exp(-torch.arange(8))).sin().double() @ mixer.omega.T
+        return (far * linear(mixer, "u", x, 20)) @ mixer.y.weight.T + far @ mixer.second.weight.T
+
+    assert distance(spec, definition, 20) < 1e-6  # angles are float32 in a float64 model too
+    half = packages.random_model(spec).bfloat16()
+    assert half(torch.randint(64, (2, 9))).dtype == torch.bfloat16
+
+
 def test_gradients(package: Any) -> None:
     a = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
     b = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)

@@ -65,6 +65,34 @@ def test_far_positions_in_half_precision() -> None:
     torch.testing.assert_close(seen.captured["angle"][0], want)
 
 
+def test_places_as_features_in_half_precision() -> None:
+    """Sinusoids of the place through a matrix, and beside other features: float32 angles, bfloat16 from there on."""
+    spec = spec_of(
+        "sinusoids",
+        {
+            "angle": "position() * exp(-arange(head_dim))",
+            "feature": "concat(sin(angle), cos(angle))",
+            "beside": "concat(feature, linear(x, [head_dim], name=own))",
+            "y": "linear(feature, d_model) + linear(beside, d_model, name=second)",
+        },
+        PARAMS,
+    )
+
+    def definition(mixer: nn.Module, x: Tensor) -> Tensor:
+        angle = torch.arange(len(x))[:, None] * torch.exp(-torch.arange(8))
+        feature = torch.cat([angle.sin(), angle.cos()], -1).double()
+        beside = torch.cat([feature, linear(mixer, "own", x, 8)], -1)
+        return feature @ mixer.y.weight.T + beside @ mixer.second.weight.T
+
+    assert distance(spec, definition, 30) < 1e-6  # angles are float32 in a float64 model too
+    tokens = torch.randint(64, (2, 300))
+    model = random_model(spec)
+    with torch.no_grad():
+        exact, half = model(tokens), model.bfloat16()(tokens)
+    assert half.dtype == torch.bfloat16
+    assert float((half.float() - exact).abs().max()) < 0.05 * float(exact.abs().max())
+
+
 def test_gradients() -> None:
     mixer = exact(ANGLES).layers[0].mixer
     place = __import__(f"{package(ANGLES).__name__}.place", fromlist=["place"])
