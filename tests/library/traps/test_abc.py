@@ -40,3 +40,18 @@ def test_published_defaults(with_parts: Callable[..., nn.Module]) -> None:
         "gate.weight": (48, 48),
         "y.weight": (48, 48),
     }
+
+
+def test_precision(with_parts: Callable[..., nn.Module]) -> None:
+    """In a bfloat16 model scores, their running sum and the decay are float32; a sum of nothing is minus infinity."""
+    model = with_parts({"use": "abc", "n_slots": 5}, {"use": "swiglu", "d_ff": 48}).to(torch.bfloat16)
+    start = model.init_state(2, 8).tensors()["layers.0.mixer.phi"]
+    assert start.dtype == torch.float32 and start.shape == (2, 4, 5) and bool((start == float("-inf")).all())
+    rows = torch.randint(64, (2, 30))
+    with torch.no_grad():
+        _, found = model(rows, capture=["layers.0.mixer.*"])
+    phi, decay = found["layers.0.mixer.phi"], found["layers.0.mixer.decay"]
+    assert decay.dtype == torch.float32 and not decay[:, 0].any()
+    torch.testing.assert_close(phi[:, 1:].float() + decay[:, 1:].exp(), torch.ones(2, 29, 4, 5))
+    loss = model.loss(rows).total
+    assert all(bool(slope.isfinite().all()) for slope in torch.autograd.grad(loss, list(model.parameters())))
