@@ -108,6 +108,43 @@ def test_no_tokens() -> None:
     assert empty.isfinite().all()
 
 
+def test_truth_values_are_remembered_as_numbers() -> None:
+    """Nothing here has a derivative; the compiler's operation gives zeros."""
+    spec = spec_of(
+        "switch",
+        {"u": f"linear(x, {SHAPE})", "h": "sequential(cell, u)", "y": "linear(h + u, d_model)"},
+        PARAMS,
+        parts={
+            "cell": {
+                "inputs": {"u": SHAPE},
+                "body": {"on": f"(u > 0) != before(on, {SHAPE})", "y": "where(on, 1, -1)"},
+            }
+        },
+    )
+
+    def turned(mixer: nn.Module, x: Tensor) -> Tensor:
+        u = linear(mixer, "u", x, HEADS, DIM)
+        odd = (u > 0).cumsum(0) % 2 == 1
+        y = torch.where(odd, 1.0, -1.0) + u
+        return nn.functional.linear(y.flatten(1), mixer.get_parameter("y.weight"))
+
+    assert distance(spec, turned, 23) < 1e-14
+    worst, name, _ = worst_way(spec, (5, 0, 9))
+    assert worst < 1e-12, name
+    torch._dynamo.reset()
+    model = random_model(spec)
+    loss = torch.compile(model.loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    rows = torch.arange(18).view(2, 9)
+    parameters = list(model.parameters())
+    for one, other in zip(
+        torch.autograd.grad(loss(rows).total, parameters),
+        torch.autograd.grad(model.loss(rows).total, parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+    torch._dynamo.reset()
+
+
 def test_a_part_in_two_places() -> None:
     """Each call has weights and a memory of its own."""
     spec = gated()

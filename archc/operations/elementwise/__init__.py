@@ -8,7 +8,7 @@ from archc.codegen.printer import Code, Printer
 from archc.graph.costs import Cost, Sizes
 from archc.graph.types import Node, Subgraph
 from archc.operations.base import Operation, Signature
-from archc.operations.elementwise.table import FUNCTIONS
+from archc.operations.elementwise.table import COMPARISONS, FUNCTIONS
 
 
 class Elementwise(Operation):
@@ -64,7 +64,8 @@ class Elementwise(Operation):
         if function.level == 12:
             receiver = "{0}." in function.torch
             return Code(function.torch.format(*(code.at(12) if receiver else code.text for code in aligned)))
-        left = function.level + (1 if name == "pow" else 0)
+        # Python chains comparisons: `a > b != c` is `a > b and b != c`.
+        left = function.level + (1 if name == "pow" or name in COMPARISONS.values() else 0)
         right = function.level if name in ("add", "mul", "pow") else function.level + 1
         if name in ("add", "mul"):
             right = function.level + 1 if aligned[-1].level == function.level else function.level

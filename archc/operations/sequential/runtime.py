@@ -113,6 +113,7 @@ def walk(
     for t in range(inputs[0].shape[1]):
         y, *new = cell(*(u[:, t : t + 1] for u in inputs), *after)
         results.append(y)
+        new = [value.to(old.dtype) for value, old in zip(new, after, strict=True)]  # truth values too
         if lengths_N is not None:
             new = [_where(t < lengths_N, there, old) for there, old in zip(new, after, strict=True)]
         after = new
@@ -182,8 +183,8 @@ def _backward(
         cell = _with_weights(number, tensors[second:])
         y, after = walk(cell, tensors[:first], tensors[first:second], lengths)
     reached = [(out, slope) for out, slope in zip((y, *after), slopes, strict=True) if out.requires_grad]
-    outs, given = zip(*reached, strict=True)
-    found = torch.autograd.grad(outs, tensors, given, allow_unused=True)
+    outs, given = [out for out, _ in reached], [slope for _, slope in reached]
+    found = torch.autograd.grad(outs, tensors, given, allow_unused=True) if outs else [None] * len(tensors)
     return [
         tensor.new_zeros(tensor.shape)
         if slope is None
