@@ -23,7 +23,7 @@ def library_names(repository: Path) -> set[str]:
             continue
         spec = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
         names |= {spec[key] for key in (*KINDS, "name") if key in spec}
-        for section in ("mixers", "mlps", "functions", "parts"):
+        for section in ("mixers", "mlps", "functions"):  # parts are private to their body
             names |= set(spec.get(section, {}))
     return names
 
