@@ -22,6 +22,8 @@ class CausalConv1d(nn.Module):
     is the last `width - 1` inputs of each sequence, `[N, width - 1, channels]`.
     """
 
+    bias: nn.Parameter  # or None, as in torch's own modules
+
     def __init__(
         self,
         channels: int,
@@ -33,7 +35,8 @@ class CausalConv1d(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, width, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(channels, device=device, dtype=dtype)) if bias else None
+        found = nn.Parameter(torch.empty(channels, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", found)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -53,7 +53,7 @@ def head_decay_delta(
 
     q [B, T, H, K], k [B, T, H, K], v [B, T, H, V], decay [B, T, H], beta [B, T, H].
     Head counts divide the largest one, H; head h of it uses head `h * n // H` of n. The memory of `place`
-    holds, in float32, `key`: S [N, H, K, V].
+    holds, in float32 or, in a float64 model, float64, `key`: S [N, H, K, V].
     Without a state, sequences start from zero. Returns o [B, T, H, V].
     """
     if torch.is_autocast_enabled(v_BTHV.device.type):

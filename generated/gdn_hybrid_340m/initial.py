@@ -35,6 +35,19 @@ def orthogonal(like: Tensor, gain: float = 1.0) -> Tensor:
     return nn.init.orthogonal_(torch.empty_like(like), gain)
 
 
+def orthogonal_normal(like: Tensor) -> Tensor:
+    """`[..., rows, n]` rows that are orthogonal in blocks of n, each as long as a normal one. Yu et al. 2016."""
+    rows, n = like.shape[-2:]
+    shape = (*like.shape[:-2], -(-rows // n), n, n)
+    q, r = torch.linalg.qr(torch.randn(shape, device=like.device))
+    # Q alone is not spread evenly over all directions: its signs are those of the decomposition.
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    directions = q.flatten(-3, -2)[..., :rows, :]
+    lengths = torch.randn(like.shape, device=like.device).norm(dim=-1, keepdim=True)
+    found: Tensor = (directions * lengths).to(like.dtype)
+    return found
+
+
 def eye(like: Tensor) -> Tensor:
     """The identity in the last two axes."""
     return torch.eye(like.shape[-2], like.shape[-1], dtype=like.dtype, device=like.device).expand_as(like)

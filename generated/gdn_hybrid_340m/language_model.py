@@ -176,7 +176,10 @@ class LanguageModel(nn.Module):
             for name, entry in entries().items():
                 full = f"{path}.{name}"
                 memory[full] = entry.tensor(batch_size, slots, weight.dtype, weight.device)
-                if entry.grows and limited_by is None:
+                short = (
+                    entry.grows or entry.ring is not None and entry.ring > slots
+                )  # a ring that cannot turn
+                if short and limited_by is None:
                     limited_by = full
         return State.empty(memory, batch_size, slots, weight.device, limited_by)
 
@@ -255,7 +258,7 @@ class LanguageModel(nn.Module):
             keep = (
                 parameter.dim() < 2
                 or id(parameter) in embeddings
-                or name.endswith((*self.float32, *self.undecayed, "\0"))
+                or f".{name}".endswith((*self.float32, *self.undecayed, "\0"))
             )
             (free if keep else decayed).append(parameter)
         return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
@@ -326,7 +329,7 @@ class LanguageModel(nn.Module):
         kept = {
             name: parameter.detach().clone()
             for name, parameter in self.named_parameters()
-            if self.float32 and name.endswith(self.float32) and parameter.dtype == torch.float32
+            if self.float32 and f".{name}".endswith(self.float32) and parameter.dtype == torch.float32
         }
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, parameter in self.named_parameters():

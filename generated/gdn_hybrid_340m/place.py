@@ -95,10 +95,21 @@ class Place:
         found: Tensor = self.memo[name]
         return found
 
-    def export(self, name: str, value: Tensor) -> None:
-        """Publish a value for later layers: the first one stays, the previous one is replaced."""
+    def export(self, name: str, value: Tensor, keeper: Place | None = None) -> None:
+        """Publish a value for later layers: the first one stays, the previous one is replaced.
+
+        `keeper`: the place of the layer that it came from, where that is not this one.
+        """
+        keeper = self if keeper is None else keeper
         self.memo.setdefault(("first", name), value)
+        self.memo.setdefault(("keeper", "first", name), keeper)
         self.memo["previous", name] = value
+        self.memo["keeper", "previous", name] = keeper
+
+    def keeper(self, which: str, name: str) -> Place:
+        """The place of the layer that computed an exported value, and keeps it of earlier tokens."""
+        found: Place = self.memo["keeper", which, name]
+        return found
 
     @property
     def wants_losses(self) -> bool:

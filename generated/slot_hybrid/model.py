@@ -1,7 +1,7 @@
 """slot_hybrid.
 
 783,872 parameters, 1,564,672 FLOPs a token in matrices.
-Memory of a sequence, activations in 2 bytes: 49,152 bytes of state, 256 bytes of cache a token.
+Memory of a sequence, activations in 2 bytes: 24,576 bytes of state, 256 bytes of cache a token.
 
 Axes: B batch, T tokens, D d_model, F d_ff, G n_kv_heads, H n_heads, K head_dim, N n_slots.
 """
@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from .attention import attention
 from .config import Config
 from .initial import normal
-from .key_decay import key_decay
+from .key_decay_grouped import key_decay_grouped
 from .language_model import LanguageModel
 from .norm_modules import RMSNorm
 from .place import Place
 from .precision import wide
 from .rope import rope
 from .state import Entry
-from .value_decay import value_decay
+from .value_decay_grouped import value_decay_grouped
 
 
 class GatedSlotAttention(nn.Module):
@@ -68,8 +68,8 @@ class GatedSlotAttention(nn.Module):
     def state_entries(self) -> dict[str, Entry]:
         """The memory of one sequence."""
         return {
-            "scores": Entry((self.n_heads, self.head_dim, self.n_slots), dtype=torch.float32),
-            "o": Entry((self.n_heads, self.n_slots, self.head_dim), dtype=torch.float32),
+            "scores": Entry((self.n_kv_heads, self.head_dim, self.n_slots), dtype=torch.float32),
+            "o": Entry((self.n_kv_heads, self.n_slots, self.head_dim), dtype=torch.float32),
         }
 
     def forward(self, x_BTD: Tensor, place: Place) -> Tensor:
@@ -81,11 +81,11 @@ class GatedSlotAttention(nn.Module):
             / self.tau
         )
         write_BTGN = -torch.expm1(log_alpha_BTGN)
-        scores_BTHN = value_decay(
+        scores_BTHN = value_decay_grouped(
             q_BTHK, k_BTGK, write_BTGN, log_alpha_BTGN, scale=1, place=place, key="scores"
         )
         p_BTHN = scores_BTHN.softmax(-1)
-        o_BTHK = key_decay(p_BTHN, write_BTGN, v_BTGK, log_alpha_BTGN, scale=1, place=place, key="o")
+        o_BTHK = key_decay_grouped(p_BTHN, write_BTGN, v_BTGK, log_alpha_BTGN, scale=1, place=place, key="o")
         y_BTD: Tensor = self.y(self.y_norm(F.silu(o_BTHK)).flatten(-2))
         if place.patterns:
             place.keep_all(locals())

@@ -14,8 +14,8 @@ from .place import Layout, Place, StateError
 class Entry(NamedTuple):
     """One tensor of memory of an operation: `[N, *shape]`, or `[N, slots, *shape]` where tokens are kept.
 
-    `dtype` None is the model's. `grows`: a slot for each of the state's `max_length` tokens, or for every `every` of
-    them; `ring`: at most so many.
+    `dtype` None is the model's; float32 is float64 in a float64 model. `grows`: a slot for each of the
+    state's `max_length` tokens, or for every `every` of them; `ring`: at most so many.
     """
 
     shape: tuple[int, ...]
@@ -27,12 +27,14 @@ class Entry(NamedTuple):
 
     def tensor(self, rows: int, max_length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The start value for `rows` sequences."""
+        if self.dtype is not None:
+            dtype = torch.promote_types(self.dtype, dtype) if self.dtype.is_floating_point else self.dtype
         slots: tuple[int, ...] = ()
         if self.grows:
             slots = (-(-max_length // self.every),)
         elif self.ring is not None:
             slots = (min(self.ring, max_length),)
-        return torch.full((rows, *slots, *self.shape), self.fill, dtype=self.dtype or dtype, device=device)
+        return torch.full((rows, *slots, *self.shape), self.fill, dtype=dtype, device=device)
 
 
 class State:

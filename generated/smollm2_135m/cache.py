@@ -112,6 +112,13 @@ def recomputed(place: Place, key: str, x: Tensor) -> Attended:
     return seen._replace(values=x)
 
 
+def store(place: Place, key: str, x: Tensor) -> None:
+    """Put the call's tokens `x [B, T, ...]` into their slots, for an operation that reads the entry by itself."""
+    stored = place.read(key)
+    if stored is not None:
+        _store(place, key, x if place.layout.cu_seqlens is None else spread(place, x), stored)
+
+
 def attended_blocks(place: Place, key: str, x: Tensor, blocks: Blocks) -> Attended:
     """`attended` for values at block rate: `x [R, M, ...]`, the blocks that the call may have completed.
 
@@ -173,6 +180,8 @@ def gather_back(place: Place, x: Tensor) -> Tensor:
     """The inverse of `spread`."""
     cu_seqlens, sequence_T = place.layout.cu_seqlens, place.layout.sequence_T
     assert cu_seqlens is not None and sequence_T is not None
+    if not x.shape[1]:  # every sequence is empty, and all tokens belong to none
+        return x.new_zeros(1, sequence_T.shape[0], *x.shape[2:])
     if "gather" not in place.memo:
         row = sequence_T.clamp(max=x.shape[0] - 1)
         token = torch.arange(sequence_T.shape[0], device=x.device)

@@ -1,17 +1,17 @@
-"""Linear recurrence with a decay per key channel.
+"""Linear recurrence with a decay per value channel.
 
-S' = Diag(exp(decay)) S;  S_next = S' + k v^T;  o = scale S_next^T q.
+S' = S Diag(exp(decay));  S_next = S' + k v^T;  o = scale S_next^T q.
 
 Axes: B rows of the batch, T tokens, H heads, K and V the two axes of the state S, N sequences, C tokens of
-a chunk.
+a chunk, Q queries of a group.
 A tile is one chunk of one head of one sequence. M runs over all tiles, A over those of one step of the walk.
 Within a chunk, G is the running sum of the log decay; `in` is e^G, `out` is e^(G_end - G), `all` is e^G_end.
 One chunk, from the state S that enters it to the state S_next that leaves it:
 
  1. G = running sum of decay
- 2. qk = [q_i . k_j e^(G_i - G_j) for j <= i]
- 3. S_next = e^G_end S + (k e^(G_end - G))^T v
- 4. o = (q e^G) S + qk v
+ 2. qk = [q_i . k_j for j <= i]
+ 3. S_next = S e^G_end + k^T (v e^(G_end - G))
+ 4. o = q S e^G + [sum over j of qk_ij v_j e^(G_i - G_j)]
 
 These numbers stand beside the lines; in the backward they name the step that is undone.
 """
@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .place import Place
@@ -33,11 +34,11 @@ while hasattr(getattr(torch.ops, NAMESPACE), "decode"):
     NAMESPACE += "_"  # imported once more under the same name
 
 
-def key_decay(
+def value_decay_grouped(
     q_BTHK: Tensor,
     k_BTHK: Tensor,
     v_BTHV: Tensor,
-    decay_BTHK: Tensor,
+    decay_BTHV: Tensor,
     *,
     scale: float,
     place: Place,
@@ -45,19 +46,20 @@ def key_decay(
 ) -> Tensor:
     """The recurrence over all tokens of the call: prefill, continuation or one decode step.
 
-    q [B, T, H, K], k [B, T, H, K], v [B, T, H, V], decay [B, T, H, K].
-    Head counts divide the largest one, H; head h of it uses head `h * n // H` of n. The memory of `place`
-    holds, in float32, `key`: S [N, H, K, V].
+    q [B, T, H, K], k [B, T, H, K], v [B, T, H, V], decay [B, T, H, V].
+    Head counts divide the largest one, H; head h of it uses head `h * n // H` of n. Here q has the largest;
+    the state has the most that any other has. The memory of `place` holds, in float32 or, in a float64
+    model, float64, `key`: S [N, H, K, V].
     Without a state, sequences start from zero. Returns o [B, T, H, V].
     """
     if torch.is_autocast_enabled(v_BTHV.device.type):
         v_BTHV = v_BTHV.to(torch.get_autocast_dtype(v_BTHV.device.type))
-    o_BTHV = _recurrence(q_BTHK, k_BTHK, v_BTHV, decay_BTHK, scale, place, key)
+    o_BTHV = _recurrence(q_BTHK, k_BTHK, v_BTHV, decay_BTHV, scale, place, key)
     return o_BTHV
 
 
 def _recurrence(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, decay_BTHK: Tensor, scale: float, place: Place, key: str
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, decay_BTHV: Tensor, scale: float, place: Place, key: str
 ) -> Tensor:
     """Read the state, take the form that fits the call, store the state."""
     cu_seqlens = place.layout.cu_seqlens
@@ -66,14 +68,24 @@ def _recurrence(
     if state is not None and one_token and not torch.is_grad_enabled():
         if not place.in_place:
             state = state.clone()
-        o_BHV: Tensor = decode(q_BTHK[:, 0], k_BTHK[:, 0], v_BTHV[:, 0], decay_BTHK[:, 0], state, scale)
+        o_BHV: Tensor = decode(q_BTHK[:, 0], k_BTHK[:, 0], v_BTHV[:, 0], decay_BTHV[:, 0], state, scale)
         place.write(key, state)
         return o_BHV[:, None]
+    # The queries of a group are tokens of their own; the first of them writes.
+    length = q_BTHK.shape[1]
+    group = q_BTHK.shape[2] // max(k_BTHK.shape[2], v_BTHV.shape[2], decay_BTHV.shape[2])
+    q_BTHK = torch.unflatten(q_BTHK, 2, (-1, group)).transpose(2, 3).flatten(1, 2)
+    k_BTHK = F.pad(k_BTHK[:, :, None], (0, 0, 0, 0, 0, group - 1)).flatten(1, 2)
+    v_BTHV = F.pad(v_BTHV[:, :, None], (0, 0, 0, 0, 0, group - 1)).flatten(1, 2)
+    decay_BTHV = F.pad(decay_BTHV[:, :, None], (0, 0, 0, 0, 0, group - 1)).flatten(1, 2)
+    if cu_seqlens is not None:
+        cu_seqlens = cu_seqlens * group
     if place.form == "step":
-        o_BTHV, final = token_loop(q_BTHK, k_BTHK, v_BTHV, decay_BTHK, state, cu_seqlens, scale)
+        o_BTHV, final = token_loop(q_BTHK, k_BTHK, v_BTHV, decay_BTHV, state, cu_seqlens, scale)
     else:
-        o_BTHV, final = chunk(q_BTHK, k_BTHK, v_BTHV, decay_BTHK, state, cu_seqlens, scale)[:2]
+        o_BTHV, final = chunk(q_BTHK, k_BTHK, v_BTHV, decay_BTHV, state, cu_seqlens, scale)[:2]
     place.write(key, final)
+    o_BTHV = torch.unflatten(o_BTHV, 1, (length, group)).transpose(2, 3).flatten(2, 3)
     return o_BTHV
 
 
@@ -84,7 +96,7 @@ def token_loop(
     q_BTHK: Tensor,
     k_BTHK: Tensor,
     v_BTHV: Tensor,
-    decay_BTHK: Tensor,
+    decay_BTHV: Tensor,
     state: Tensor | None,
     cu_seqlens: Tensor | None,
     scale: float,
@@ -97,18 +109,18 @@ def token_loop(
             span = slice(start, stop)
             before = None if state is None else state[n : n + 1]
             o, final = token_loop(
-                q_BTHK[:, span], k_BTHK[:, span], v_BTHV[:, span], decay_BTHK[:, span], before, None, scale
+                q_BTHK[:, span], k_BTHK[:, span], v_BTHV[:, span], decay_BTHV[:, span], before, None, scale
             )
             parts.append(o)
             finals.append(final)
         parts.append(parts[0].new_zeros(1, v_BTHV.shape[1] - borders[-1], *parts[0].shape[2:]))
         return torch.cat(parts, 1), torch.cat(finals)
-    H = max(q_BTHK.shape[2], k_BTHK.shape[2], v_BTHV.shape[2], decay_BTHK.shape[2])
+    H = max(q_BTHK.shape[2], k_BTHK.shape[2], v_BTHV.shape[2], decay_BTHV.shape[2])
     dtype = torch.float64 if v_BTHV.dtype == torch.float64 else torch.float32
     q = q_BTHK.to(dtype).repeat_interleave(H // q_BTHK.shape[2], 2)
     k = k_BTHK.to(dtype).repeat_interleave(H // k_BTHK.shape[2], 2)
     v = v_BTHV.to(dtype).repeat_interleave(H // v_BTHV.shape[2], 2)
-    decay = decay_BTHK.to(dtype).repeat_interleave(H // decay_BTHK.shape[2], 2)
+    decay = decay_BTHV.to(dtype).repeat_interleave(H // decay_BTHV.shape[2], 2)
     B, T, _, K = q.shape
     S_BHKV = q.new_zeros(B, H, K, v.shape[3]) if state is None else state.to(dtype)
     outputs = []
@@ -116,8 +128,8 @@ def token_loop(
         q_BHK = q[:, t] * scale
         k_BHK = k[:, t]
         v_BHV = v[:, t]
-        decay_BHK = decay[:, t]
-        S_BHKV = S_BHKV * decay_BHK.exp()[:, :, :, None]
+        decay_BHV = decay[:, t]
+        S_BHKV = S_BHKV * decay_BHV.exp()[:, :, None, :]
         S_BHKV = S_BHKV + k_BHK[:, :, :, None] * v_BHV[:, :, None, :]
         o_BHV = (S_BHKV * q_BHK[:, :, :, None]).sum(2)
         outputs.append(o_BHV)
@@ -126,19 +138,19 @@ def token_loop(
 
 
 def decode_step(
-    q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, decay_BHK: Tensor, S_BHKV: Tensor, scale: float
+    q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, decay_BHV: Tensor, S_BHKV: Tensor, scale: float
 ) -> Tensor:
     """One token for each sequence; the state is changed in place. Returns o [B, H, V]."""
     B, H, K, V = S_BHKV.shape
     S_AKV = S_BHKV.view(-1, K, V)
-    q_AK = _flat(q_BHK, S_BHKV)
+    q_AQK = q_BHK.reshape(B * H, -1, K).to(S_BHKV.dtype)
     k_AK = _flat(k_BHK, S_BHKV)
     v_AV = _flat(v_BHV, S_BHKV)
-    decay_AK = _flat(decay_BHK, S_BHKV)
-    S_AKV.mul_(decay_AK.exp()[:, :, None])
+    decay_AV = _flat(decay_BHV, S_BHKV)
+    S_AKV.mul_(decay_AV.exp()[:, None])
     S_AKV.baddbmm_(k_AK[:, :, None], v_AV[:, None])
-    o_A1V = torch.bmm(q_AK[:, None], S_AKV)
-    return o_A1V.mul_(scale).view(B, H, V).to(v_BHV.dtype)
+    o_AQV = torch.bmm(q_AQK, S_AKV)
+    return o_AQV.mul_(scale).view(B, -1, V).to(v_BHV.dtype)
 
 
 def _flat(x: Tensor, S_BHKV: Tensor) -> Tensor:
@@ -165,23 +177,22 @@ def chunk_forward(
     q_MCK = tiling.gather(q)
     k_MCK = tiling.gather(k)
     v_MCV = tiling.gather(v)
-    decay_MCK = tiling.gather(decay)
+    decay_MCV = tiling.gather(decay)
     q_MCK.mul_(scale)
     states = tiling.states(state, q_MCK, v_MCV)
-    G_MCK = decay_MCK.cumsum(1)  # 1
-    all_MK1 = G_MCK[:, -1].exp()[:, :, None]
-    out_MCK = (G_MCK[:, -1:] - G_MCK).exp()
-    k_out_MCK = k_MCK * out_MCK
-    in_MCK = G_MCK.exp()
-    q_in_MCK = q_MCK * in_MCK
-    qk_MCC = _pair(q_MCK, k_MCK, G_MCK, G_MCK, inclusive=True)  # 2
-    o_MCV = torch.bmm(qk_MCC, v_MCV)  # 4
+    G_MCV = decay_MCV.cumsum(1)  # 1
+    all_M1V = G_MCV[:, -1:].exp()
+    out_MCV = (G_MCV[:, -1:] - G_MCV).exp()
+    v_out_MCV = v_MCV * out_MCV
+    in_MCV = G_MCV.exp()
+    qk_MCC = torch.bmm(q_MCK, k_MCK.mT).tril_()  # 2
+    o_MCV = _apply(qk_MCC, v_MCV, G_MCV, G_MCV, inclusive=True)  # 4
     for m, enter, leave in tiling.walk:
         S_AKV, S_next_AKV = states[enter], states[leave]
-        torch.mul(S_AKV, all_MK1[m], out=S_next_AKV)  # 3
-        S_next_AKV.baddbmm_(k_out_MCK[m].mT, v_MCV[m])
+        torch.mul(S_AKV, all_M1V[m], out=S_next_AKV)  # 3
+        S_next_AKV.baddbmm_(k_MCK[m].mT, v_out_MCV[m])
     S_MKV = tiling.incoming(states)
-    o_MCV.baddbmm_(q_in_MCK, S_MKV)  # 4
+    o_MCV.addcmul_(torch.bmm(q_MCK, S_MKV), in_MCV)  # 4
     return (
         tiling.scatter(o_MCV, v, tiling.heads),
         tiling.final(states),
@@ -208,48 +219,49 @@ def chunk_backward(
     q_MCK = tiling.gather(q)
     k_MCK = tiling.gather(k)
     v_MCV = tiling.gather(v)
-    decay_MCK = tiling.gather(decay)
+    decay_MCV = tiling.gather(decay)
     q_MCK.mul_(scale)
     do_MCV = tiling.gather(do)
     S_MKV = tiling.incoming(states)
-    G_MCK = decay_MCK.cumsum(1)  # 1
-    in_MCK = G_MCK.exp()
-    out_MCK = (G_MCK[:, -1:] - G_MCK).exp()
-    k_out_MCK = k_MCK * out_MCK
-    all_MK1 = G_MCK[:, -1].exp()[:, :, None]
-    q_in_MCK = q_MCK * in_MCK
-    qk_MCC = _pair(q_MCK, k_MCK, G_MCK, G_MCK, inclusive=True)  # 2
-    dqk_MCC = torch.bmm(do_MCV, v_MCV.mT).tril_()  # 4
-    dv_MCV = torch.bmm(qk_MCC.mT, do_MCV)  # 4
-    dq_MCK = torch.bmm(do_MCV, S_MKV.mT).mul_(in_MCK)  # 4
-    own_qk_MC = dqk_MCC.diagonal(0, 1, 2).clone()  # 2
-    dqk_MCC.tril_(-1)
-    dq_MCK.add_(_apply(dqk_MCC, k_MCK, G_MCK, G_MCK, inclusive=False))  # 2
-    dk_MCK = _apply_transposed(dqk_MCC, q_MCK, G_MCK, G_MCK, inclusive=False)  # 2
-    dk_state_MCK = q_MCK.new_empty(tiling.tiles, CHUNK, q_MCK.shape[2])
-    anchor_MK = q_MCK.new_empty(tiling.tiles, q_MCK.shape[2])
+    G_MCV = decay_MCV.cumsum(1)  # 1
+    in_MCV = G_MCV.exp()
+    do_in_MCV = do_MCV * in_MCV
+    out_MCV = (G_MCV[:, -1:] - G_MCV).exp()
+    v_out_MCV = v_MCV * out_MCV
+    all_M1V = G_MCV[:, -1:].exp()
+    qk_MCC = torch.bmm(q_MCK, k_MCK.mT).tril_()  # 2
+    dqk_MCC = _pair(do_MCV, v_MCV, G_MCV, G_MCV, inclusive=True)  # 4
+    own_qk_MC = qk_MCC.diagonal(0, 1, 2).clone()  # 4
+    qk_MCC.tril_(-1)
+    seen_MCV = _apply(qk_MCC, v_MCV, G_MCV, G_MCV, inclusive=False)  # 4
+    dv_MCV = _apply_transposed(qk_MCC, do_MCV, G_MCV, G_MCV, inclusive=False)  # 4
+    dq_MCK = torch.bmm(do_in_MCV, S_MKV.mT)  # 4
+    seen_MCV.addcmul_(torch.bmm(q_MCK, S_MKV), in_MCV)  # 4
+    dq_MCK.baddbmm_(dqk_MCC, k_MCK)  # 2
+    dk_MCK = torch.bmm(dqk_MCC.mT, q_MCK)  # 2
+    dv_state_MCV = torch.empty_like(v_MCV)
+    anchor_MV = q_MCK.new_empty(tiling.tiles, v_MCV.shape[2])
     dS = tiling.ranked(dfinal)
     for m, enter, _ in reversed(tiling.walk):
         S_AKV, dS_AKV = states[enter], dS[: m.stop - m.start]
-        torch.mul(torch.bmm(v_MCV[m], dS_AKV.mT), out_MCK[m], out=dk_state_MCK[m])  # 3
-        dv_MCV[m].baddbmm_(k_out_MCK[m], dS_AKV)  # 3
-        anchor_MK[m] = (S_AKV * dS_AKV).sum(2)  # 3
-        dS_AKV.mul_(all_MK1[m])  # 3
-        dS_AKV.baddbmm_(q_in_MCK[m].mT, do_MCV[m])
-    dG_MCK = q_MCK * dq_MCK - k_MCK * dk_MCK  # 1
-    dG_MCK[:, -1] += anchor_MK * all_MK1[:, :, 0]
-    ddecay_MCK = dG_MCK.flip(1).cumsum(1).flip(1)
-    dG_after_MCK = k_MCK * dk_state_MCK
-    ddecay_MCK[:, 1:] += dG_after_MCK[:, :-1].cumsum(1)
-    dk_MCK.add_(dk_state_MCK)  # 3
-    dq_MCK.addcmul_(k_MCK, own_qk_MC[:, :, None])  # 2
-    dk_MCK.addcmul_(q_MCK, own_qk_MC[:, :, None])  # 2
+        dk_MCK[m].baddbmm_(v_out_MCV[m], dS_AKV.mT)  # 3
+        torch.mul(torch.bmm(k_MCK[m], dS_AKV), out_MCV[m], out=dv_state_MCV[m])  # 3
+        anchor_MV[m] = (S_AKV * dS_AKV).sum(1)  # 3
+        dS_AKV.mul_(all_M1V[m])  # 3
+        dS_AKV.baddbmm_(q_MCK[m].mT, do_in_MCV[m])
+    dG_MCV = seen_MCV * do_MCV - v_MCV * dv_MCV  # 1
+    dG_MCV[:, -1] += anchor_MV * all_M1V[:, 0]
+    ddecay_MCV = dG_MCV.flip(1).cumsum(1).flip(1)
+    dG_after_MCV = v_MCV * dv_state_MCV
+    ddecay_MCV[:, 1:] += dG_after_MCV[:, :-1].cumsum(1)
+    dv_MCV.addcmul_(do_MCV, own_qk_MC[:, :, None])  # 4
+    dv_MCV.add_(dv_state_MCV)  # 3
     dq_MCK.mul_(scale)
     return (
         tiling.scatter(dq_MCK, q),
         tiling.scatter(dk_MCK, k),
         tiling.scatter(dv_MCV, v),
-        tiling.scatter(ddecay_MCK, decay),
+        tiling.scatter(ddecay_MCV, decay),
         tiling.unranked(dS),
     )
 
@@ -304,8 +316,8 @@ def _chunk_reverse_shapes(*given: Any) -> tuple[Tensor, ...]:
 
 @torch.library.register_fake(f"{NAMESPACE}::decode", lib=_library)  # type: ignore[untyped-decorator]
 def _decode_shapes(*given: Any) -> Tensor:
-    v, state = given[2], given[-2]
-    shape = v.shape[0], state.shape[1], v.shape[2]
+    q, v = given[0], given[2]
+    shape = v.shape[0], q.shape[1], v.shape[2]
     return torch.empty(shape, dtype=v.dtype, device=v.device)
 
 
