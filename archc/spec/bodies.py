@@ -34,8 +34,8 @@ NEED_INPUTS = ("function", "part")
 
 # Keys that a use or a block entry understands itself, so that no parameter or slot can have such a name.
 TAKEN = {
-    "mixer": ("use", "body", "init"),
-    "mlp": ("use", "body", "init"),
+    "mixer": ("use", "body", "init", "shared"),
+    "mlp": ("use", "body", "init", "shared"),
     "function": (),
     "part": (),
     "block": ("use", *SECTIONS, "block", "shared"),
