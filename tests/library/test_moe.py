@@ -98,3 +98,26 @@ def test_evenly_spread_tokens_cost_the_least() -> None:
         model.get_parameter("layers.0.mlp.router.weight").zero_()
     found = model.loss(torch.arange(40)[None]).aux
     torch.testing.assert_close(found, torch.tensor(0.25 * CHOSEN))
+
+
+def test_a_correction_moves_towards_experts_with_few_tokens() -> None:
+    """After a step each expert's correction has moved by `rate`, up where it got fewer tokens than the mean."""
+    model = model_of({"use": "moe_corrected", "rate": 0.25, "shared_expert": {"use": "swiglu", "d_ff": 28}})
+    tokens = torch.randint(0, 64, (3, 17), generator=torch.Generator().manual_seed(2))
+    _, seen = model(tokens, capture=["layers.0.mlp.p"])
+    counts = F.one_hot(seen["layers.0.mlp.p"].flatten(0, 1).topk(CHOSEN).indices, EXPERTS).sum((0, 1)).float()
+    model.train()
+    model.loss(tokens)
+    model.post_step()
+    found = model.get_buffer("layers.0.mlp.correction")
+    torch.testing.assert_close(found, 0.25 * torch.sign(counts.mean() - counts))
+    assert found.min() < 0 < found.max()
+
+
+def test_a_correction_chooses_but_does_not_weigh() -> None:
+    model = model_of({"use": "moe_corrected", "scale": 1, "shared_expert": {"use": "swiglu", "d_ff": 28}})
+    model.get_buffer("layers.0.mlp.correction")[3] = 100
+    _, seen = model(torch.arange(9)[None], capture=["layers.0.mlp.p", "layers.0.mlp.w"])
+    p, w = seen["layers.0.mlp.p"], seen["layers.0.mlp.w"]
+    other = torch.where(torch.arange(EXPERTS) == 3, -torch.inf, p).amax(-1)
+    torch.testing.assert_close(w[..., 3], p[..., 3] / (p[..., 3] + other))
