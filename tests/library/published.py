@@ -125,7 +125,7 @@ MAMBA = {
     "in_proj.weight": "in_proj.weight",
     "x_proj.weight": "x_proj.weight",
     "dt_proj.weight": "dt.weight",
-    "dt_proj.bias": "dt.bias",
+    "dt_proj.bias": "dt_bias",
     "out_proj.weight": "y.weight",
     "dt_layernorm.weight": "low_norm.weight",
     "b_layernorm.weight": "k_norm.weight",

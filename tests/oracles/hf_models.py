@@ -114,7 +114,7 @@ MAMBA = {
     "k_norm.weight": "b_layernorm.weight",
     "q_norm.weight": "c_layernorm.weight",
     "dt.weight": "dt_proj.weight",
-    "dt.bias": "dt_proj.bias",
+    "dt_bias": "dt_proj.bias",
     "A_log": "A_log",
     "D": "D",
     "y.weight": "out_proj.weight",

@@ -41,7 +41,7 @@ def forward(weights: Weights, sizes: Mapping[str, Any], x: Tensor) -> Tensor:
             for name, part in (("low", dt), ("k", B), ("q", C))
         )
         assert ("k_norm.weight" in weights) == (sizes["inner_norm"] == "learned")
-    dt = softplus(linear(weights, "dt", dt, d_inner))
+    dt = softplus(linear(weights, "dt", dt, d_inner) + weights["dt_bias"])
     A = -torch.exp(weights["A_log"])
     hidden = x.new_zeros(batch, d_inner, n)
     y = torch.zeros_like(u)

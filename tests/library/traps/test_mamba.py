@@ -30,7 +30,7 @@ def test_published_start(with_parts: PARTS) -> None:
     d_inner, dt_rank, n_layers = 96, 3, 1
     assert torch.equal(weights["A_log"], torch.log(torch.arange(1.0, 17)).expand(d_inner, 16))
     assert torch.equal(weights["D"], torch.ones(d_inner))
-    steps = F.softplus(weights["dt.bias"])
+    steps = F.softplus(weights["dt_bias"])
     assert 0.001 * (1 - 1e-4) <= float(steps.min()) < 0.002 and 0.05 < float(steps.max()) <= 0.1 * (1 + 1e-4)
     bounds = {
         "in_proj.weight": 48**-0.5,
@@ -42,7 +42,7 @@ def test_published_start(with_parts: PARTS) -> None:
     }
     for name, bound in bounds.items():
         assert 0.9 * bound < float(weights[name].abs().max()) <= bound, name
-    assert set(weights) == {*bounds, "A_log", "D", "dt.bias"}
+    assert set(weights) == {*bounds, "A_log", "D", "dt_bias"}
 
 
 def test_what_weight_decay_leaves_alone(with_parts: PARTS) -> None:
@@ -51,4 +51,11 @@ def test_what_weight_decay_leaves_alone(with_parts: PARTS) -> None:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     left = {names[id(parameter)].removeprefix("layers.0.mixer.") for parameter in plain["params"]}
     assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0
-    assert {"A_log", "D", "dt.bias", "v_conv.bias"} <= left
+    assert {"A_log", "D", "dt_bias", "v_conv.bias"} <= left
+
+
+def test_a_step_is_not_rounded(with_parts: PARTS) -> None:
+    """What makes up dt A stays float32 in a bfloat16 model, the bias of dt included."""
+    model = with_parts({"use": "mamba"}, MLP).to(torch.bfloat16)
+    wide = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32}
+    assert wide == {"layers.0.mixer.A_log", "layers.0.mixer.dt_bias"}
