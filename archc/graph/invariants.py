@@ -38,8 +38,9 @@ INVARIANTS: tuple[tuple[str, Check], ...] = (
     ),
     (
         "what is read of the token before is carried, in order",
-        lambda m, g: [n.attrs["equation"] for n in m.subgraph.nodes if n.op == "before"]
-        == list(m.subgraph.carried),
+        lambda m, g: (
+            [n.attrs["equation"] for n in m.subgraph.nodes if n.op == "before"] == list(m.subgraph.carried)
+        ),
     ),
     (
         "slots are filled by modules of the graph",

@@ -72,7 +72,9 @@ class Attention(Operation):
         causal = call.flag("causal", call.scope.elaborator.settings.causal)
         mask, score = call.pair("mask"), call.pair("score")
         blocks = self._blocks(call, k, v, causal)
-        ringed = causal and blocks is None and "probs" not in outputs  # a ring's keys have no places for probs
+        ringed = (
+            causal and blocks is None and "probs" not in outputs
+        )  # a ring's keys have no places for probs
         window, rest = _window(mask) if ringed else (None, mask)
         inputs: list[Traced] = [q, k, v]
         sink = call.optional("sink")
