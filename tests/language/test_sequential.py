@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -108,6 +109,7 @@ def test_no_tokens() -> None:
     assert empty.isfinite().all()
 
 
+@pytest.mark.slow
 def test_truth_values_are_remembered_as_numbers() -> None:
     """Nothing here has a derivative; the compiler's operation gives zeros."""
     spec = spec_of(
@@ -159,6 +161,7 @@ def test_a_part_in_two_places() -> None:
     assert worst < 1e-12, name
 
 
+@pytest.mark.slow
 def test_compiled_with_gradients() -> None:
     """One graph for all lengths; a packed row is another."""
     torch._dynamo.reset()

@@ -191,6 +191,8 @@ SUBJECTS: dict[str, Spec] = {**SHRUNK, **HYBRIDS, **{name: corner(name) for name
 LIBRARY: dict[str, Spec] = {
     mixer: spec_of(mixer, next(iter(found.values()))) for mixer, found in rows().items()
 }
+# Mixers that between them reach every operation with a history; the fast suite holds their laws.
+CORE = ("attention", "gla", "mamba2", "gated_deltanet", "kda", "rwkv7", "mamba", "lru", "s4d", "slstm")
 EVERY: dict[str, Spec] = {**SUBJECTS, **LIBRARY}
 
 _SEES_THE_FUTURE = "attention that is not causal reads tokens that a later call would bring"

@@ -18,6 +18,7 @@ import archc
 from tests.laws.measure import sequences_of, subject
 from tests.laws.subjects import SUBJECTS
 from tests.support.packages import folder_of, import_folder
+from tests.support.slow import mostly_slow
 
 REPOSITORY = Path(archc.__file__).resolve().parents[1]
 
@@ -85,12 +86,13 @@ def test_clean_under_mypy_and_ruff(tmp_path: Path) -> None:
 SCRIPT = """
 import sys, torch
 from {name} import Config, Model
+from tests.support.slow import mostly_slow
 assert "archc" not in sys.modules and "triton" not in Model.__module__
 print(Model.__module__, Model()(torch.tensor([[1, 2, 3]])).shape)
 """
 
 
-@pytest.mark.parametrize("name", ["copied", "generated.copied", "generated.deep.copied"])
+@pytest.mark.parametrize("name", mostly_slow(["generated.copied", "copied", "generated.deep.copied"], 3))
 def test_import_from_anywhere(name: str, tmp_path: Path) -> None:
     """Relative imports inside: the folder may stand at any place, and needs neither archc nor a build."""
     place = tmp_path.joinpath(*name.split("."))

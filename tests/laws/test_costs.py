@@ -14,14 +14,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from archc import pipeline
 from tests.laws.measure import sequences_of
-from tests.laws.subjects import EVERY, SHIPPED
+from tests.laws.subjects import CORE, EVERY, LIBRARY, SHIPPED
 from tests.support.packages import package
+from tests.support.slow import mostly_slow
 
 SPECS = {**EVERY, **{f"shipped {name}": path for name, path in SHIPPED.items()}}
 STATES = [name for name in SPECS if name != "bidirectional"]
 
 
-@pytest.mark.parametrize("name", SPECS)
+def quick(name: str) -> bool:
+    """The wider library is counted in the slow suite."""
+    return name not in LIBRARY or name in CORE
+
+
+@pytest.mark.parametrize("name", mostly_slow(SPECS, quick))
 def test_parameters(name: str, law: Callable[..., None]) -> None:
     law(name, "parameters")
     model = package(SPECS[name]).Model(device="meta")
@@ -32,7 +38,7 @@ def test_parameters(name: str, law: Callable[..., None]) -> None:
     assert cost.parameter_bytes == 2 * cost.parameters
 
 
-@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("name", mostly_slow(STATES, quick))
 @pytest.mark.parametrize(("rows", "length"), [(1, 128), (3, 50)])
 def test_bytes_of_states(name: str, rows: int, length: int, law: Callable[..., None]) -> None:
     """A state of a bfloat16 model, by tensors that grow with the length, rings, and the rest."""
@@ -64,7 +70,7 @@ class EntryMatrices(TorchFunctionMode):
         return found
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", mostly_slow(SPECS, quick))
 def test_flops_of_matrices(name: str, law: Callable[..., None]) -> None:
     """The linear layers and the head: torch's count of `mm` and `addmm`, and of matrices for the entries of an axis."""
     law(name, "FLOPs of matrices")

@@ -9,6 +9,7 @@ import torch
 
 from tests.laws.measure import distance, gradients, sequences_of, slope_distance, slopes, subject, truth
 from tests.laws.subjects import (
+    CORE,
     EVERY,
     EXCEPTIONS,
     LIBRARY,
@@ -24,9 +25,8 @@ from tests.laws.ways import STATEFUL, WAYS, alone
 Law = Callable[..., None]
 
 # The narrowed published models have the same mixers as the library's rows: laws of forms need them once. The
-# gradients of the mixers beyond those of the core are held in the slow suite; their logits are held in the fast one.
+# laws of the mixers beyond those of the core are held in the slow suite.
 FORMS = [name for name in EVERY if name not in SHRUNK]
-CORE = ("attention", "gla", "mamba2", "gated_deltanet", "kda", "rwkv7", "mamba", "lru", "s4d", "slstm")
 LATER = [
     pytest.param(name, marks=pytest.mark.slow if name in LIBRARY and name not in CORE else ())
     for name in FORMS
@@ -63,7 +63,7 @@ def test_laws_are_counted() -> None:
     assert all(reason for reasons in EXCEPTIONS.values() for reason in reasons.values())
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", LATER)
 def test_logits(name: str, law: Law) -> None:
     law(name, *laws_of(name))
     package, model = subject(name)

@@ -151,6 +151,7 @@ def test_every_parameter_is_in_one_group(name: str) -> None:
             assert weights[id(parameter)] == 0.0, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SHRUNK, *HYBRIDS])
 def test_other_sizes_without_a_rebuild(name: str) -> None:
     """A package whose `Config` is changed is the package that is built for those numbers."""

@@ -16,7 +16,7 @@ PARTS = {
     "tiles": r"archc/tiles/|templates/recurrence/",
     "runtime": r"templates/runtime/|archc/operations/\w+/runtime\.py",
     "library": r"specs/",
-    "compiler": r"archc/(passes|graph|codegen|spec|output)/|archc/operations/\w+/(__init__|table)\.py",
+    "compiler": r"archc/(passes|graph|codegen|spec|output)/|archc/operations/\w+/(?!runtime)\w+\.py",
 }
 SECONDS = 150.0  # most take less than ten; more than this is a hang, which is a finding too
 

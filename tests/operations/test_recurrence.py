@@ -120,6 +120,7 @@ def test_other_decays_are_given_whole(name: str) -> None:
     assert largest(WHOLE[name]) >= T * K * V
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_a_product_is_what_it_was(name: str) -> None:
     """The same numbers and gradients as of the decay given whole, in float64."""
@@ -171,6 +172,7 @@ CONSTANT = {
 SHARED = "a decay a key channel for all heads"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "heads"),
     [(name, heads) for name in CONSTANT for heads in (True, False) if heads or name != SHARED],

@@ -19,6 +19,7 @@ import pytest
 from archc.output import MANIFEST_NAME, swap, write_package
 from archc.output.manifest import digest
 from archc.spec.diagnostics import MachineError
+from tests.support.slow import mostly_slow
 
 OLD = {f"part_{n}.py": f"old = {n}\n" * 50 for n in range(6)} | {"ops/scan.py": "old\n"}
 NEW = {f"part_{n}.py": f"new = {n}\n" * 50 for n in range(3, 9)} | {"ops/norm.py": "new\n"}
@@ -70,7 +71,7 @@ def killed_at(step: int, action: Callable[[], None]) -> bool:
     return os.WIFSIGNALED(status)
 
 
-@pytest.mark.parametrize("exchange", [True, False], ids=["one step", "two steps"])
+@pytest.mark.parametrize("exchange", mostly_slow([True, False], 2), ids=["one step", "two steps"])
 def test_killed_before_every_single_step(
     tmp_path: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +117,7 @@ ENDLESSLY = """
 import sys
 from pathlib import Path
 from archc.output import write_package
+from tests.support.slow import mostly_slow
 out, n = Path(sys.argv[1]), 0
 while True:
     n += 1

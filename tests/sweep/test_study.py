@@ -351,6 +351,7 @@ def test_damaged_sweeps_are_refused_cleanly(tmp_path: Path, cuts: list[tuple[flo
 MODELS = sorted((REPOSITORY / "specs" / "models").glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_counting_without_names_counts_the_same(path: Path) -> None:
     assert count_parameters(graph_of(path)) == sum(_product(shape) for shape in parameters(path).values())

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from archc.tiles.kind import RecurrenceKind
+from tests.support.slow import mostly_slow
 from tests.tiles.cases import all_kinds, compare, defined, difference, emitted, gradients, label, layout, make
 
 # float64 carries 1e-16; sums of up to 3 * 193 products and one triangular solve lose at most 1e4 of it.
@@ -29,7 +30,7 @@ def within(found: dict[str, float], limit: float) -> None:
     assert not over, over
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=label)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, 5), ids=label)
 def test_class(kind: RecurrenceKind, load: Callable[[RecurrenceKind], ModuleType]) -> None:
     """Dense over a border, and packed with an empty sequence, a single token and tokens of no sequence."""
     module = load(kind)
@@ -38,13 +39,20 @@ def test_class(kind: RecurrenceKind, load: Callable[[RecurrenceKind], ModuleType
 
 
 @pytest.mark.parametrize("kind", CORES, ids=label)
-@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 64, 129, 193])
+@pytest.mark.parametrize("length", mostly_slow([129, 1, 2, 15, 16, 17, 63, 64, 193], 9))
 def test_lengths(kind: RecurrenceKind, length: int, load: Callable[[RecurrenceKind], ModuleType]) -> None:
     within(compare(load(kind), make(kind, length, batch=1, seed=length)), tolerance(kind))
 
 
 @pytest.mark.parametrize("kind", CORES, ids=label)
-@pytest.mark.parametrize("heads", [(4, 2, 1), (1, 1, 4), (2, 4, 2), (1, 2, 4)], ids=str)
+@pytest.mark.parametrize(
+    "heads",
+    [
+        pytest.param((4, 2, 1)),
+        *(pytest.param(heads, marks=pytest.mark.slow) for heads in [(1, 1, 4), (2, 4, 2), (1, 2, 4)]),
+    ],
+    ids=str,
+)
 def test_grouped_heads(
     kind: RecurrenceKind, heads: tuple[int, int, int], load: Callable[[RecurrenceKind], ModuleType]
 ) -> None:
@@ -52,7 +60,7 @@ def test_grouped_heads(
     within(compare(load(kind), make(kind, 70, (0, 66, 70), heads=heads)), tolerance(kind))
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=label)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, 4), ids=label)
 def test_step_form(kind: RecurrenceKind, load: Callable[[RecurrenceKind], ModuleType]) -> None:
     """The token loop that goes into packages is the oracle's."""
     case = make(kind, 20, (0, 3, 3, 18))

@@ -18,6 +18,7 @@ Load = Callable[[RecurrenceKind], ModuleType]
 HEADS = [(4, 2, 1), (6, 2, 2), (3, 1, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", GROUPED, ids=label)
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_forms(kind: RecurrenceKind, heads: tuple[int, int, int], load: Load) -> None:

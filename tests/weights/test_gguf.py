@@ -120,6 +120,7 @@ def test_files_and_packages_that_are_not_there(tmp_path: Path) -> None:
         packaged_file("yaml")
 
 
+@pytest.mark.slow
 def test_the_published_file_against_blocks_decoded_by_hand(
     published: Path, published_weights: dict[str, torch.Tensor]
 ) -> None:
