@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tests.language.check import ROUNDING, distance, exact, linear, spec_of, worst_way
 from tests.support.packages import package
+from tests.support.slow import mostly_slow
 
 HEADS, GROUPS, DIM = 4, 2, 8
 BLOCK, CHOSEN, WINDOW = 4, 3, 5
@@ -173,7 +174,7 @@ def test_definition(name: str, length: int) -> None:
     assert distance(SPECS[name], lambda mixer, x: definition(name, mixer, x), length) < 40 * 1.2e-7
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", mostly_slow(SPECS, 3))
 def test_every_way(name: str) -> None:
     worst, way, count = worst_way(SPECS[name])
     assert count == 16

@@ -16,6 +16,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
 from archc.pipeline import check
 from tests.language.check import ROUNDING, exact, inputs, mixer_result, spec_of, worst_way
 from tests.support.packages import package
+from tests.support.slow import mostly_slow
 
 HEADS, RANK, NOPE, TURNED, VALUE, QUERY_RANK = 4, 12, 8, 6, 10, 14
 
@@ -131,7 +132,7 @@ def test_agrees_with_transformers() -> None:
     )
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", mostly_slow(SPECS, 3))
 def test_every_way(name: str) -> None:
     worst, way, count = worst_way(SPECS[name])
     assert count == 16

@@ -10,6 +10,7 @@ import torch
 from archc.pipeline import graph_of
 from tests.language.check import ROUNDING, exact, spec_of, worst_way
 from tests.support.packages import package
+from tests.support.slow import mostly_slow
 
 HEADS = {
     "n_heads": {"type": "int", "default": 4},
@@ -88,7 +89,7 @@ def test_a_key_that_is_changed_after_its_export_is_kept_by_each_layer() -> None:
     assert sorted(kept(SPECS["another_key_kept"])) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", mostly_slow(SPECS, 3))
 def test_every_way(name: str) -> None:
     worst, way, count = worst_way(SPECS[name])
     assert count == 16

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from archc import pipeline
 from tests.laws.measure import sequences_of
-from tests.laws.subjects import CORE, EVERY, LIBRARY, SHIPPED
+from tests.laws.subjects import CORE, CORNERS, EVERY, HYBRIDS, SHIPPED
 from tests.support.packages import package
 from tests.support.slow import mostly_slow
 
@@ -24,7 +24,7 @@ STATES = [name for name in SPECS if name != "bidirectional"]
 
 def quick(name: str) -> bool:
     """The wider library is counted in the slow suite."""
-    return name not in LIBRARY or name in CORE
+    return name in (*CORE, *CORNERS, *HYBRIDS)
 
 
 @pytest.mark.parametrize("name", mostly_slow(SPECS, quick))

@@ -10,6 +10,7 @@ import torch
 from tests.laws.measure import distance, gradients, sequences_of, slope_distance, slopes, subject, truth
 from tests.laws.subjects import (
     CORE,
+    CORNERS,
     EVERY,
     EXCEPTIONS,
     LIBRARY,
@@ -21,16 +22,15 @@ from tests.laws.subjects import (
     others_of,
 )
 from tests.laws.ways import STATEFUL, WAYS, alone
+from tests.support.slow import mostly_slow
 
 Law = Callable[..., None]
 
 # The narrowed published models have the same mixers as the library's rows: laws of forms need them once. The
 # laws of the mixers beyond those of the core are held in the slow suite.
 FORMS = [name for name in EVERY if name not in SHRUNK]
-LATER = [
-    pytest.param(name, marks=pytest.mark.slow if name in LIBRARY and name not in CORE else ())
-    for name in FORMS
-]
+LATER = mostly_slow(FORMS, lambda name: name in CORE or name in CORNERS or name == "windowed_hybrid")
+GRADIENTS = mostly_slow(FORMS, lambda name: name in CORE or name == "windowed_hybrid")
 
 # One longer than a chunk, one shorter than every convolution, an empty one between others.
 RAGGED = (17, 0, 1, 65, 3, 34)
@@ -76,7 +76,7 @@ def test_logits(name: str, law: Law) -> None:
     assert not wrong, f"tolerance {expected.tolerance:.2e}"
 
 
-@pytest.mark.parametrize("name", LATER)
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients(name: str, law: Law) -> None:
     law(name, "gradients")
     expected = slopes(name, *STEEP)

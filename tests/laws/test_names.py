@@ -11,6 +11,7 @@ import pytest
 from tests.laws.measure import subject
 from tests.laws.subjects import HYBRIDS, SHRUNK, SUBJECTS, one_mixer
 from tests.support.packages import package
+from tests.support.slow import mostly_slow
 
 
 def names(spec: Any) -> set[str]:
@@ -59,7 +60,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", mostly_slow(OPTIONS, 4))
 def test_options(option: str) -> None:
     before, after, allowed = OPTIONS[option]
     changed = names(before) ^ names(after)

@@ -11,6 +11,7 @@ from tests.support.packages import package
 LENGTH = 37  # longer than the convolutions, no multiple of a chunk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_logits(name: str) -> None:
     case = CASES[name]

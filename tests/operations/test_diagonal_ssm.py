@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.operations.laws import alone, cut, in_pieces, packed
+from tests.support.slow import mostly_slow
 
 LENGTHS = [5, 0, 1, 130, 2, 0, 64]
 STATES = 4
@@ -138,7 +139,7 @@ def test_gradients(package: Any, weights: Weights, form: str, lengths: list[int]
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", mostly_slow([2, 1], 2))
 def test_registration(package: Any, parts: int) -> None:
     """Both operations, with inputs that are not contiguous; and their gradients by differences."""
     a = torch.randn(2, parts, 3, dtype=torch.float64).transpose(1, 2)

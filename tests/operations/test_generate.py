@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.slow import mostly_slow
-
 VOCAB, WIDTH, HEADS = 13, 12, 3
 
 
@@ -138,7 +136,8 @@ def test_arguments(package: Any, model: Small) -> None:
         package.generate.generate(model, tokens, 1, attention_mask=mask)
 
 
-@pytest.mark.parametrize("kind", mostly_slow(["padded", "dense", "packed"], 3))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dense", "packed", "padded"])
 def test_twelve_lengths_make_two_graphs(package: Any, model: Small, kind: str) -> None:
     graphs = 0
 

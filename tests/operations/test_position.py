@@ -106,6 +106,7 @@ def test_gradients() -> None:
     assert torch.autograd.gradcheck(run, (x, mixer.theta.detach().clone().requires_grad_()))
 
 
+@pytest.mark.slow
 def test_one_graph() -> None:
     torch._dynamo.reset()
     model = random_model(ANGLES)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -15,6 +17,7 @@ def test_committed_packages_are_up_to_date() -> None:
     assert done.returncode == 0, f"run `make build`:\n{done.stdout}{done.stderr}"
 
 
+@pytest.mark.slow
 def test_what_is_committed_can_be_imported_and_runs() -> None:
     script = (
         "import torch\n"

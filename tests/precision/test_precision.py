@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tests.laws.measure import exact_model, sequences_of, subject
 from tests.laws.subjects import EXCEPTIONS, SUBJECTS
 from tests.support.packages import package
+from tests.support.slow import mostly_slow
 
 CAUSAL = [name for name in SUBJECTS if name not in EXCEPTIONS]
 # Parameters that feed a decay and are no matrix, by the ends of their names: known from the mixers' papers.
@@ -85,7 +86,7 @@ def coarse_copies(name: str) -> list[nn.Module]:
     return models
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", mostly_slow(SUBJECTS, 3))
 @pytest.mark.parametrize("how", ["to", "autocast"])
 def test_bfloat16_is_near_float32(name: str, how: str) -> None:
     """The error is that of a few roundings of everything, measured by moving float32 weights by one rounding.
@@ -116,7 +117,7 @@ def turn(exact: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     return float((other - one).norm() / one.norm())
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", mostly_slow(SUBJECTS, 3))
 def test_training_under_autocast(name: str) -> None:
     """A step of training: the loss is float32, gradients have the parameters' dtype and are near those of float32."""
     _, model = subject(name)

@@ -41,7 +41,7 @@ def test_schemas_are_schemas(kind: str) -> None:
     jsonschema.Draft202012Validator.check_schema(generate(kind))
 
 
-@pytest.mark.parametrize(("kind", "path"), mostly_slow(FILES, 6), ids=[path.stem for _, path in FILES])
+@pytest.mark.parametrize(("kind", "path"), mostly_slow(FILES, 11), ids=[path.stem for _, path in FILES])
 def test_files_that_ship_are_valid(kind: str, path: Path) -> None:
     jsonschema.validate(data_of(path.read_text(encoding="utf-8")), generate(kind))
 

@@ -30,7 +30,7 @@ def within(found: dict[str, float], limit: float) -> None:
     assert not over, over
 
 
-@pytest.mark.parametrize("kind", mostly_slow(KINDS, 5), ids=label)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, 9), ids=label)
 def test_class(kind: RecurrenceKind, load: Callable[[RecurrenceKind], ModuleType]) -> None:
     """Dense over a border, and packed with an empty sequence, a single token and tokens of no sequence."""
     module = load(kind)
@@ -60,7 +60,7 @@ def test_grouped_heads(
     within(compare(load(kind), make(kind, 70, (0, 66, 70), heads=heads)), tolerance(kind))
 
 
-@pytest.mark.parametrize("kind", mostly_slow(KINDS, 4), ids=label)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, 9), ids=label)
 def test_step_form(kind: RecurrenceKind, load: Callable[[RecurrenceKind], ModuleType]) -> None:
     """The token loop that goes into packages is the oracle's."""
     case = make(kind, 20, (0, 3, 3, 18))

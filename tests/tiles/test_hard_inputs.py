@@ -10,6 +10,7 @@ import torch
 
 from archc.tiles.emulate import run
 from archc.tiles.kind import RecurrenceKind
+from tests.support.slow import mostly_slow
 from tests.tiles.cases import Case, all_kinds, compare, defined, difference, emitted, gradients, label, make
 
 KINDS = [
@@ -28,7 +29,7 @@ def decays(kind: RecurrenceKind) -> list[float | None]:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=label)
-@pytest.mark.parametrize(("cosine", "beta"), HARD)
+@pytest.mark.parametrize(("cosine", "beta"), mostly_slow(HARD, 3))
 def test_double(
     kind: RecurrenceKind, cosine: float, beta: float, load: Callable[[RecurrenceKind], ModuleType]
 ) -> None:
@@ -52,7 +53,7 @@ def rounded(case: Case) -> Case:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=label)
-@pytest.mark.parametrize(("cosine", "beta"), HARD)
+@pytest.mark.parametrize(("cosine", "beta"), mostly_slow(HARD, 3))
 def test_single(
     kind: RecurrenceKind, cosine: float, beta: float, load: Callable[[RecurrenceKind], ModuleType]
 ) -> None:
@@ -108,7 +109,7 @@ def test_decay_gradient_of_a_long_sequence(
     assert error < 64 * 2**-24
 
 
-@pytest.mark.parametrize("decay", [-1.0, -5.0, -15.0])
+@pytest.mark.parametrize("decay", mostly_slow([-5.0, -1.0, -15.0], 3))
 @pytest.mark.parametrize(
     "kind",
     [kind for kind in all_kinds() if kind == kind.core() and kind.decay in ("head", "key", "value")],

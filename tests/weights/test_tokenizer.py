@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
 from archc.weights import Tokenizer, WeightsError, load_tokenizer, read_metadata
-from tests.support.slow import mostly_slow
 
 TEXTS = {
     "empty": "",
@@ -53,7 +52,8 @@ def reference(published: Path) -> tokenizers.Tokenizer:
     return backend
 
 
-@pytest.mark.parametrize("name", mostly_slow(TEXTS, len(TEXTS)))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TEXTS)
 def test_same_tokens_as_transformers(tokenizer: Tokenizer, theirs: Any, name: str) -> None:
     assert tokenizer.encode(TEXTS[name]) == theirs(TEXTS[name], add_special_tokens=False).input_ids
 
