@@ -18,7 +18,7 @@ demo: environment ## compile SmolLM2, load its real weights, answer a prompt; th
 	@$(BIN)/python scripts/demo.py
 
 test: check ## lint, types and every test but the slow ones
-	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
+	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not library"
 
 test-slow: environment ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -n $(WORKERS) -m slow
@@ -40,7 +40,7 @@ docs: environment ## rebuild the pages of docs/ that are generated
 	@$(BIN)/python scripts/rebuild_docs.py
 
 library: environment ## hold every law against every mixer of the library, and rebuild the page that says which hold
-	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "slow or not slow" --results docs/library_laws.json \
+	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "slow or not slow or library" --results docs/library_laws.json \
 		tests/library/test_mixers.py tests/laws/test_forms.py tests/laws/test_compile.py tests/laws/test_costs.py \
 		-k "$$(ls specs/mixers | sed 's/\.yaml//' | paste -sd'|' | sed 's/|/ or /g')"
 	@$(BIN)/python scripts/rebuild_docs.py

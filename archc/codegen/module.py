@@ -80,7 +80,7 @@ class ModuleWriter:
         found.states = state_lines(module, printer, lambda key: remembers(self.graph, key))
         printer.graph = module.subgraph
         found.forward, found.result = forward.lines, forward.result
-        owners = [f'{name}: "{class_}"' for name, class_ in names.owners[module.key].items()]
+        owners = [f"{name}: {class_}" for name, class_ in names.owners[module.key].items()]
         found.signature = ", ".join(["self", *forward.arguments, "place: Place", *owners])
         if module.subgraph.carried:  # evaluated token by token: it knows its values only
             printer.use("sequential", "Cell")

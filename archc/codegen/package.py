@@ -373,11 +373,17 @@ class _Package:
             else:
                 lines.append("return [cycle[layer % len(cycle)] for layer in range(n_layers)]")
             return lines, f"{head}{words(graph.cycle)} in turn"
-        parts = [items(graph.runs)] if graph.runs else []
-        parts += [f"({items(graph.cycle)}) * {graph.repeats}"] if graph.cycle else []
-        parts += [items(graph.tail)] if graph.tail else []
+
+        def entries(runs: tuple[Run, ...]) -> list[str]:
+            """Entries of one list: unpacked, so that the list's own type holds for classes of every kind."""
+            names = [(self.class_names[run.module], run.count) for run in runs]
+            return [name if count == 1 else f"*[{name}] * {count}" for name, count in names]
+
+        parts = entries(graph.runs)
+        parts += [f"*[{', '.join(entries(graph.cycle))}] * {graph.repeats}"] if graph.cycle else []
+        parts += entries(graph.tail)
         lines = [
-            f"classes: list[type[nn.Module]] = {' + '.join(parts)}",
+            f"classes: list[type[nn.Module]] = [{', '.join(parts)}]",
             "if len(classes) != n_layers:",
             '    raise ValueError(f"the layers were listed one by one: {len(classes)}, not {n_layers}")',
             "return classes",

@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.laws.measure import distance, sequences_of, subject, truth
-from tests.laws.subjects import EVERY, HYBRIDS, SHRUNK, others_of
+from tests.laws.subjects import CORE, EVERY, HYBRIDS, LIBRARY, SHRUNK, others_of
 
 LENGTHS = (2, 3, 5, 8, 15, 16, 17, 33, 64, 65, 96, 129)
 FAST = ("mamba2",)
@@ -41,10 +41,16 @@ def test_twelve_lengths(name: str, law: Callable[..., None]) -> None:
     compiled(name, "aot_eager")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "name", [name for name in EVERY if name not in (*FAST, *SHRUNK) and "twelve lengths" in others_of(name)]
+    "name",
+    [
+        pytest.param(
+            name, marks=pytest.mark.library if name in LIBRARY and name not in CORE else pytest.mark.slow
+        )
+        for name in EVERY
+        if name not in (*FAST, *SHRUNK) and "twelve lengths" in others_of(name)
+    ],
 )
 def test_twelve_lengths_everywhere(name: str, law: Callable[..., None]) -> None:
     law(name, "twelve lengths")

@@ -27,9 +27,15 @@ from tests.support.slow import mostly_slow
 Law = Callable[..., None]
 
 # The narrowed published models have the same mixers as the library's rows: laws of forms need them once. The
-# laws of the mixers beyond those of the core are held in the slow suite.
+# laws of the mixers beyond those of the core are held in the slow suite, and the longest of them by `make library`.
 FORMS = [name for name in EVERY if name not in SHRUNK]
 LATER = mostly_slow(FORMS, lambda name: name in CORE or name in CORNERS or name == "windowed_hybrid")
+LONG = [
+    pytest.param(
+        name, marks=pytest.mark.library if name in LIBRARY and name not in CORE else pytest.mark.slow
+    )
+    for name in FORMS
+]
 GRADIENTS = mostly_slow(FORMS, lambda name: name in CORE or name == "windowed_hybrid")
 
 # One longer than a chunk, one shorter than every convolution, an empty one between others.
@@ -119,8 +125,7 @@ def test_rows_of_a_batch(name: str, law: Law) -> None:
     assert distance(list(rows), expected.logits) <= expected.tolerance
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", LONG)
 def test_a_thousand_tokens(name: str, law: Law) -> None:
     """Long sequences in each way but those that take one token at a time."""
     law(name, "a thousand tokens")
@@ -138,8 +143,7 @@ def test_a_thousand_tokens(name: str, law: Law) -> None:
     assert not wrong, f"tolerance {expected.tolerance:.2e}"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", LONG)
 @pytest.mark.parametrize("way", ["decode", "decode_chunk", "alone"])
 def test_gradients_of_loops(name: str, way: str, law: Law) -> None:
     if not {way, f"gradients of {way}"}.isdisjoint(EXCEPTIONS.get(name, {})):

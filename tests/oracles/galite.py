@@ -12,10 +12,12 @@ from tests.oracles.parts import Weights, linear, sigmoid
 from tests.oracles.row import Row
 
 ROWS = {
-    "default": Row({"n_heads": 2, "head_dim": 6, "eta": 2}, {"n_heads": 2, "head_dim": 6, "eta": 2}),
     "positive features, no biases": Row(
         {"n_heads": 3, "head_dim": 4, "eta": 3, "activation": "elu1", "bias": False, "eps": 1e-3},
         {"n_heads": 3, "head_dim": 4, "eta": 3, "activation": "elu1", "eps": 1e-3},
+    ),
+    "published features": Row(
+        {"n_heads": 2, "head_dim": 6, "eta": 2}, {"n_heads": 2, "head_dim": 6, "eta": 2}
     ),
 }
 

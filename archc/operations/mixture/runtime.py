@@ -44,7 +44,7 @@ def mixture(bodies: nn.ModuleList, x: Tensor, weights: Tensor, place: Place, *ex
             inner.write("length", length)
     if total is None:
         raise ValueError("a mixture needs at least one body")
-    return total.unflatten(0, x.shape[:2])
+    return torch.unflatten(total, 0, x.shape[:2])
 
 
 def _sequences(x: Tensor, layout: Layout) -> tuple[Tensor, int]:
