@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import keyword
 import os
@@ -53,8 +54,11 @@ def _identity(source: Path | Mapping[str, object]) -> tuple[str, str]:
 
 
 def _import(folder: Path, name: str) -> ModuleType:
-    for known in [m for m in sys.modules if m == name or m.startswith(name + ".")]:
-        del sys.modules[known]
+    # Never the name of a module loaded before: its operations are registered under that name until the module is
+    # collected, and then torch would take away those of the new module with them.
+    base, times = name, itertools.count(2)
+    while name in sys.modules:
+        name = f"{base}_{next(times)}"
     importlib.invalidate_caches()
     found = importlib.util.spec_from_file_location(
         name, folder / "__init__.py", submodule_search_locations=[str(folder)]

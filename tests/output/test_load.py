@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import archc
 from archc.output import write_package
@@ -41,6 +43,17 @@ def test_a_changed_source_gives_a_new_module_and_the_old_one_stays(source: Path)
     first = archc.load(source)
     source.write_text("SAID = 'second'\n")
     assert archc.load(source).SAID == "second" and first.SAID == "first"
+
+
+def test_operations_outlive_an_earlier_load_of_the_same_source() -> None:
+    """Torch takes an operation away when its module is collected, by name; so no two loads share names."""
+    source = Path(__file__).parents[2] / "specs" / "models" / "gla_small.yaml"
+    earlier = archc.load(source)
+    assert earlier.__name__ != (later := archc.load(source)).__name__
+    del earlier
+    gc.collect()
+    model = later.Model()
+    assert model(torch.arange(20).unsqueeze(0)).isfinite().all()
 
 
 def test_two_sources_of_one_name_do_not_meet(source: Path, tmp_path: Path) -> None:

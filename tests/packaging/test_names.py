@@ -11,8 +11,8 @@ from archc.operations.registry import operations
 
 KINDS = ("mixer", "mlp", "block", "function")
 
-# English words, and a module of Python: prose and imports may use them, so they are looked for in quotes only.
-ENGLISH = frozenset({"parallel", "abc"})
+# Names that are English words as well: prose may use them, so they are looked for in quotes only.
+ENGLISH = frozenset({"parallel"})
 
 
 def library_names(repository: Path) -> set[str]:

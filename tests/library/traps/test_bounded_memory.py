@@ -10,7 +10,8 @@ from torch import nn
 
 def test_slots_hold_means_of_clamped_scores(with_parts: Callable[..., nn.Module]) -> None:
     model = with_parts(
-        {"use": "abc", "n_heads": 2, "n_slots": 3, "bound": 2, "rotate": False}, {"use": "swiglu", "d_ff": 48}
+        {"use": "bounded_memory", "n_heads": 2, "n_slots": 3, "bound": 2, "rotate": False},
+        {"use": "swiglu", "d_ff": 48},
     )
     with torch.no_grad():
         model.get_submodule("layers.0.mixer.score").weight.mul_(5)  # most scores reach the bound
@@ -29,7 +30,9 @@ def test_slots_hold_means_of_clamped_scores(with_parts: Callable[..., nn.Module]
 
 def test_published_defaults(with_parts: Callable[..., nn.Module]) -> None:
     """As many slots as key channels; scores within 32 and a norm for each head; queries and keys are rotated."""
-    mixer = with_parts({"use": "abc"}, {"use": "swiglu", "d_ff": 48}).get_submodule("layers.0.mixer")
+    mixer = with_parts({"use": "bounded_memory"}, {"use": "swiglu", "d_ff": 48}).get_submodule(
+        "layers.0.mixer"
+    )
     shapes = {name: tuple(p.shape) for name, p in mixer.named_parameters()}
     assert shapes == {
         "q.weight": (24, 48),
@@ -44,7 +47,9 @@ def test_published_defaults(with_parts: Callable[..., nn.Module]) -> None:
 
 def test_precision(with_parts: Callable[..., nn.Module]) -> None:
     """In a bfloat16 model scores, their running sum and the decay are float32; a sum of nothing is minus infinity."""
-    model = with_parts({"use": "abc", "n_slots": 5}, {"use": "swiglu", "d_ff": 48}).to(torch.bfloat16)
+    model = with_parts({"use": "bounded_memory", "n_slots": 5}, {"use": "swiglu", "d_ff": 48}).to(
+        torch.bfloat16
+    )
     start = model.init_state(2, 8).tensors()["layers.0.mixer.phi"]
     assert start.dtype == torch.float32 and start.shape == (2, 4, 5) and bool((start == float("-inf")).all())
     rows = torch.randint(64, (2, 30))
