@@ -19,9 +19,11 @@ demo: environment ## compile SmolLM2, load its real weights, answer a prompt; th
 
 test: check ## lint, types and every test but the slow ones
 	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not library"
+	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" tests/interpreted
 
 test-slow: environment ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -n $(WORKERS) -m slow
+	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m slow tests/interpreted
 
 check: environment ## ruff and mypy only
 	@$(BIN)/ruff check archc tests scripts

@@ -1,0 +1,32 @@
+"""One Triton kernel with everything needed to compile it ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from archc.spec.diagnostics import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel as it will be launched.
+
+    file: the module of the package that holds it, `head_decay_delta_kernels.py`; source: that module's text.
+    name: the `@triton.jit` function. role: "prepare", "walk", "reverse", "decode", "norm", ...: rows of a target are
+    chosen by it. signature: run-time argument -> Triton type ("*bf16", "*fp32", "i32", "fp32"). constants: constexpr
+    arguments. aligned: run-time arguments that are multiples of 16 at every launch. matrix: it has matrix products,
+    so that matrix instructions must be present. span: the line of the spec that asked for it.
+    """
+
+    file: str
+    source: str
+    name: str
+    role: str
+    signature: Mapping[str, str]
+    constants: Mapping[str, int | float | bool | str | None]
+    aligned: tuple[str, ...]
+    num_warps: int
+    num_stages: int
+    matrix: bool = True
+    span: Span | None = None
