@@ -115,27 +115,32 @@ def graph_of(source: Source, after: str | None = None) -> Graph:
     return graph
 
 
-def sources_of(source: Source) -> dict[str, str]:
-    """Path -> text of the package. Raises SpecError with everything that is wrong with the spec."""
+def sources_of(source: Source, target: str = "cpu") -> dict[str, str]:
+    """Path -> text of the package. Raises SpecError with everything that is wrong with the spec.
+
+    `target` is "cpu", the torch form alone, or a GPU of specs/targets. Raises ValueError for another.
+    """
     from archc.codegen.package import package_files
     from archc.graph.totals import cost_report
+    from archc.kernels.targets import load_target
 
+    gpu = None if target == "cpu" else load_target(target)
     name = "" if isinstance(source, Mapping) else Path(source).name
     graph = graph_of(source)
-    return package_files(graph, spec_name=name, facts=cost_report(graph).facts())
+    return package_files(graph, spec_name=name, facts=cost_report(graph).facts(), target=gpu)
 
 
 def build(
     source: Source, out: str | Path, target: str = "cpu", force: bool = False, keep: bool = False
 ) -> Report:
-    """Write the package of a model into `out`.
+    """Write the package of a model into `out`, with the kernels of a target that is not "cpu".
 
     Raises SpecError for mistakes in the spec and for a folder that holds something else or hand edits, MachineError
     where the machine cannot write.
     """
     from archc.output.write import write_package
 
-    files = sources_of(source)
+    files = sources_of(source, target)
     written = write_package(files, Path(out), force=force, keep=keep)
     return Report(Path(out).name, tuple(sorted(files)), written)
 

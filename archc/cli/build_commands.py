@@ -35,13 +35,12 @@ def build(
         raise typer.BadParameter("--force and --keep exclude each other")
     path = spec_path(spec)
     with answering(as_json):
-        from archc.data import data_folder
+        from archc.kernels.targets import target_names
 
-        targets = sorted(file.stem for file in (data_folder("specs") / "targets").glob("*.yaml"))
-        if target not in {*targets, "cpu"}:
+        if target not in {*target_names(), "cpu"}:
             raise typer.BadParameter(
-                f"there is no target {target!r} in this version, which writes no kernels; the target cpu is the "
-                f"torch form, which runs on any device of torch; targets: {', '.join(sorted({*targets, 'cpu'}))}"
+                f"there is no target {target!r}; targets: {', '.join(['cpu', *target_names()])}. The target cpu is "
+                "the torch form alone, which runs on any device of torch"
             )
         folder = out or Path("generated") / package_name(path)
         began = time.perf_counter()

@@ -21,6 +21,7 @@ from archc.codegen.weights import declarations, initial_lines, owned_nodes
 from archc.data import data_folder
 from archc.graph.costs import Sizes
 from archc.graph.types import Graph, Module, Run
+from archc.kernels.targets import Target
 from archc.operations.registry import operations, runtime_folder
 from archc.spec.exact import __file__ as exact_file
 from archc.tiles.kind import RecurrenceKind
@@ -30,9 +31,14 @@ ALWAYS = ("language_model", "place", "state")
 NORMS = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}
 
 
-def package_files(graph: Graph, *, spec_name: str = "", facts: Iterable[str] = ()) -> dict[str, str]:
-    """Path -> source of the package, formatted; the same bytes for the same graph on every machine."""
-    return format_files(_Package(graph, spec_name, tuple(facts)).files())
+def package_files(
+    graph: Graph, *, spec_name: str = "", facts: Iterable[str] = (), target: Target | None = None
+) -> dict[str, str]:
+    """Path -> source of the package, formatted; the same bytes for the same graph on every machine.
+
+    Without a target the torch form alone, with one its kernels beside it.
+    """
+    return format_files(_Package(graph, spec_name, tuple(facts), target).files())
 
 
 def camel(key: str) -> str:
@@ -58,10 +64,13 @@ def recurrence_name(kind: RecurrenceKind) -> str:
 class _Package:
     """Renders one graph."""
 
-    def __init__(self, graph: Graph, spec_name: str, facts: tuple[str, ...]) -> None:
+    def __init__(
+        self, graph: Graph, spec_name: str, facts: tuple[str, ...], target: Target | None = None
+    ) -> None:
         self.graph = graph
         self.spec_name = spec_name
         self.facts = facts
+        self.target = target
         self.letters = assign_letters(graph)
         self.kinds: dict[str, RecurrenceKind] = {}
         self.model_owned: dict[str, str] = {}  # weights of the model itself: name -> constructor line

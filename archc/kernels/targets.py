@@ -62,9 +62,9 @@ def target_names() -> list[str]:
 
 @cache
 def load_target(name: str) -> Target:
-    """The target of that name. Raises KeyError for one that is not there."""
+    """The target of that name. Raises ValueError for one that is not there."""
     if name not in target_names():
-        raise KeyError(name)
+        raise ValueError(f"there is no target {name!r}; there are cpu, {', '.join(target_names())}")
     found = yaml.safe_load((data_folder("specs") / "targets" / f"{name}.yaml").read_text(encoding="utf-8"))
     numbers = {key: float(found[key]) for key in ("bandwidth", "clock")}
     rates = {key: float(value) for key, value in found["matrix_rate"].items()}
