@@ -1,0 +1,172 @@
+"""Print the decode step of a recurrence as one Triton kernel: the definition for one token, the state in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from archc.data import data_folder
+from archc.kernels.kernel import Kernel
+from archc.tiles.kind import RecurrenceKind, form_of
+from archc.tiles.views import Argument, arguments, public_facts
+
+TILE = 4096  # elements of the state that a program holds: 32 registers a thread
+WARPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A tensor argument as the kernel loads it: `tile` is its name there, `expression` its value in float32."""
+
+    argument: Argument
+    tile: str
+    expression: str
+
+    @property
+    def name(self) -> str:
+        return self.argument.name
+
+    @property
+    def grouped(self) -> bool:
+        return self.tile == "q_QK"
+
+
+def decode_source(kind: RecurrenceKind) -> str:
+    """The text of `decode_kernel` and its launcher `decode_step`, for a module that has imported triton and torch.
+
+    `decode_step` has the arguments and the results of that of the torch form, for states in float32. Raises
+    ValueError, with the reason, for a class that has no form.
+    """
+    verdict = form_of(kind)
+    if verdict.form == "error":
+        raise ValueError(verdict.reason)
+    environment = Environment(
+        loader=FileSystemLoader(data_folder("templates")), undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    template = environment.get_template("recurrence/kernels_decode.py.jinja")
+    found = arguments(kind)
+    return template.render(
+        kind=kind, operands=operands(kind), lines=decode_lines(kind), facts=public_facts(kind, found), tile=TILE,
+        warps=WARPS,
+    )  # fmt: skip
+
+
+def operands(kind: RecurrenceKind) -> list[Operand]:
+    """What the kernel loads before the first line. The queries of a group are loaded where they read."""
+    found = []
+    for argument in arguments(kind):
+        axes = argument.axes.replace("B", "").replace("T", "").replace("H", "")
+        name = argument.name
+        if name == "q" and kind.grouped:
+            found.append(Operand(argument, "q_QK", ""))
+            continue
+        at = f"{name} + b * {name}_B + h * {name}_heads // H * {name}_H"
+        if name == "rate":
+            at = f"{name} + h * {name}_heads // H * (K * V)"
+        load = {
+            "": f"tl.load({at})",
+            "K": f"tl.load({at} + K_, in_K, 0.0)",
+            "V": f"tl.load({at} + V_, in_V, 0.0)",
+            "KV": f"tl.load({at} + KV_, in_KV, 0.0)",
+        }[axes]
+        found.append(Operand(argument, f"{name}_{axes}" if axes else f"{name}_", f"{load}.to(tl.float32)"))
+    return found
+
+
+def decode_lines(kind: RecurrenceKind) -> list[str]:
+    """From `S_KV` and one token's rows to the next `S_KV` and `o_V`, as in `token_lines.token_lines`."""
+    core = kind.core()
+    lines: list[str] = []
+
+    def read(result: str, row: str) -> None:
+        if row == "q" and kind.grouped:
+            lines.extend(
+                [
+                    "for i in range(Q):  # the queries of a group read one state",
+                    "    q_K = tl.load(q + b * q_B + (h * Q + i) * q_H + K_, in_K, 0.0).to(tl.float32)",
+                    "    o_V = tl.sum(S_KV * q_K[:, None], 0) * scale",
+                    "    tl.store(o + ((b * H + h) * Q + i) * V + V_, o_V, in_V)",
+                ]
+            )
+        else:
+            lines.append(f"{result}_V = tl.sum(S_KV * {row}_K[:, None], 0)")
+
+    def write(row: str, column: str) -> None:
+        lines.append(f"S_KV += {row}_K[:, None] * {column}_V[None, :]")
+
+    factor = {
+        "head": "tl.exp(decay_)",
+        "key": "tl.exp(decay_K)[:, None]",
+        "value": "tl.exp(decay_V)[None, :]",
+        "elementwise": "tl.exp(decay_V[None, :] * rate_KV)" if core.decay_rate else "tl.exp(decay_KV)",
+    }
+    if core.read == "exclusive":
+        read("o", "q")
+    if core.erase == "pair" and core.erase_from == "previous":
+        read("u", "r")
+    if core.decay != "none":
+        lines.append(f"S_KV *= {factor[core.decay]}")
+    if core.erase == "delta":
+        read("seen", "k")
+        lines.append("u_V = beta_ * (v_V - seen_V)")
+        write("k", "u")
+    else:
+        if core.erase == "pair" and core.erase_from == "decayed":
+            read("u", "r")
+        if core.erase == "pair":
+            write("w", "u")
+        write("k", "v")
+    if core.read == "inclusive":
+        read("o", "q")
+    return lines
+
+
+def blocks(K: int, V: int) -> tuple[int, int]:
+    """Rows and columns of the state that one program holds: all of K, and as much of V as fits."""
+    rows = 1 << (K - 1).bit_length()
+    return rows, min(1 << (V - 1).bit_length(), max(TILE // rows, 16))
+
+
+def decode_kernel(
+    kind: RecurrenceKind,
+    K: int,
+    V: int,
+    dtype: str,
+    *,
+    heads: int = 1,
+    queries: int = 1,
+    file: str = "",
+    source: str = "",
+) -> Kernel:
+    """The kernel as it is launched for a state `[heads, K, V]` and activations of `dtype` ("bf16", "fp16", "fp32").
+
+    `queries`: heads of q for each of the state, in a grouped class. The gates that feed a decay are float32.
+    """
+    found = operands(kind)
+    pointers = {
+        operand.name: "*fp32" if operand.name in ("decay", "rate") else f"*{dtype}" for operand in found
+    } | {"S": "*fp32", "o": f"*{dtype}"}
+    strides: dict[str, str] = {}
+    aligned = list(pointers)
+    constants: dict[str, int] = {}
+    sizes = {"K": K, "V": V}
+    for operand in found:
+        if operand.argument.per_token:
+            strides |= {f"{operand.name}_B": "i32", f"{operand.name}_H": "i32"}
+            row = 1
+            for axis in operand.argument.axes.removeprefix("BTH"):
+                row *= sizes[axis]
+            count = heads * queries if operand.grouped else heads
+            aligned += [f"{operand.name}_H"] if row % 16 == 0 else []
+            aligned += [f"{operand.name}_B"] if row * count % 16 == 0 else []
+        if not operand.grouped:
+            constants[f"{operand.name}_heads"] = heads
+    block_K, block_V = blocks(K, V)
+    constants |= {"H": heads, **({"Q": queries} if kind.grouped else {}), "K": K, "V": V}
+    constants |= {"BLOCK_K": block_K, "BLOCK_V": block_V}
+    return Kernel(
+        file, source, "decode_kernel", "decode", {**pointers, "scale": "fp32", **strides}, constants,
+        tuple(aligned), WARPS, 1, matrix=False,
+    )  # fmt: skip
