@@ -1,0 +1,155 @@
+"""What a recurrence has to move at least, what its kernels moved, and the limits of their ratio.
+
+All figures are per token and head of the state, without what a sequence costs once: states at its ends, borders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal, Protocol
+
+from archc.kernels.counted import Counted
+from archc.tiles.costs import count
+from archc.tiles.kind import RecurrenceKind
+from archc.tiles.views import arguments
+
+Schedule = Literal["walk", "parallel"]
+
+REQUESTED = 2.0  # requested bytes over distinct ones
+FLOP = 1.3  # executed FLOP over those of the class's chunk form
+
+# (decay along, erase) -> schedule -> distinct bytes over the minimum, forward and backward. K = V = 128, two bytes.
+_LIMITS: dict[tuple[str, bool], dict[Schedule, tuple[float, float]]] = {
+    ("head", False): {"walk": (1.1, 1.8), "parallel": (2.6, 2.8)},
+    ("key", False): {"walk": (2.0, 2.2), "parallel": (3.1, 4.0)},
+    ("head", True): {"walk": (1.8, 2.4), "parallel": (3.3, 3.6)},
+    ("key", True): {"walk": (2.3, 2.8), "parallel": (3.5, 4.5)},
+}
+
+
+class Buffer(Protocol):
+    """A tensor, as far as its size in memory matters."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that kernels may move over the minimum, and keep for the backward in bytes."""
+
+    forward: float
+    backward: float
+    saved: float
+
+
+@dataclass(frozen=True, slots=True)
+class Minimum:
+    """Bytes of any schedule. forward: inputs and o; backward: inputs, do and the inputs' gradients."""
+
+    forward: float
+    backward: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What kernels and other operations did. saved: bytes kept for the backward besides inputs and outputs."""
+
+    distinct: float
+    requested: float
+    flop: float
+    exponentials: float
+    saved: float
+
+
+def limits(kind: RecurrenceKind, schedule: Schedule) -> Limits:
+    """The limits of a class: those of scalar decay where there is none, of decay along K where it is along V."""
+    core = kind.core()
+    along = "key" if core.decay in ("key", "value") else "head"
+    forward, backward = _LIMITS[along, core.erase != "none"][schedule]
+    return Limits(forward, backward, 600.0 if along == "key" else 400.0)
+
+
+def minimum(
+    kind: RecurrenceKind,
+    K: int,
+    V: int,
+    heads: Mapping[str, int] | None = None,
+    itemsize: int = 2,
+    itemsizes: Mapping[str, int] | None = None,
+) -> Minimum:
+    """Bytes of the operation's own inputs once and outputs once.
+
+    heads: those of each argument by name where they differ ("q", "k", "v", "decay", "beta", "w", "r"); the state
+    has the most. itemsize: bytes of an element; a decay has four. itemsizes: of arguments where that differs.
+    A `rate` without tokens costs nothing a token.
+    """
+    heads, itemsizes = heads or {}, {"decay": 4, **(itemsizes or {})}
+    found = arguments(kind)
+    most = max(heads.values(), default=1)
+    sizes = {"B": 1, "T": 1, "H": 1, "K": K, "V": V}
+    inputs = sum(
+        prod(sizes[axis] for axis in argument.axes)
+        * itemsizes.get(argument.name, itemsize)
+        * heads.get(argument.name, most)
+        / most
+        for argument in found
+        if argument.per_token
+    )
+    output = V * itemsizes.get("o", itemsizes.get("v", itemsize))
+    return Minimum(inputs + output, 2 * inputs + output)
+
+
+def spent(
+    short: Counted,
+    long: Counted,
+    tokens_and_heads: int,
+    saved: tuple[Sequence[Buffer], Sequence[Buffer]] = ((), ()),
+) -> Spent:
+    """The difference of two runs, of which the longer one has so many more tokens times heads.
+
+    What a sequence costs once is the same in both and vanishes. The difference in tokens should be a multiple of
+    what a state is kept for, so that the states in between count as they do in a long sequence.
+    saved: the tensors that each run kept for the backward.
+    """
+    kept = sum(tensor.nbytes for tensor in saved[1]) - sum(tensor.nbytes for tensor in saved[0])
+    return Spent(
+        (long.distinct - short.distinct) / tokens_and_heads,
+        (long.requested - short.requested) / tokens_and_heads,
+        (long.flop - short.flop) / tokens_and_heads,
+        (long.exponentials - short.exponentials) / tokens_and_heads,
+        kept / tokens_and_heads,
+    )
+
+
+def exceeded(
+    kind: RecurrenceKind,
+    K: int,
+    V: int,
+    forward: Spent | None,
+    backward: Spent | None,
+    schedule: Schedule = "walk",
+    least: Minimum | None = None,
+) -> list[str]:
+    """Which limits kernels miss, one line each; empty if none."""
+    least = least or minimum(kind, K, V)
+    allowed = limits(kind, schedule)
+    costs = count(kind, K, V)
+    found = []
+    for name, done, bytes_, ratio, flop in (
+        ("forward", forward, least.forward, allowed.forward, costs.forward.flops),
+        ("backward", backward, least.backward, allowed.backward, costs.backward.flops),
+    ):
+        if done is None:
+            continue
+        for what, has, most in (
+            ("distinct bytes over the minimum", done.distinct / bytes_, ratio),
+            ("requested bytes over distinct", done.requested / done.distinct, REQUESTED),
+            ("FLOP over the chunk form's", done.flop / flop, FLOP),
+            ("saved bytes", done.saved, allowed.saved),
+        ):
+            if has > most:
+                found.append(f"{name}: {what} {has:.2f}, at most {most:.2f}")
+    return found

@@ -1,0 +1,108 @@
+"""What recurrence kernels move, counted exactly, beside what they have to move and the limits of the ratio."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from archc.kernels.bytes import Minimum, Spent, exceeded, limits, minimum, spent
+from archc.kernels.counted import Counted, Launch
+from archc.kernels.counter import counting
+from archc.tiles.costs import count
+from archc.tiles.kind import RecurrenceKind, form_of
+from archc.tiles.triton_decode import decode_source
+from archc.tiles.views import arguments
+from tests.tiles.cases import all_kinds, label
+
+HEADER = "import torch\nimport triton\nimport triton.language as tl\nfrom torch import Tensor\n\n\n"
+CLASSES = sorted({kind.core() for kind in all_kinds()}, key=label)
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], ModuleType]:
+    """A module from its text."""
+    folder = tmp_path_factory.mktemp("bytes")
+    sys.path.insert(0, str(folder))
+
+    def load(name: str, text: str) -> ModuleType:
+        (folder / f"{name}.py").write_text(text)
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
+
+    return load
+
+
+def inputs(kind: RecurrenceKind, T: int, K: int = 128, V: int = 128, H: int = 1) -> list[Tensor]:
+    """Arguments in float16, which has as many bytes as bfloat16; decays are float32."""
+    sizes = {"B": 1, "T": T, "H": H, "K": K, "V": V}
+    found = []
+    for argument in arguments(kind):
+        x = torch.randn([sizes[axis] for axis in argument.axes], generator=torch.Generator().manual_seed(T))
+        if argument.name in ("decay", "rate"):
+            x = 0.1 * (x.abs() if argument.name == "rate" else -x.abs())
+        else:
+            x = (x.sigmoid() if argument.name == "beta" else torch.nn.functional.normalize(x, dim=-1)).half()
+        found.append(x)
+    return found
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=label)
+def test_the_minimum_is_what_the_costs_say(kind: RecurrenceKind) -> None:
+    costs = count(kind, 128, 64)
+    assert minimum(kind, 128, 64) == Minimum(costs.forward.bytes, costs.backward.bytes)
+    assert limits(kind, "walk").forward < limits(kind, "parallel").forward
+
+
+def test_the_minimum_of_shared_heads_and_other_types() -> None:
+    kind = RecurrenceKind(decay="head", erase="delta")
+    inputs = 2 * 128 / 4 + 2 * 128 / 4 + 2 * 128 + 4 + 4
+    found = minimum(
+        kind, 128, 128, heads={"q": 2, "k": 2, "v": 8, "decay": 8, "beta": 8}, itemsizes={"beta": 4}
+    )
+    assert found == Minimum(inputs + 256, 2 * inputs + 256)
+
+
+def test_what_a_sequence_costs_once_vanishes_between_two_lengths() -> None:
+    def run(tokens: int) -> Counted:
+        launch = Launch(100 * tokens + 7, 0, 50 * tokens + 7, 0, flop=3 * tokens, exponentials=tokens)
+        return Counted([launch])
+
+    found = spent(run(64), run(192), 128, ([torch.empty(8)], [torch.empty(8 + 32)]))
+    assert found == Spent(distinct=50, requested=100, flop=3, exponentials=1, saved=1)
+
+
+def test_every_limit_is_named_when_it_is_missed() -> None:
+    kind = RecurrenceKind(decay="head", erase="delta")
+    least, costs = minimum(kind, 128, 128), count(kind, 128, 128)
+    good = Spent(1.7 * least.forward, 3.3 * least.forward, 1.2 * costs.forward.flops, 0, 399)
+    assert exceeded(kind, 128, 128, good, None) == []
+    bad = Spent(1.9 * least.forward, 3.9 * least.forward, 1.4 * costs.forward.flops, 0, 401)
+    assert exceeded(kind, 128, 128, bad, None) == [
+        "forward: distinct bytes over the minimum 1.90, at most 1.80",
+        "forward: requested bytes over distinct 2.05, at most 2.00",
+        "forward: FLOP over the chunk form's 1.40, at most 1.30",
+        "forward: saved bytes 401.00, at most 400.00",
+    ]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CLASSES if form_of(kind).form != "error"], ids=label)
+def test_a_decode_step_moves_its_arguments_and_the_state_once(
+    load: Callable[[str, str], ModuleType], kind: RecurrenceKind
+) -> None:
+    H, K, V = 3, 128, 64
+    kernels = load(f"{label(kind)}_decode", HEADER + decode_source(kind))
+    given = [
+        (x[:, 0] if argument.per_token else x).contiguous()
+        for x, argument in zip(inputs(kind, 1, K, V, H), arguments(kind))
+    ]
+    S = torch.zeros(1, H, K, V)
+    with counting() as counted:
+        o = kernels.decode_step(*given, S, 1.0)
+    assert counted.others == []
+    assert counted.distinct == sum(x.nbytes for x in [*given, o]) + 2 * S.nbytes
