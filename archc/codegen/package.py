@@ -21,6 +21,7 @@ from archc.codegen.weights import declarations, initial_lines, owned_nodes
 from archc.data import data_folder
 from archc.graph.costs import Sizes
 from archc.graph.types import Graph, Module, Run
+from archc.kernels.selftest_cases import recurrence_cases
 from archc.kernels.targets import Target
 from archc.operations.registry import operations, runtime_folder
 from archc.spec.exact import __file__ as exact_file
@@ -107,6 +108,12 @@ class _Package:
             found[f"{name}.py"] = self._recurrence(kind, name)
         if "from .exact import" in found["config.py"]:
             needed.add("exact")
+        if self.target is not None and self.kinds:
+            cases = recurrence_cases(self.graph, recurrence_name)
+            found["selftest_cases.py"] = self._render(
+                "selftest_cases.py.jinja", target=self.target.name, recurrences=cases
+            )
+            needed.add("selftest")
         found |= self._runtime(needed, found.values())
         found["py.typed"] = ""
         return found
@@ -419,7 +426,7 @@ class _Package:
         for source in sources:
             pending |= _relative_imports(source)
         found: dict[str, str] = {}
-        own = {"config", "model", *self.kinds}
+        own = {"config", "model", "selftest_cases", *self.kinds}
         while pending:
             name = pending.pop()
             if f"{name}.py" in found or name in own:

@@ -1,0 +1,129 @@
+"""The self-test that packages for a GPU carry: it passes as built, and names what a broken equation breaks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from archc.pipeline import build, sources_of
+from tests.support.packages import SPECS, import_folder
+
+SPEC: dict[str, Any] = {
+    "archc": 1,
+    "name": "tested",
+    "model": {"vocab_size": 32, "d_model": 32, "n_layers": 2, "context": 64, "norm": "rmsnorm"},
+    "blocks": {
+        "main": {
+            "mixer": {"use": "gated_deltanet", "n_heads": 2, "head_dim": 16, "expand_v": 1},
+            "mlp": {"use": "swiglu", "d_ff": 32},
+        }
+    },
+    "layers": ["1 main"],
+}
+MODULE = "head_decay_delta"
+
+# What is changed in the emitted module, and the checks that must see it: (text, new text, part of a failed line).
+BREAKS = {
+    "forward": ("U_MCV[m] * beta_out_MC1[m])", "U_MCV[m])", "float64   forward"),
+    "backward": ("dk_read_MCK.baddbmm_(dkk_MCC * beta_M1C, k_MCK)", "pass", "float64   gradients"),
+    "decode": (
+        "u_A1V = (v_AV[:, None] - seen_A1V)",
+        "u_A1V = (v_AV[:, None] + seen_A1V)",
+        "float64   decode",
+    ),
+    "definition": ("q_BHK = q[:, t] * scale", "q_BHK = q[:, t]", "float64   forward"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("built") / "tested"
+    build(SPEC, found, target="h100")
+    return found
+
+
+def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"{folder.name}.selftest", *options]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder.parent)
+
+
+def failures(folder: Path, name: str) -> list[str]:
+    """The lines of the checks that fail, run in this process."""
+    import_folder(folder, name)
+    selftest = __import__(f"{name}.selftest", fromlist=["run"])
+    found = list(selftest.run(torch.device("cpu"), quick=True))
+    assert found
+    return [str(check) for check in found if not check.passed]
+
+
+def test_passes_as_built(folder: Path, tmp_path: Path) -> None:
+    done = run(folder, "--device", "cpu", "--quick", "--json", str(tmp_path / "found.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["passed"] and found["target"] == "h100" and found["torch"] == torch.__version__
+    checks = found["checks"]
+    assert f"{len(checks)} checks passed, 0 failed" in done.stdout
+    assert {check["dtype"] for check in checks} == {"float64", "float32", "float16", "bfloat16"}
+    assert {check["what"] for check in checks} == {"forward", "gradients", "decode"}
+    assert all(check["implementation"] == "torch form" for check in checks)
+    assert any("packed" in check["case"] for check in checks)
+
+
+def test_says_that_there_is_no_gpu(folder: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    done = run(folder)
+    assert done.returncode == 2 and "no GPU" in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_equation_is_named(folder: Path, tmp_path: Path, name: str) -> None:
+    before, after, line = BREAKS[name]
+    broken = tmp_path / f"broken_{name}"
+    shutil.copytree(folder, broken, ignore=shutil.ignore_patterns("__pycache__"))
+    source = (broken / f"{MODULE}.py").read_text()
+    assert source.count(before) == 1
+    (broken / f"{MODULE}.py").write_text(source.replace(before, after))
+    if name == "forward":  # the whole command once
+        done = run(broken, "--device", "cpu", "--quick")
+        assert done.returncode == 1, done.stdout + done.stderr
+        failed = [text for text in done.stdout.splitlines() if text.startswith("FAIL")]
+    else:
+        failed = failures(broken, f"broken_{name}")
+    assert failed and all(MODULE in text for text in failed)
+    assert any(line in text for text in failed), failed[:3]
+
+
+def test_memory_that_a_kernel_leaves_unwritten_is_found(folder: Path, tmp_path: Path) -> None:
+    """An output that is not written everywhere holds NaN, not what an earlier call left there."""
+    broken = tmp_path / "broken_unwritten"
+    shutil.copytree(folder, broken, ignore=shutil.ignore_patterns("__pycache__"))
+    source = (broken / "tiling.py").read_text()
+    before = "out[:, whole * C :].copy_(steps[whole, :, : self.length - whole * C])"
+    after = "out[:, whole * C + 1 :].copy_(steps[whole, :, 1 : self.length - whole * C])"
+    assert source.count(before) == 1
+    (broken / "tiling.py").write_text(source.replace(before, after))
+    failed = failures(broken, "broken_unwritten")
+    assert any("nan" in text for text in failed), failed[:3]
+
+
+def test_only_packages_with_kernels_carry_it() -> None:
+    assert not any("selftest" in path for path in sources_of(SPEC))
+    named = {path for path in sources_of(SPEC, target="h100") if "selftest" in path}
+    assert named == {"selftest.py", "selftest_cases.py", "selftest_inputs.py", "selftest_oracle.py"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model", ["gla_small", "kda_small", "mamba2_small", "rwkv7_small", "xlstm_small", "linear_moe_a0_3b"]
+)
+def test_other_classes_pass(tmp_path: Path, model: str) -> None:
+    build(SPECS / "models" / f"{model}.yaml", tmp_path / f"tested_{model}", target="h100")
+    assert failures(tmp_path / f"tested_{model}", f"tested_{model}") == []
