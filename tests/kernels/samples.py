@@ -31,6 +31,17 @@ def walk(q, k, v, out, T, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr):
 
 
 @triton.jit
+def product(a, b, out, n, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    rows, columns, inner = tl.arange(0, M), tl.arange(0, N), tl.arange(0, K)
+    sum_MN = tl.zeros([M, N], tl.float32)
+    for start in range(0, n, K):
+        a_MK = tl.load(a + rows[:, None] * n + start + inner[None, :])
+        b_KN = tl.load(b + (start + inner)[:, None] * N + columns[None, :])
+        sum_MN = tl.dot(a_MK, b_KN, sum_MN)
+    tl.store(out + rows[:, None] * N + columns[None, :], sum_MN)
+
+
+@triton.jit
 def scale(x, out, n, C: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * C + tl.arange(0, C)
     x_C = tl.load(x + at, mask=at < n, other=0.0)
@@ -69,6 +80,25 @@ def walk(K: int = 128, V: int = 128, C: int = 64, warps: int = 8, stages: int = 
     )
 
 
+def product(M: int = 64, N: int = 64, K: int = 64, warps: int = 4, stages: int = 2) -> Kernel:
+    """A matrix product, which compiles in a second."""
+    signature = {"a": "*bf16", "b": "*bf16", "out": "*fp32", "n": "i32"}
+    sizes = {"M": M, "N": N, "K": K}
+    aligned = ("a", "b", "out", "n")
+    return Kernel(
+        "product_kernels.py",
+        SOURCE,
+        "product",
+        "product",
+        signature,
+        sizes,
+        aligned,
+        warps,
+        stages,
+        span=SPAN,
+    )
+
+
 def elementwise(name: str = "scale", matrix: bool = False) -> Kernel:
     """A kernel without matrix products; `matrix` claims that there are some."""
     signature = {"x": "*fp32", "out": "*fp32", "n": "i32"}
@@ -77,9 +107,11 @@ def elementwise(name: str = "scale", matrix: bool = False) -> Kernel:
     )
 
 
-FITS = walk()
-SPILLS = walk(V=256, warps=4)
-TRAPS = walk(C=128, K=256, V=256, warps=4, stages=2)
+FITS = product()
+WALK = walk()
+SPILLS = product(M=128, N=256)
+SHARED = product(M=128, N=128, stages=9)
+TRAPS = walk(V=256, warps=4)  # for tensor memory
 NO_MATRIX = elementwise(matrix=True)
 PLAIN = elementwise()
 BROKEN = elementwise("broken")

@@ -1,0 +1,57 @@
+"""Lower bounds: arithmetic with a target's rates, and the work of a recurrence's kernels."""
+
+from __future__ import annotations
+
+import pytest
+
+from archc.kernels.bounds import Bounds, Work, bounds
+from archc.kernels.targets import load_target
+from archc.kernels.work import work_of
+from archc.tiles.costs import count
+from archc.tiles.kind import RecurrenceKind
+
+H100 = load_target("h100")
+
+
+def test_each_bound_is_work_over_rate() -> None:
+    found = bounds(H100, Work(bytes=3350, flops=989e3, exponentials=132 * 16 * 183, chain=7.5), heads=2)
+    assert found.bytes == pytest.approx(1e-9)
+    assert found.flops == pytest.approx(1e-9)
+    assert found.exponentials == pytest.approx(1e-7)
+    assert found.chain == pytest.approx(7.5 * 132 / 989e12 / 2)
+    assert found.binding == "exponentials" and found.seconds == found.exponentials
+
+
+def test_what_is_unknown_does_not_bind() -> None:
+    found = bounds(load_target("mi300x"), Work(1.0, 1.0, 1e9, 0.0))
+    assert found.exponentials is None and found.binding in ("bytes", "flops")
+    # tf32 is no type of this GPU's matrix unit
+    assert bounds(load_target("mi355x"), Work(1.0, 1.0, 0.0, 1.0), dtype="tf32") == Bounds(
+        1 / 8e12, None, None, None
+    )
+
+
+def test_many_heads_hide_the_chain() -> None:
+    work = Work(0.0, 1000.0, 0.0, 1000.0)
+    assert bounds(H100, work, heads=1).binding == "chain"
+    assert bounds(H100, work, heads=132).flops == pytest.approx(bounds(H100, work, heads=132).chain)
+    assert bounds(H100, work, heads=1000).binding == "flops"
+
+
+@pytest.mark.parametrize("decay", ["none", "head", "key"])
+@pytest.mark.parametrize("erase", ["none", "delta", "pair"])
+def test_the_kernels_of_a_class_do_its_work_together(decay: str, erase: str) -> None:
+    kind = RecurrenceKind(decay=decay, erase=erase)  # type: ignore[arg-type]
+    costs = count(kind, 128, 64)
+    parts = [work_of(kind, role, 128, 64) for role in ("prepare", "walk")]
+    assert sum(part.flops for part in parts if part) == pytest.approx(costs.forward.flops)
+    assert sum(part.bytes for part in parts if part) >= costs.forward.bytes
+    whole = work_of(kind, "walk", 128, 64)
+    half = work_of(kind, "walk", 128, 64, columns=32)
+    assert whole is not None and half is not None
+    assert half.chain == pytest.approx(whole.chain / 2) and 0 < whole.chain < whole.flops
+
+
+def test_no_count_for_what_is_no_chunk_form() -> None:
+    assert work_of(RecurrenceKind(decay="elementwise"), "walk", 64, 64) is None
+    assert work_of(RecurrenceKind(), "norm", 64, 64) is None
