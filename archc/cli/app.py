@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from archc import __version__
-from archc.cli import build_commands, fact_commands, spec_commands, sweep_commands
+from archc.cli import build_commands, fact_commands, kernel_commands, spec_commands, sweep_commands
 from archc.cli.answers import answering
 
 _CHECKING = "Write and check"
@@ -31,7 +31,7 @@ app.command("explain", rich_help_panel=_CHECKING)(spec_commands.explain)
 app.command("schema", rich_help_panel=_CHECKING)(spec_commands.schema)
 app.command("build", rich_help_panel=_BUILDING)(build_commands.build)
 app.command("eject", rich_help_panel=_BUILDING)(build_commands.eject)
-app.command("kernels", rich_help_panel=_BUILDING)(build_commands.kernels)
+app.command("kernels", rich_help_panel=_BUILDING)(kernel_commands.kernels)
 app.command("show", rich_help_panel=_FACTS)(fact_commands.show)
 app.command("library", rich_help_panel=_FACTS)(spec_commands.library)
 app.command("cost", rich_help_panel=_FACTS)(fact_commands.cost)

@@ -1,4 +1,4 @@
-"""Commands that write: build, eject, kernels."""
+"""Commands that write: build, eject."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import typer
 from archc.cli.answers import answering, print_json, warn
 from archc.cli.sources import package_name, spec_path
 from archc.cli.spec_commands import Json, SpecArgument
-from archc.spec.diagnostics import MachineError
 
 
 def build(
@@ -74,20 +73,6 @@ def eject(
             print_json({"folder": folder, "files": files})
         else:
             print(f"{folder} is yours now: {len(files)} files that archc will not touch again")
-
-
-def kernels(
-    spec: SpecArgument,
-    target: Annotated[str, typer.Option("--target", "-t", help="The GPU.")] = "h100",
-    as_json: Json = False,
-) -> None:
-    """List the kernels of a model with their lower bounds (not in this version)."""
-    path = spec_path(spec)
-    with answering(as_json):
-        raise MachineError(
-            f"this version of archc writes no kernels: for {target}, {path} is built in its torch form, "
-            "which runs on any device. `archc cost` prints bytes, FLOPs and state sizes."
-        )
 
 
 def _working(text: str) -> AbstractContextManager[object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -77,49 +78,58 @@ def operands(kind: RecurrenceKind) -> list[Operand]:
 
 def decode_lines(kind: RecurrenceKind) -> list[str]:
     """From `S_KV` and one token's rows to the next `S_KV` and `o_V`, as in `token_lines.token_lines`."""
+    names = {operand.name: operand.tile for operand in operands(kind)}
+    read = [f"o_V = {read_line('q_K')}"]
+    if kind.grouped:
+        read = [
+            "for i in range(Q):  # the queries of a group read one state",
+            "    q_K = tl.load(q + b * q_B + (h * Q + i) * q_H + K_, in_K, 0.0).to(tl.float32)",
+            f"    o_V = {read_line('q_K')} * scale",
+            "    tl.store(o + ((b * H + h) * Q + i) * V + V_, o_V, in_V)",
+        ]
+    update = state_lines(kind, names)
+    return read + update if kind.read == "exclusive" else update + read
+
+
+def read_line(row: str) -> str:
+    """What the state holds under a row."""
+    return f"tl.sum(S_KV * {row}[:, None], 0)"
+
+
+def state_lines(kind: RecurrenceKind, names: Mapping[str, str]) -> list[str]:
+    """From `S_KV` to the next `S_KV`: decay, erase, write. `names`: the tiles of k, v and the class's other operands."""
     core = kind.core()
     lines: list[str] = []
 
     def read(result: str, row: str) -> None:
-        if row == "q" and kind.grouped:
-            lines.extend(
-                [
-                    "for i in range(Q):  # the queries of a group read one state",
-                    "    q_K = tl.load(q + b * q_B + (h * Q + i) * q_H + K_, in_K, 0.0).to(tl.float32)",
-                    "    o_V = tl.sum(S_KV * q_K[:, None], 0) * scale",
-                    "    tl.store(o + ((b * H + h) * Q + i) * V + V_, o_V, in_V)",
-                ]
-            )
-        else:
-            lines.append(f"{result}_V = tl.sum(S_KV * {row}_K[:, None], 0)")
+        lines.append(f"{result}_V = {read_line(names[row])}")
 
     def write(row: str, column: str) -> None:
-        lines.append(f"S_KV += {row}_K[:, None] * {column}_V[None, :]")
+        lines.append(f"S_KV += {names[row]}[:, None] * {column}[None, :]")
 
-    factor = {
-        "head": "tl.exp(decay_)",
-        "key": "tl.exp(decay_K)[:, None]",
-        "value": "tl.exp(decay_V)[None, :]",
-        "elementwise": "tl.exp(decay_V[None, :] * rate_KV)" if core.decay_rate else "tl.exp(decay_KV)",
-    }
-    if core.read == "exclusive":
-        read("o", "q")
     if core.erase == "pair" and core.erase_from == "previous":
         read("u", "r")
     if core.decay != "none":
+        decay = names["decay"]
+        factor = {
+            "head": f"tl.exp({decay})",
+            "key": f"tl.exp({decay})[:, None]",
+            "value": f"tl.exp({decay})[None, :]",
+            "elementwise": f"tl.exp({decay}[None, :] * {names['rate']})"
+            if core.decay_rate
+            else f"tl.exp({decay})",
+        }
         lines.append(f"S_KV *= {factor[core.decay]}")
     if core.erase == "delta":
         read("seen", "k")
-        lines.append("u_V = beta_ * (v_V - seen_V)")
-        write("k", "u")
+        lines.append(f"u_V = {names['beta']} * ({names['v']} - seen_V)")
+        write("k", "u_V")
     else:
         if core.erase == "pair" and core.erase_from == "decayed":
             read("u", "r")
         if core.erase == "pair":
-            write("w", "u")
-        write("k", "v")
-    if core.read == "inclusive":
-        read("o", "q")
+            write("w", "u_V")
+        write("k", names["v"])
     return lines
 
 

@@ -1,0 +1,202 @@
+"""Print tile programs as Triton: how each tile operation reads inside the kernels `prepare` and `walk`.
+
+Values are held transposed: the state `S_VK`, values `v_VC`, scores `qk_JC` with J the token that wrote and C the one
+that reads. So what belongs to a token scales columns of accumulators, and rows of q and k go from memory to the
+matrix unit as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from archc.tiles.kind import RecurrenceKind
+from archc.tiles.program import Row, Step, TileProgram
+
+# The decay factor that belongs to an exponent, and the exponent's argument per token.
+FACTORS = {"+": "in", "<": "before", "-": "out"}
+EXPONENT = {"+": "G_{0}", "<": "G_{0} - decay_{0}", "-": "G_end_{1} - G_{0}"}
+
+
+def prepared(kind: RecurrenceKind, program: TileProgram) -> list[Step]:
+    """The steps of the kernel `prepare`: what depends on no state and is not cheaper made again in the walk.
+
+    The inverse and what it needs; with a decay along K all scores, since their exponents are as dear as the product;
+    with a decay along V what a chunk's own tokens give to o.
+    """
+    if kind.core().decay == "key":
+        return [step for step in program.steps if step.operation in ("cumulative", "pair", "invert")]
+    if kind.core().decay == "value":
+        return [step for step in program.steps if step.operation in ("cumulative", "pair", "apply")]
+    wanted = {row.base for step in program.steps if step.operation == "invert" for row in step.operands}
+    return [
+        step
+        for step in program.steps
+        if step.operation == "invert" or (wanted and (step.result in wanted or step.operation == "cumulative"))
+    ]
+
+
+class Lines:
+    """The lines of one kernel. `factors` collects decay factors and gates in order of first use.
+
+    kernel: "prepare" or "walk". loaded: tiles that the lines use and that come from memory, in order of first use,
+    as (name, axes): "k_CK", "v_VC", "X_JC", and per token "beta_C".
+    """
+
+    def __init__(self, kind: RecurrenceKind, program: TileProgram, kernel: str) -> None:
+        self.kind = kind
+        self.decay = kind.core().decay
+        self.program = program
+        self.kernel = kernel
+        self.factors: dict[str, str] = {}
+        self.loaded: dict[str, None] = {}
+        self.made: set[str] = set()
+
+    def of(self, steps: list[Step]) -> list[str]:
+        """The lines of the steps, numbered."""
+        lines: list[str] = []
+        for step in steps:
+            text = list(getattr(self, f"_{step.operation}")(step))
+            if text:
+                lines += [f"{text[0]}  # {step.number}", *text[1:]]
+            self.made.add(step.result)
+        return lines
+
+    # Tiles and what multiplies them.
+
+    def load(self, name: str) -> str:
+        """A tile from memory."""
+        self.loaded.setdefault(name)
+        return name
+
+    def factor(self, name: str, text: str) -> str:
+        """A vector over tokens, made before the steps."""
+        self.factors.setdefault(name, text)
+        return name
+
+    def gate(self, name: str) -> str:
+        """A row scalar such as beta, `[C]`."""
+        return self.load(f"{name}_C")
+
+    def decayed(self, exponent: str) -> str:
+        """`e^G`, `e^(G - decay)` or `e^(G_end - G)`, one a token or, along V, one a token and value."""
+        axes, end = ("VC", "V1") if self.decay == "value" else ("C", "1")
+        self.load(f"decay_{axes}")
+        self.factor(f"G_{axes}", f"tl.cumsum(decay_{axes}, {len(axes) - 1})")
+        if exponent == "-":
+            self.end()
+        text = EXPONENT[exponent].format(axes, end).replace("_1 ", " ")
+        return self.factor(f"{FACTORS[exponent]}_{axes}", f"tl.exp({text})")
+
+    def end(self) -> None:
+        """The log decay of the whole chunk."""
+        if self.decay == "value":
+            self.factor("G_end_V1", "tl.sum(decay_VC, 1)[:, None]")
+        else:
+            self.factor("G_end", "tl.sum(decay_C, 0)")
+
+    def row(self, row: Row) -> tuple[str, str]:
+        """A row that meets the state: its tile `[C, K]`, and the factor a token that is left for outside."""
+        if self.decay == "key" and row.exponent:
+            return self.load(f"{row.base}_{FACTORS[row.exponent]}_CK"), self.gate(row.scalar) if row.scalar else ""
+        tile = self.load(f"{row.base}_CK")
+        if not row.exponent or self.decay == "value":
+            return tile, self.gate(row.scalar) if row.scalar else ""
+        decay = self.decayed(row.exponent)
+        if not row.scalar:
+            return tile, decay
+        name = f"{row.scalar}_{decay}"
+        return tile, self.factor(name, f"{self.gate(row.scalar)} * {decay}")
+
+    def value(self, row: Row) -> str:
+        """A tile of values `[V, C]`: v from memory, or what the walk has made."""
+        return f"{row.base}_VC" if row.base in self.made else self.load(f"{row.base}_VC")
+
+    def scores(self, name: str) -> str:
+        """Scores `[J, C]`: made here, or by `prepare`."""
+        return f"{name}_JC" if name in self.made else self.load(f"{name}_JC")
+
+    # Statements.
+
+    def put(self, target: str, step: Step, text: str) -> str:
+        """`target = text`, or added to it."""
+        if step.result in self.made:
+            return f"{target} {'-' if step.sign < 0 else '+'}= {text}"
+        return f"{target} = {'-' if step.sign < 0 else ''}{text}"
+
+    def _cumulative(self, step: Step) -> Iterator[str]:
+        yield from ()  # factors say it
+
+    def _pair(self, step: Step) -> Iterator[str]:
+        x, y = step.operands
+        left, right = self.load(f"{x.base}_CK"), self.load(f"{y.base}_CK")
+        seen = f"j_J1 {'<' if step.mask == 'strict' else '<='} c_1C"
+        target = f"{step.result}_JC"
+        if self.decay == "key" and x.exponent:
+            self.load("decay_CK")
+            shift = "True" if x.exponent == "<" else "False"
+            yield f"{target} = pair({left}, {right}, decay_CK, {shift}, {step.mask == 'inclusive'}, C)"
+        elif self.decay == "head":
+            self.load("decay_C")
+            self.factor("G_C", "tl.cumsum(decay_C, 0)")
+            above = "(G_C - decay_C)" if x.exponent == "<" else "G_C"
+            between = self.factor(
+                f"between_{'before_' if x.exponent == '<' else ''}{step.mask}_JC",
+                f"tl.exp(tl.where({seen}, {above}[None, :] - G_C[:, None], -float('inf')))",
+            )
+            yield f"{target} = dot({right}, tl.trans({left})) * {between}"
+        else:
+            yield f"{target} = tl.where({seen}, dot({right}, tl.trans({left})), 0.0)"
+        if y.scalar:
+            yield f"{target} *= {self.gate(y.scalar)}[:, None]"
+
+    def _invert(self, step: Step) -> Iterator[str]:
+        sign = "-" if step.minus else ""
+        yield f"{step.result}_JC = inverse({sign}{self.scores(step.operands[0].base)}, C)"
+
+    def _apply(self, step: Step) -> Iterator[str]:
+        P, y = step.operands
+        target = f"{step.result}_VC"
+        if self.decay == "value" and step.into:
+            shift = "True" if step.into == "<" else "False"
+            self.load("decay_VC")
+            text = f"apply({self.value(y)}, {self.scores(P.base)}, decay_VC, {shift}, {step.mask == 'inclusive'}, C)"
+            yield self.put(target, step, text)
+        else:
+            yield self.put(target, step, f"dot({self.value(y)}.to(dtype), {self.scores(P.base)}.to(dtype))")
+
+    def _solve(self, step: Step) -> Iterator[str]:
+        inverse, right = step.operands[:2]
+        text = f"dot({self.value(right)}.to(dtype), {self.scores(inverse.base)}.to(dtype))"
+        yield self.put(f"{step.result}_VC", step, text)
+
+    def _read(self, step: Step) -> Iterator[str]:
+        tile, factor = self.row(step.operands[0])
+        text = f"dot(S_VK.to(dtype), tl.trans({tile}))"
+        if step.into:
+            text += f" * {self.decayed(step.into)}"
+        elif factor:
+            text += f" * {factor}[None, :]"
+        yield self.put(f"{step.result}_VC", step, text)
+
+    def _update(self, step: Step) -> Iterator[str]:
+        if self.decay == "head":
+            self.load("decay_C")
+            self.end()
+            yield "S_VK *= tl.exp(G_end)"
+        elif self.decay == "key":
+            yield f"S_VK *= tl.exp({self.load('G_end_K')})[None, :]"
+        elif self.decay == "value":
+            self.end()
+            yield "S_VK *= tl.exp(G_end_V1)"
+        for x, y in zip(step.operands[1::2], step.operands[2::2], strict=True):
+            tile, factor = self.row(x)
+            columns = self.value(y)
+            if y.exponent:
+                columns = f"({columns} * {self.decayed(y.exponent)})"
+            elif factor:
+                columns = f"({columns} * {factor}[None, :])"
+            yield f"S_VK += dot({columns}.to(dtype), {tile})"
+
+    def _combine(self, step: Step) -> Iterator[str]:
+        a, b = (self.value(row) for row in step.operands)
+        yield f"{step.result}_VC = {a} {'-' if step.sign < 0 else '+'} {b}"

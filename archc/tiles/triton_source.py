@@ -1,0 +1,268 @@
+"""Render the Triton kernels of a recurrence class: what is parallel over chunks, and the walk from chunk to chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from archc.data import data_folder
+from archc.tiles.forward import forward
+from archc.tiles.kind import RecurrenceKind, form_of
+from archc.tiles.triton_lines import Lines, prepared
+from archc.tiles.views import TITLES, arguments, definition, public_facts
+
+SEGMENT = 16
+BEFORE = {"in": "tl.cumsum(decay_CK, 0)", "before": "tl.cumsum(decay_CK, 0) - decay_CK"}
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a kernel is cut: columns of values a program, warps and stages."""
+
+    columns: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class KernelView:
+    """What the template shows of one kernel."""
+
+    arguments: list[str]  # tensors of its own
+    constants: list[str]
+    lines: list[str]
+    update: list[str]
+    value_blocks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """The forward form of a class: the kernels `prepare` (or none) and `walk`, and the buffers between them.
+
+    buffers: name -> axes, of what `prepare` writes for the walk: "CC" scores, "CK" rows, "CV" values, "K" a chunk.
+    kept: what the backward needs besides the states.
+    """
+
+    prepare: KernelView | None
+    walk: KernelView
+    buffers: dict[str, str]
+    kept: list[str]
+    solved: bool
+    helpers: list[str]
+
+
+def kernels(
+    kind: RecurrenceKind,
+    name: str,
+    sizes: Sequence[tuple[int, int]],
+    launches: dict[str, Launch],
+    precision: str = "tf32x3",
+    segment: int = SEGMENT,
+    templates: Path | None = None,
+) -> str:
+    """The source of `<name>_kernels.py` for heads of the given (K, V). Raises ValueError for a class without a chunk form.
+
+    `launches` has "prepare" and "walk".
+    """
+    verdict = form_of(kind)
+    if verdict.form != "chunk":
+        raise ValueError(verdict.reason or "the schedule of this class is a scan")
+    environment = Environment(
+        loader=FileSystemLoader(templates or data_folder("templates")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    found = arguments(kind)
+    facts = public_facts(kind, found)
+    form = walk_form(kind)
+    names = [argument.name for argument in found]
+    view = {
+        "title": TITLES[kind.core().decay, kind.erase],
+        "definition": definition(kind.core()),
+        "name": name,
+        "core": kind.core(),
+        "segment": segment,
+        "sizes": [str(size) for size in sizes],
+        "launches": _launch_constants(launches),
+        "precision": precision,
+        "helpers": form.helpers,
+        "prepare": form.prepare,
+        "walk": form.walk,
+        "solved": form.solved,
+        "kept": form.kept,
+        "kept_names": "".join(f", {n}" for n in form.kept),
+        "typed": facts["typed"],
+        "short": facts["short"],
+        "heads": facts["heads"],
+        "contiguous": ", ".join(f"{n}.contiguous()" for n in names),
+        "buffers": [
+            *(["U = q.new_empty(B, T, H, V)"] if form.solved else []),
+            *(_buffer(buffer, axes) for buffer, axes in form.buffers.items()),
+        ],
+        "prepare_launch": _prepare_launch(form),
+        "walk_launch": _walk_launch(form),
+    }
+    return environment.get_template("recurrence/kernels.py.jinja").render(view)
+
+
+def walk_form(kind: RecurrenceKind) -> Walk:
+    """Print the forward program as the kernels `prepare` and `walk`."""
+    core = kind.core()
+    program = forward(kind)
+    ahead = prepared(kind, program)
+    # With a decay along K the walk's scores come from `prepare`; else what X was made of is not needed again.
+    made_ahead = {(step.result, step.operation) for step in ahead}
+    rest = [step for step in program.steps if (step.result, step.operation) not in made_ahead]
+    walk = Lines(kind, program, "walk")
+    if any(step.result == "o" for step in ahead):
+        walk.load("o_VC")
+        walk.made.add("o")
+    body = walk.of([step for step in rest if step.operation != "update"])
+    update = walk.of([step for step in rest if step.operation == "update"])
+    inputs = {argument.name for argument in arguments(kind)}
+
+    first = Lines(kind, program, "prepare")
+    lines = first.of(ahead)
+    buffers: dict[str, str] = {}
+    stores: list[str] = []
+    for tile in walk.loaded:
+        base, axes = tile.rsplit("_", 1)
+        if base in inputs:
+            continue
+        buffers[_buffer_name(tile)] = {"JC": "CC", "CK": "CK", "VC": "CV", "K": "K"}[axes]
+        stores += _store(first, tile)
+    names = [argument.name for argument in arguments(kind)]
+    walk_inputs = [name for name in names if any(tile.rsplit("_", 1)[0] == name for tile in walk.loaded)]
+    if "q" not in walk_inputs:
+        walk_inputs.insert(0, "q")  # whose type is that of the products
+    prepare = None
+    if lines:
+        reads = [name for name in names if any(tile.rsplit("_", 1)[0] == name for tile in first.loaded)]
+        heading = [_load(tile, "H") for tile in first.loaded] + [f"{n} = {t}" for n, t in first.factors.items()]
+        value_blocks = core.decay == "value"
+        prepare = KernelView(
+            [*reads, *buffers],
+            _constants(reads, value_blocks),
+            [*(["dtype: tl.constexpr = q.dtype.element_ty"] if value_blocks else []), *heading, *lines, *stores],
+            [],
+            value_blocks,
+        )
+    heading = [_load(tile, "H") for tile in walk.loaded] + [f"{n} = {t}" for n, t in walk.factors.items()]
+    text = "\n".join([*lines, *body])
+    helpers = [helper for helper in ("inverse", "pair", "apply") if f" {helper}(" in text]
+    solved = "U" in program.axes
+    return Walk(
+        prepare,
+        KernelView(
+            [*walk_inputs, *buffers],
+            [*_constants(walk_inputs, True), "SEGMENT: tl.constexpr", "INITIAL: tl.constexpr"],
+            [*heading, *body],
+            update,
+        ),
+        buffers,
+        [name for name in ("U", "X") if name in program.axes],
+        solved,
+        helpers,
+    )
+
+
+def _prepare_launch(form: Walk) -> str:
+    if form.prepare is None:
+        return ""
+    grid = "(pieces, H, blocks)" if form.prepare.value_blocks else "(pieces, H)"
+    given = [*form.prepare.arguments, "cu_seqlens", "N", "T", *_given(form.prepare)]
+    return f"prepare[{grid}]({', '.join(given)}, num_warps=PREPARE_WARPS, num_stages=PREPARE_STAGES)"
+
+
+def _walk_launch(form: Walk) -> str:
+    solved = ["U"] if form.solved else []
+    given = [*form.walk.arguments, "state", "o", *solved, "states", "final", "cu_seqlens", "T", "scale"]
+    given += _given(form.walk)
+    return f"walk[(blocks, N * H)]({', '.join(given)}, num_warps=WALK_WARPS, num_stages=WALK_STAGES)"
+
+
+def _given(view: KernelView) -> list[str]:
+    """The constants of a launch by name."""
+    text = {"C": "CHUNK", "PACKED": "cu_seqlens is not None", "INITIAL": "state is not None"}
+    found = []
+    for constant in view.constants:
+        name = constant.partition(":")[0]
+        heads = f"{name.removesuffix('_heads')}.shape[2]" if name.endswith("_heads") else name
+        found.append(f"{name}={text.get(name, heads)}")
+    return found
+
+
+def _launch_constants(launches: dict[str, Launch]) -> list[str]:
+    walk = launches["walk"]
+    lines = [f"COLUMNS = {walk.columns}  # value columns of a program"]
+    for role, launch in launches.items():
+        lines.append(f"{role.upper()}_WARPS, {role.upper()}_STAGES = {launch.num_warps}, {launch.num_stages}")
+    return lines
+
+
+def _constants(inputs: Sequence[str], values: bool) -> list[str]:
+    names = ["H", *(f"{name}_heads" for name in inputs), "K", "BLOCK_K", *(["V", "COLUMNS"] if values else []), "C"]
+    return [f"{name}: tl.constexpr" for name in [*names, "PACKED"]]
+
+
+def _buffer_name(tile: str) -> str:
+    """What a tile between the kernels is called as an argument: `q_in_CK` -> `q_in`, `o_VC` -> `inside`."""
+    base = tile.rsplit("_", 1)[0]
+    return "inside" if base == "o" else base
+
+
+def _buffer(name: str, axes: str) -> str:
+    """Make a buffer between the kernels."""
+    if axes == "K":
+        return f"{name} = v.new_empty(pieces, H, K, dtype=torch.float32)"
+    return f"{name} = q.new_empty(B, T, H, {dict(CC='CHUNK', CK='K', CV='V')[axes]})"
+
+
+def _load(tile: str, heads: str) -> str:
+    """The line that loads a tile."""
+    base, axes = tile.rsplit("_", 1)
+    many = f"{base}_heads" if base in ("q", "k", "v", "w", "r", "decay", "beta") else heads
+    place = f"{_buffer_name(tile)}, start, inside_C, h, H"
+    match axes:
+        case "C":
+            return f"{tile} = scalars({place}, {many})"
+        case "CK":
+            wide = ".to(tl.float32)" if base == "decay" else ""
+            return f"{tile} = rows({place}, {many}, K, BLOCK_K){wide}"
+        case "VC":
+            wide = ".to(tl.float32)" if base in ("decay", "o") else ""
+            return f"{tile} = columns({place}, {many}, value_V, V){wide}"
+        case "JC":
+            return f"{tile} = scores({place}, C)"
+        case _:
+            number = "(first // C + n + (start - first) // C)"
+            return f"{tile} = tl.load({base} + ({number} * H + h) * K + channel_K, mask=channel_K < K, other=0.0)"
+
+
+def _store(first: Lines, tile: str) -> list[str]:
+    """The lines of `prepare` that make a tile for the walk, if it has not been made, and write it."""
+    base, axes = tile.rsplit("_", 1)
+    if axes == "K":
+        first.load("decay_CK")
+        return [
+            "channel_K = tl.arange(0, BLOCK_K)",
+            f"at_K = {base} + (tl.program_id(0).to(tl.int64) * H + h) * K + channel_K",
+            "tl.store(at_K, tl.sum(decay_CK, 0), mask=channel_K < K)",
+        ]
+    if axes == "CK":
+        row, factor = base.rsplit("_", 1)
+        first.load(f"{row}_CK")
+        first.load("decay_CK")
+        exponent = BEFORE.get(factor, "tl.sum(decay_CK, 0)[None, :] - tl.cumsum(decay_CK, 0)")
+        name = first.factor(f"{factor}_CK", f"tl.exp({exponent})")
+        return [f"put_rows({base}, {row}_CK * {name}, start, inside_C, h, H, K, BLOCK_K)"]
+    if axes == "VC":
+        return [f"put_columns(inside, {tile}, start, inside_C, h, H, value_V, V)"]
+    return [f"put_scores({base}, {tile}, start, inside_C, h, H, C)"]
+
+
