@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from archc.codegen.printer import Code, Printer
+from typing import cast
+
+from archc.codegen.printer import Code, Printer, call
 from archc.codegen.reach import reached
 from archc.graph.types import Module, Node, Ref, ValueType
+from archc.kernels.producers import Chain, conv_groups
+from archc.operations.conv1d import Conv1d
 from archc.operations.registry import operations
 from archc.passes.share_caches import passed_on
 
@@ -46,8 +50,12 @@ class ForwardWriter:
                 self.arguments.append(f"{variable}: Tensor")
         carried = self.graph.carried.values()
         always = reached(self.graph, [self.graph.output, *self.graph.exports.values(), *carried])
+        groups = conv_groups(self.graph, always) if self.printer.target is not None else []
+        in_groups = {node.id: group for group in groups for chain in group for node in chain.nodes}
         for node in self.graph.nodes:
-            if node.id in always and node.op not in ("input", "before"):
+            if node.id in in_groups:
+                self._beside(node, in_groups[node.id])
+            elif node.id in always and node.op not in ("input", "before"):
                 self._statement(node)
         output = self.graph.output
         result = self.codes[output].text
@@ -87,11 +95,15 @@ class ForwardWriter:
         ]
 
     def _statement(self, node: Node) -> None:
-        """Print a node: as a statement if it is an equation or is used twice, else where it is used."""
+        """Print a node."""
         code = operations()[node.op].emit(node, [self.codes[ref] for ref in node.inputs], self.printer)
         if len(node.types) > 1:
             self._several(node, code)
-            return
+        else:
+            self._bind(node, code)
+
+    def _bind(self, node: Node, code: Code) -> None:
+        """Print a node's value: as a statement if it is an equation or is used twice, else where it is used."""
         ref = Ref(node.id)
         name = self.labels.get(ref)
         unnamed = name is None and self.uses.get(ref, 0) <= 1
@@ -105,6 +117,28 @@ class ForwardWriter:
         if name is not None and self._once_a_call(ref):
             code = Code(f'{self.printer.place()}.once("{self.module.prefix}.{name}", lambda: {code.text})')
         self.lines.append(f"{variable}{typed} = {code.text}")
+
+    def _beside(self, node: Node, group: tuple[Chain, ...]) -> None:
+        """`q, k = conv_act_norm(place, Conv(...), Conv(...))` once the last chain ends."""
+        if node != group[-1].end:
+            return
+        conv1d = cast(Conv1d, operations()["conv1d"])
+        branches = [
+            conv1d.emit_branch(
+                c.conv, self.codes[c.conv.inputs[0]], self.printer, c.activation, c.norm, c.eps
+            )
+            for c in group
+        ]
+        code = call("conv_act_norm", self.printer.place(), *branches)
+        if len(group) == 1:
+            self._bind(node, Code(f"{code.text}[0]"))
+            return
+        targets = []
+        for chain in group:
+            ref = Ref(chain.end.id)
+            self.codes[ref] = Code(self._variable(self.labels[ref], chain.end.type))
+            targets.append(self.codes[ref].text)
+        self.lines.append(f"{', '.join(targets)} = {code.text}")
 
     def _several(self, node: Node, code: Code) -> None:
         """`a, b = x.split(...)`, and a line for each piece that has several axes."""

@@ -12,6 +12,7 @@ from archc.codegen.printer import Printer
 from archc.codegen.views import MODEL_NUMBERS, ClassView, Names
 from archc.codegen.weights import declarations, initial_lines, owned_nodes, remembers, state_lines
 from archc.graph.types import Graph, Module
+from archc.kernels.targets import Target
 from archc.spec.axes import Axis
 
 
@@ -25,12 +26,14 @@ class ModuleWriter:
         names: Names,
         letters: Mapping[Axis, str],
         recurrence: Callable[[Any], str],
+        target: Target | None = None,
     ) -> None:
         self.graph = graph
         self.module = module
         self.names = names
         self.letters = letters
         self.recurrence = recurrence
+        self.target = target
         self.numbers: dict[str, None] = {}  # static names read from the config
         self.counted = module.body.name in names.counted
 
@@ -53,6 +56,7 @@ class ModuleWriter:
     def _printer(self) -> Printer:
         printer = Printer(self.module, self.letters, self.recurrence)
         printer.names = self.names
+        printer.target = self.target
         return printer
 
     def _own(self) -> ClassView:

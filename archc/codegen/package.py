@@ -30,6 +30,10 @@ from archc.tiles.kind import RecurrenceKind
 STANDARD = ("math",)
 ALWAYS = ("language_model", "place", "state")
 NORMS = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}
+FUSED = {  # run-time sources of packages with kernels, in the folders of operations
+    "fused_conv": "conv1d/fused.py",
+    "conv_kernels": "conv1d/kernels.py",
+}
 
 
 def package_files(
@@ -210,7 +214,9 @@ class _Package:
         views: list[ClassView] = []
         used: dict[str, dict[str, None]] = {}
         for module in self.graph.modules.values():
-            writer = ModuleWriter(self.graph, module, self.names, self.letters, self._recurrence_function)
+            writer = ModuleWriter(
+                self.graph, module, self.names, self.letters, self._recurrence_function, self.target
+            )
             found = writer.views()
             found[0].imports |= {
                 (recurrence_name(node.attrs["kind"]), recurrence_name(node.attrs["kind"]))
@@ -447,6 +453,8 @@ def runtime_path(name: str) -> Path:
     own = runtime_folder(name)
     if own is not None:
         return own / "runtime.py"
+    if name in FUSED:
+        return Path(__file__).parent.parent / "operations" / FUSED[name]
     shared = data_folder("templates") / "runtime" / f"{name}.py"
     return shared if shared.exists() else Path(__file__).parent.parent / "operations" / name / "runtime.py"
 

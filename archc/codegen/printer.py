@@ -11,6 +11,7 @@ from archc.codegen.config import may_be_exact
 from archc.codegen.letters import RATE_AXES
 from archc.codegen.views import Names
 from archc.graph.types import Module, Node, Ref, ValueType
+from archc.kernels.targets import Target
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
 from archc.spec.spec import Static
@@ -62,6 +63,7 @@ class Printer:
         self.drawn = ""  # inside an init: the weight that draws take their shape from
         self.from_config = False  # in the model's own class: numbers are read from `config`
         self.names: Names | None = None  # what the classes are called; set where modules call modules
+        self.target: Target | None = None  # the GPU that the package has kernels for
 
     # -- statics --------------------------------------------------------------------------------------------
 

@@ -45,6 +45,20 @@ class Conv1d(Operation):
         """`self.q_conv(x, place, "q_conv")`."""
         return call(printer.member(node), inputs[0], printer.place(), f'"{node.name}"')
 
+    def emit_branch(
+        self, node: Node, x: Code, printer: Printer, activation: str, norm: str, eps: ex.Expr | None
+    ) -> Code:
+        """`Conv(self.q_conv, "q_conv", x, "silu", l2norm=1e-06)`, an argument of `conv_act_norm`."""
+        printer.use("fused_conv", "Conv", "conv_act_norm")
+        return call(
+            "Conv",
+            printer.member(node),
+            f'"{node.name}"',
+            x,
+            None if activation == "none" else f'"{activation}"',
+            **{} if eps is None else {norm: printer.number(eps)},
+        )
+
     def declare(self, node: Node, printer: Printer) -> list[str]:
         """`self.q_conv = CausalConv1d(channels, width)`."""
         printer.use("conv1d", "CausalConv1d")

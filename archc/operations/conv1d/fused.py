@@ -79,7 +79,11 @@ def _norm(branch: Conv) -> str:
 
 
 def _activate(x: Tensor, activation: str) -> Tensor:
-    return {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}[activation](x) if activation != "none" else x
+    if activation == "silu":
+        return F.silu(x)
+    if activation == "relu":
+        return F.relu(x)
+    return F.gelu(x) if activation == "gelu" else x
 
 
 # -- the operation ----------------------------------------------------------------------------------------------------
