@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from archc.spec.diagnostics import Span
 
+Constant = int | float | bool | str | None
+
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
@@ -14,8 +16,9 @@ class Kernel:
 
     file: the module of the package that holds it, `head_decay_delta_kernels.py`; source: that module's text.
     name: the `@triton.jit` function. role: "prepare", "walk", "reverse", "decode", "norm", ...: rows of a target are
-    chosen by it. signature: run-time argument -> Triton type ("*bf16", "*fp32", "i32", "fp32"). constants: constexpr
-    arguments. aligned: run-time arguments that are multiples of 16 at every launch. matrix: it has matrix products,
+    chosen by it. signature: run-time argument -> Triton type ("*bf16", "*fp32", "i32", "fp32"), a tuple of them for an
+    argument that is a tuple. constants: constexpr arguments. aligned: run-time arguments that are multiples of 16 at
+    every launch, of a tuple all its entries. matrix: it has matrix products,
     so that matrix instructions must be present. span: the line of the spec that asked for it.
     """
 
@@ -23,8 +26,8 @@ class Kernel:
     source: str
     name: str
     role: str
-    signature: Mapping[str, str]
-    constants: Mapping[str, int | float | bool | str | None]
+    signature: Mapping[str, str | tuple[str, ...]]
+    constants: Mapping[str, Constant | tuple[Constant, ...]]
     aligned: tuple[str, ...]
     num_warps: int
     num_stages: int

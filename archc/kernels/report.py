@@ -63,6 +63,6 @@ def kernel_bounds(kernel: Kernel, kinds: Mapping[str, RecurrenceKind], target: T
     K, V, columns, heads = (value if isinstance(value, int) else None for value in sizes.values())
     if kind is None or K is None or V is None:
         return None
-    dtype = kernel.signature.get("q", "*bf16").removeprefix("*")
+    dtype = str(kernel.signature.get("q", "*bf16")).removeprefix("*")
     work = work_of(kind, kernel.role, K, V, columns, itemsize=4 if dtype == "fp32" else 2)
     return None if work is None else bounds(target, work, dtype=dtype, heads=heads or 1)

@@ -50,14 +50,19 @@ def compile_one(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     from triton.compiler import ASTSource
 
     kernel = getattr(_module(request["source"], request["file"], folder), request["name"])
-    constants = request["constants"]
-    signature = {name: request["signature"].get(name, "constexpr") for name in kernel.arg_names}
+    constants = {name: _tuples(value) for name, value in request["constants"].items()}
+    signature = {name: _tuples(request["signature"].get(name, "constexpr")) for name in kernel.arg_names}
     missing = [
         name for name in kernel.arg_names if name not in request["signature"] and name not in constants
     ]
     if missing:
         raise ValueError(f"arguments with neither a type nor a value: {', '.join(missing)}")
-    aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in request["aligned"]}
+    places = [
+        (kernel.arg_names.index(name), *entry)
+        for name in request["aligned"]
+        for entry in _entries(signature[name])
+    ]
+    aligned = {place: [["tt.divisibility", 16]] for place in places}
     log = io.StringIO()
     with contextlib.redirect_stdout(log):
         compiled = triton.compile(
@@ -73,6 +78,16 @@ def compile_one(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         return found | amd_facts(compiled.asm["amdgcn"])
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     return found | nvidia_facts(compiled.asm["ptx"], compiled.asm["cubin"], log.getvalue(), tools, folder)
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, which tuples became on the way here, as tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _entries(type_: str | tuple[str, ...]) -> list[tuple[int, ...]]:
+    """Where the parts of an argument lie in it."""
+    return [()] if isinstance(type_, str) else [(index,) for index in range(len(type_))]
 
 
 def _module(source: str, file: str, folder: Path) -> ModuleType:
