@@ -89,19 +89,41 @@ def diff(
 def bench(
     spec: SpecArgument,
     cpu: Annotated[bool, typer.Option("--cpu", help="Measure on this machine's CPU.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Measure on this machine's GPU.")] = False,
     weights: Annotated[
         str | None,
         typer.Option(
             "--weights",
-            help="A GGUF file, or an installed package that holds one: the peer gets the same weights.",
+            help="With --cpu: a GGUF file, or an installed package that holds one: the peer gets the same weights.",
         ),
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timings of each case.")] = 7,
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="With --gpu: what kernels are made for.")
+    ] = "h100",
+    only: Annotated[
+        str,
+        typer.Option(
+            "--only", help="With --gpu: these groups, comma between: operations, decode, model, layer."
+        ),
+    ] = "operations,decode,model,layer",
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1, help="With --gpu: wall time; cases beyond it are left out.")
+    ] = 540.0,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="With --gpu: write the JSON here after each case.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="With --gpu: cuda, or cpu to try it out.")] = "cuda",
+    tiny: Annotated[bool, typer.Option("--tiny", help="With --gpu: small cases, to try it out.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a model's speed, beside transformers with the same weights where a GGUF file is given."""
-    if not cpu:
-        raise typer.BadParameter("say where to measure: --cpu is what this version has")
+    """Measure a model's speed beside peers; on a GPU its operations as well."""
+    if cpu == gpu:
+        raise typer.BadParameter("say where to measure: --cpu or --gpu")
+    path = spec_path(spec)
+    if gpu:
+        _bench_gpu(path, target, only, seconds, rounds, save, device, tiny, as_json)
+        return
     path = spec_path(spec)
     with answering(as_json):
         file = Path(weights) if weights else None
@@ -127,3 +149,45 @@ def bench(
             if timing.ratio is not None:
                 line += f"  peer {timing.peer:9.1f} tokens/s  {timing.ratio:.2f} times the peer"
             print(line)
+
+
+def _bench_gpu(
+    path: Path,
+    target: str,
+    only: str,
+    seconds: float,
+    rounds: int,
+    save: Path | None,
+    device: str,
+    tiny: bool,
+    as_json: bool,
+) -> None:
+    from archc.cli.measure_gpu import GROUPS, lines, measure_gpu
+    from archc.kernels.targets import target_names
+
+    groups = tuple(only.split(","))
+    if unknown := [group for group in groups if group not in GROUPS]:
+        raise typer.BadParameter(f"there is no group {unknown[0]!r}; groups: {', '.join(GROUPS)}")
+    if target not in target_names():
+        raise typer.BadParameter(f"there is no target {target!r}; targets: {', '.join(target_names())}")
+    if device not in ("cuda", "cpu"):
+        raise typer.BadParameter("a device is cuda or cpu")
+    with answering(as_json):
+        from rich.console import Console
+
+        with Console(stderr=True, quiet=not sys.stderr.isatty()).status("measuring") as status:
+            found = measure_gpu(
+                path,
+                target=target,
+                device=device,
+                tiny=tiny,
+                seconds=seconds,
+                rounds=rounds,
+                groups=groups,
+                save=save,
+                tell=status.update,
+            )
+        if as_json:
+            print_json(found)
+        else:
+            print("\n".join(lines(found)))

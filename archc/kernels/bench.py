@@ -30,9 +30,18 @@ class Figure:
     peak_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A peer's time over ours in the same round: the median, the smallest and the largest."""
+
+    median: float
+    low: float
+    high: float
+
+
 @dataclass(slots=True)
 class Result:
-    """One case. The first side is ours; a ratio is another side's time over ours in the same round.
+    """One case. The first side is ours.
 
     why_not: why there are no figures, of a side by its name, of the whole case as "case".
     """
@@ -41,7 +50,7 @@ class Result:
     case: str
     what: str
     sides: dict[str, Figure] = field(default_factory=dict)
-    ratios: dict[str, Figure] = field(default_factory=dict)
+    ratios: dict[str, Ratio] = field(default_factory=dict)
     why_not: dict[str, str] = field(default_factory=dict)
     tokens_per_second: dict[str, float] = field(default_factory=dict)
     bandwidth_share: float | None = None  # of the copy bandwidth: the least bytes of the case over our time
@@ -182,15 +191,14 @@ def compare(
     ours = times[sides[0].name] if sides[0].name not in result.why_not else []
     for side in sides:
         if side.name not in result.why_not:
-            result.sides[side.name] = _figure(times[side.name], peaks[side.name])
+            taken = times[side.name]
+            figure = Figure(statistics.median(taken), min(taken), max(taken), peaks[side.name])
+            result.sides[side.name] = figure
             if ours and side is not sides[0]:
-                result.ratios[side.name] = _figure([b / a for a, b in zip(ours, times[side.name])])
+                ratios = [b / a for a, b in zip(ours, times[side.name])]
+                result.ratios[side.name] = Ratio(statistics.median(ratios), min(ratios), max(ratios))
     result.rounds = rounds
     return result
-
-
-def _figure(values: Sequence[float], peak: int | None = None) -> Figure:
-    return Figure(statistics.median(values), min(values), max(values), peak)
 
 
 def copies_for(device: torch.device, bytes_of_inputs: int) -> int:
