@@ -25,7 +25,7 @@ from archc.kernels.targets import Target
 from archc.output.load import cache_folder
 from archc.spec.diagnostics import MachineError
 
-SECONDS = 300.0  # for one kernel; one that takes longer is given up
+SECONDS = 120.0  # for one kernel; one that takes longer is given up
 
 _ROOT = Path(__file__).resolve().parents[2]
 _WORKER = Path(__file__).with_name("worker.py")

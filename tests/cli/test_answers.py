@@ -126,11 +126,6 @@ def test_a_misspelt_model_gets_a_suggestion(spec: str) -> None:
     assert "smollm2_135m" in run("check", "smolm2_135m").output
 
 
-def test_kernels_says_that_there_are_none_yet(spec: str) -> None:
-    done = run("kernels", spec)
-    assert done.exit_code == 3 and "no kernels" in done.stderr
-
-
 def test_explain_prints_the_page(spec: str) -> None:
     assert "edited by hand" in run("explain", "E901").stdout
     assert json.loads(run("explain", "e901", "--json").stdout)["code"] == "E901"
