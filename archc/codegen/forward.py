@@ -8,7 +8,9 @@ from archc.codegen.printer import Code, Printer, call
 from archc.codegen.reach import reached
 from archc.graph.types import Module, Node, Ref, ValueType
 from archc.kernels.producers import Chain, conv_groups
+from archc.kernels.select import Product, products
 from archc.operations.conv1d import Conv1d
+from archc.operations.norms import RmsNorm
 from archc.operations.registry import operations
 from archc.passes.share_caches import passed_on
 
@@ -16,7 +18,10 @@ INLINE = ("input", "static", "param")  # printed by name wherever they are used
 
 
 class ForwardWriter:
-    """The statements of one module, in `lines`; what it returns, in `result`."""
+    """The statements of one module, in `lines`; what it returns, in `result`.
+
+    `watched`: statements of values that kernels keep to themselves, for those who look at them.
+    """
 
     def __init__(self, module: Module, printer: Printer) -> None:
         self.module = module
@@ -26,6 +31,8 @@ class ForwardWriter:
         self.taken: set[str] = {"place", "mixer", "site"}
         self.arguments: list[str] = []
         self.lines: list[str] = []
+        self.watched: list[str] = []
+        self.products: dict[int, Product] = {}
         self.labels: dict[Ref, str] = {}
         for name, ref in self.graph.equations.items():
             self.labels.setdefault(ref, name)
@@ -52,7 +59,15 @@ class ForwardWriter:
         always = reached(self.graph, [self.graph.output, *self.graph.exports.values(), *carried])
         groups = conv_groups(self.graph, always) if self.printer.target is not None else []
         in_groups = {node.id: group for group in groups for chain in group for node in chain.nodes}
+        if self.printer.target is not None:
+            self.products = products(self.graph, always - set(in_groups))
+        inside = [node for product in self.products.values() for node in product.inside]
+        watched = [node for node in inside if Ref(node.id) in self.labels]
+        for node in watched:  # what they are made of gets a name
+            self.uses |= {ref: self.uses[ref] + 1 for ref in node.inputs}
         for node in self.graph.nodes:
+            if node in inside:
+                continue
             if node.id in in_groups:
                 self._beside(node, in_groups[node.id])
             elif node.id in always and node.op not in ("input", "before"):
@@ -70,6 +85,10 @@ class ForwardWriter:
             )
         if self.graph.losses or self.graph.updates:
             self._losses(always)
+        kept, self.lines = self.lines, self.watched
+        for node in watched:
+            self._statement(node)
+        self.lines = kept
         return result
 
     def _kept(self, name: str, ref: Ref) -> str:
@@ -96,11 +115,23 @@ class ForwardWriter:
 
     def _statement(self, node: Node) -> None:
         """Print a node."""
-        code = operations()[node.op].emit(node, [self.codes[ref] for ref in node.inputs], self.printer)
+        if node.id in self.products:
+            code = self._product(self.products[node.id])
+        else:
+            code = operations()[node.op].emit(node, [self.codes[ref] for ref in node.inputs], self.printer)
         if len(node.types) > 1:
             self._several(node, code)
         else:
             self._bind(node, code)
+
+    def _product(self, product: Product) -> Code:
+        """`self.y_norm(o, gate=z, activation="silu")`, or `glu(gate, up, "silu")`."""
+        value, gate = self.codes[product.value], self.codes[product.gate]
+        if product.norm is None:
+            self.printer.use("fused_glu", "glu")
+            return call("glu", gate, value, f'"{product.activation}"')
+        rmsnorm = cast(RmsNorm, operations()["rmsnorm"])
+        return rmsnorm.emit_gated(product.norm, value, gate, product.activation, self.printer)
 
     def _bind(self, node: Node, code: Code) -> None:
         """Print a node's value: as a statement if it is an equation or is used twice, else where it is used."""

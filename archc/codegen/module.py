@@ -83,7 +83,7 @@ class ModuleWriter:
             found.constructor.append(f"self.shared_slots = ({slots},)")
         found.states = state_lines(module, printer, lambda key: remembers(self.graph, key))
         printer.graph = module.subgraph
-        found.forward, found.result = forward.lines, forward.result
+        found.forward, found.result, found.watched = forward.lines, forward.result, forward.watched
         owners = [f"{name}: {class_}" for name, class_ in names.owners[module.key].items()]
         found.signature = ", ".join(["self", *forward.arguments, "place: Place", *owners])
         if module.subgraph.carried:  # evaluated token by token: it knows its values only

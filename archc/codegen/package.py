@@ -21,6 +21,7 @@ from archc.codegen.weights import declarations, initial_lines, owned_nodes
 from archc.data import data_folder
 from archc.graph.costs import Sizes
 from archc.graph.types import Graph, Module, Run
+from archc.kernels.select import FILES, WITH_KERNELS
 from archc.kernels.selftest_cases import recurrence_cases
 from archc.kernels.targets import Target
 from archc.operations.registry import operations, runtime_folder
@@ -33,6 +34,7 @@ NORMS = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}
 FUSED = {  # run-time sources of packages with kernels, in the folders of operations
     "fused_conv": "conv1d/fused.py",
     "conv_kernels": "conv1d/kernels.py",
+    **FILES,
 }
 
 
@@ -232,6 +234,7 @@ class _Package:
         """Prints the weights that a module leaves to the model into `constructor` and `initial`."""
         printer = Printer(module, self.letters, self._recurrence_function)
         printer.from_config = True
+        printer.target = self.target
         owned = [
             (graph, node) for graph, node in owned_nodes(module, "model") if node.name not in self.model_owned
         ]
@@ -264,9 +267,10 @@ class _Package:
         }
         for file, name in self.model_imports.union(*(view.imports for view in classes)):
             imports.setdefault(file, set()).add(name)
-        imports.setdefault("norm_modules", set()).add(NORMS[settings.norm])
-        if settings.embedding_norm is not None:
-            imports["norm_modules"].add(NORMS[settings.embedding_norm])
+        for norm in filter(None, (settings.norm, settings.embedding_norm)):
+            plain = ("norm_modules", NORMS[norm])
+            file, name = plain if self.target is None else WITH_KERNELS.get(plain, plain)
+            imports.setdefault(file, set()).add(name)
         if self.names.sites[self.graph_top()]:
             imports["place"].add("Sites")
         eps = repr(float(settings.norm_eps))

@@ -11,6 +11,7 @@ from archc.codegen.config import may_be_exact
 from archc.codegen.letters import RATE_AXES
 from archc.codegen.views import Names
 from archc.graph.types import Module, Node, Ref, ValueType
+from archc.kernels.select import WITH_KERNELS
 from archc.kernels.targets import Target
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
@@ -228,7 +229,9 @@ class Printer:
 
     def use(self, file: str, *names: str) -> None:
         """Say that the expression needs names of a run-time file."""
-        self.imports.update((file, name) for name in names)
+        for name in names:
+            plain = (file, name)
+            self.imports.add(plain if self.target is None else WITH_KERNELS.get(plain, plain))
 
     def member(self, node: Node) -> str:
         """The attribute of an operation that owns weights, on the object that owns them (language rule 10)."""

@@ -23,6 +23,7 @@ class ClassView:
     states: list[str] = field(default_factory=list)
     signature: str = ""  # empty: the class only holds weights
     forward: list[str] = field(default_factory=list)
+    watched: list[str] = field(default_factory=list)  # values that are only computed to be captured
     result: str = ""
     base: str = "nn.Module"
     returns: str = "Tensor"

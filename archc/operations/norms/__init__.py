@@ -80,12 +80,15 @@ class WeightedNorm(Norm):
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """`self.y_norm(x)`, or the function where there is no weight."""
+        return self._emit(node, inputs[0], printer)
+
+    def _emit(self, node: Node, x: Code, printer: Printer, **more: str | Code | None) -> Code:
         if node.attrs["weight"] is not None:
-            return call(printer.member(node), inputs[0])
+            return call(printer.member(node), x, **more)
         printer.use("norms", self.name)
         dims = len(node.attrs["over"])
         named = f"({', '.join(str(d) for d in range(-dims, 0))})" if dims > 1 else None
-        return call(self.name, inputs[0], eps=printer.number(node.attrs["eps"]), dims=named)
+        return call(self.name, x, eps=printer.number(node.attrs["eps"]), dims=named, **more)
 
     def declare(self, node: Node, printer: Printer) -> list[str]:
         """`self.y_norm = RMSNorm((n,), eps)`."""
@@ -121,6 +124,11 @@ class RmsNorm(WeightedNorm):
     title = "x / sqrt(mean(x^2) + eps) * weight"
     module = "RMSNorm"
     signature = Signature.parse("x, *, over: axes?, weight: axes?, eps: static?, init: init?")
+
+    def emit_gated(self, node: Node, x: Code, gate: Code, activation: str, printer: Printer) -> Code:
+        """`self.y_norm(x, gate=gate, activation="silu")`: times the activated gate, in packages with kernels."""
+        name = None if activation == "none" else f'"{activation}"'
+        return self._emit(node, x, printer, gate=gate, activation=name)
 
 
 class LayerNorm(WeightedNorm):

@@ -81,7 +81,8 @@ def rmsnorm_backward_kernel(
 
         if weight_ptr is not None:  # from a cache after the first time; there is no room for it in registers
             weight_at = weight_ptr + head * weight_head + w_W[None, :]
-            weight_1W = tl.load(weight_at, mask=(w_W < WIDTH)[None, :], other=0.0).to(tl.float32) + ZERO_CENTRED
+            weight_1W = tl.load(weight_at, mask=(w_W < WIDTH)[None, :], other=0.0).to(tl.float32)
+            weight_1W += ZERO_CENTRED
         rstd_T = tl.rsqrt(tl.sum(x_TW * x_TW, 1) / WIDTH + eps)  # computed again: cheaper than read
         n_TW = x_TW * rstd_T[:, None]
         if gate_ptr is not None:

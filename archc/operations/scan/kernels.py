@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK_T, BLOCK_C = 64, 32
-WARPS = 2 if torch.version.hip else 4  # 16 entries a thread
+WARPS = 4 if torch.version.hip else 8  # 8 entries a thread
 
 
 @triton.jit
@@ -26,9 +26,11 @@ def _then(factor, h, next_factor, next_h):
 def _span(cu_seqlens_ptr, n, T, N):
     """Where sequence n lies among all tokens, and its length. Number N of a packed row is what follows the last."""
     if cu_seqlens_ptr is None:
-        return n.to(tl.int64) * T, tl.cast(T, tl.int64)
-    start = tl.load(cu_seqlens_ptr + n).to(tl.int64)
-    stop = tl.load(cu_seqlens_ptr + n + 1, mask=n < N, other=T).to(tl.int64)
+        start = n.to(tl.int64) * T
+        stop = start + T
+    else:
+        start = tl.load(cu_seqlens_ptr + n).to(tl.int64)
+        stop = tl.load(cu_seqlens_ptr + n + 1, mask=n < N, other=T).to(tl.int64)
     return start, stop - start
 
 
@@ -42,6 +44,7 @@ def scan_kernel(
     start, length = _span(cu_seqlens_ptr, n, T, N)
     c_C = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     own_C = (c_C < CHANNELS) & (n < N)  # tokens after the last sequence count as zeros
+    # The decay may be the same for neighbours; INNER is 0 where it lies as x does.
     g_C = c_C if INNER == 0 else (c_C // INNER) * g_outer + (c_C % INNER) * g_inner
     g_start = g_ptr + (n.to(tl.int64) * g_row if cu_seqlens_ptr is None else start * g_token)
     h_C = tl.zeros((BLOCK_C,), tl.float32)
@@ -52,7 +55,8 @@ def scan_kernel(
         there_TC = (t_T < length)[:, None] & own_C[None, :]
         at_TC = ((start + t_T) * CHANNELS)[:, None] + c_C[None, :]
         x_TC = tl.load(x_ptr + at_TC, mask=there_TC, other=0.0).to(tl.float32)
-        g_TC = tl.load(g_start + (t_T * g_token)[:, None] + g_C[None, :], mask=there_TC, other=0.0).to(tl.float32)
+        g_at = g_start + (t_T * g_token)[:, None] + g_C[None, :]
+        g_TC = tl.load(g_at, mask=there_TC, other=0.0).to(tl.float32)
         factor_TC, h_TC = tl.associative_scan((tl.exp(g_TC), x_TC), 0, _then)
         h_TC += factor_TC * h_C[None, :]
         tl.store(h_ptr + at_TC, h_TC, mask=(t_T < length)[:, None] & (c_C < CHANNELS)[None, :])
@@ -67,7 +71,7 @@ def scan_backward_kernel(
     T, N, g_row, g_token, g_outer, g_inner,
     CHANNELS: tl.constexpr, INNER: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The same scan from the last token to the first: dx_t = dh_t + exp(g_{t+1}) dx_{t+1}, dg_t = dx_t exp(g_t) h_{t-1}."""
+    """The reverse, from the last token on: dx_t = dh_t + exp(g_{t+1}) dx_{t+1}, dg_t = dx_t exp(g_t) h_{t-1}."""
     n = tl.program_id(1)
     start, length = _span(cu_seqlens_ptr, n, T, N)
     c_C = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -122,7 +126,8 @@ def launch_scan(
 
 
 def launch_scan_backward(
-    dh_BTC: Tensor, dafter_NC: Tensor, g_BTOI: Tensor, h_BTC: Tensor, before_NC: Tensor | None, cu_seqlens: Tensor | None
+    dh_BTC: Tensor, dafter_NC: Tensor, g_BTOI: Tensor, h_BTC: Tensor,
+    before_NC: Tensor | None, cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of x, of g in the shape of x, and of `before_NC`, empty where there is none."""
     dx_BTC, dg_BTC = torch.empty_like(h_BTC), h_BTC.new_empty(h_BTC.shape, dtype=g_BTOI.dtype)
@@ -144,6 +149,7 @@ def _settings(
     batch, length, channels = x_BTC.shape
     n = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     programs = n if cu_seqlens is None else n + 1  # one for the tokens that belong to no sequence
-    inner = 0 if g_BTOI.shape[3] == channels and g_BTOI.stride(3) == 1 else g_BTOI.shape[3]  # 0: as x has them
+    as_x = g_BTOI.shape[3] == channels and g_BTOI.stride(3) == 1
+    inner = 0 if as_x else g_BTOI.shape[3]
     grid = triton.cdiv(channels, BLOCK_C), programs
     return grid, (length, n, *g_BTOI.stride()), (channels, inner, BLOCK_T, BLOCK_C)
