@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 
 import pytest
@@ -15,13 +16,16 @@ from archc.kernels.bytes import Minimum, Spent, exceeded, limits, minimum, spent
 from archc.kernels.counted import Counted, Launch
 from archc.kernels.counter import counting
 from archc.tiles.costs import count
-from archc.tiles.kind import RecurrenceKind
+from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.triton_decode import decode_source
+from archc.tiles.triton_source import Launch as Cut
+from archc.tiles.triton_source import kernels
 from archc.tiles.views import arguments
 from tests.tiles.cases import all_kinds, label
 
 HEADER = "import torch\nimport triton\nimport triton.language as tl\nfrom torch import Tensor\n\n\n"
 CLASSES = sorted({kind.core() for kind in all_kinds()}, key=label)
+CHUNKED = [kind for kind in CLASSES if form_of(kind).form == "chunk"]
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +111,71 @@ def test_a_decode_step_moves_its_arguments_and_the_state_once(
         o = kernels.decode_step(*given, S, 1.0)
     assert counted.others == []
     assert counted.distinct == sum(x.nbytes for x in [*given, o]) + 2 * S.nbytes
+
+
+# The limits, at K = V = 128 and one head: all that counts is per token and head. The lengths are one chunk, and as
+# many more as a state is kept for: the difference is what a long sequence costs.
+
+SCALAR = RecurrenceKind("head")
+GATED_DELTA = RecurrenceKind("head", "delta")
+CHANNEL = RecurrenceKind("key")
+CHANNEL_DELTA = RecurrenceKind("key", "delta")
+
+
+def emitted(
+    load: Callable[[str, str], ModuleType], kind: RecurrenceKind, K: int, V: int, columns: int
+) -> ModuleType:
+    launches = {"prepare": Cut(0, 4, 1), "walk": Cut(columns, 8, 1)}
+    name = f"{label(kind)}_{K}_{V}_{columns}"
+    return load(f"{name}_kernels", kernels(kind, name, [(K, V)], launches))
+
+
+@pytest.fixture(scope="module")
+def forward(load: Callable[[str, str], ModuleType]) -> Callable[[RecurrenceKind], Spent]:
+    """What a class's forward spends."""
+
+    @cache
+    def run(kind: RecurrenceKind) -> Spent:
+        module = emitted(load, kind, 128, 128, 128)
+        more = module.SEGMENT * module.CHUNK
+        runs, kept = [], []
+        for T in (module.CHUNK, module.CHUNK + more):
+            given = inputs(kind, T)
+            with counting() as counted:
+                _, _, *saved = module.chunk_forward(*given, None, None, 0.1)
+            runs.append(counted)
+            kept.append(saved)
+        return spent(*runs, more, tuple(kept))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [
+        (SCALAR, ("distinct", "requested", "FLOP", "saved")),
+        (GATED_DELTA, ("requested", "FLOP")),
+        (CHANNEL, ("distinct", "requested", "saved")),
+        (CHANNEL_DELTA, ("requested", "saved")),
+    ],
+    ids=["scalar decay", "gated delta", "channel decay", "gated delta with channel decay"],
+)
+def test_the_forward_keeps_its_limits(
+    forward: Callable[[RecurrenceKind], Spent], kind: RecurrenceKind, kept: tuple[str, ...]
+) -> None:
+    missed = exceeded(kind, 128, 128, forward(kind), None)
+    assert [line for line in missed if line.removeprefix("forward: ").startswith(kept)] == []
+
+
+@pytest.mark.parametrize("kind", CHUNKED, ids=label)
+def test_a_forward_stays_inside_its_arguments(
+    load: Callable[[str, str], ModuleType], kind: RecurrenceKind
+) -> None:
+    """Ragged and empty sequences beside one another, value columns in two blocks: no access outside, no race."""
+    module = emitted(load, kind, 16, 32, 16)
+    borders = torch.tensor([0, 0, 5, 75, 75, 80])
+    given = inputs(kind, 90, 16, 32)
+    state = torch.zeros(5, 1, 16, 32)
+    with counting() as counted:
+        module.chunk_forward(*given, state, borders, 0.1)
+    assert counted.requested <= 2 * counted.distinct
