@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# Words in tuples are wrapped in `tl.constexpr` where they are passed on: Triton 3.6 does not do so itself.
 LENGTHS = ["tokens", "length", "sequences"]  # of the call: a new value is no reason to compile again
 FORWARD_ENTRIES, FORWARD_STEPS = 1024, 16  # rows times columns of a program, and how many tokens a row walks
 BACKWARD_ENTRIES, BACKWARD_STEPS = (
@@ -213,7 +214,7 @@ def conv_forward(
         if (head >= 0) & (head < heads):
             forward_strips(
                 x[b], strides[b], weight[b], bias, past, y[b], b, sequence, cu_seqlens, tokens, length, sequences,
-                start_R, head, CHANNELS[b], SIZES[b], COLUMNS[b], ACTIVATIONS[b], NORMS[b], EPS[b], WIDTH, STEPS,
+                start_R, head, CHANNELS[b], SIZES[b], COLUMNS[b], tl.constexpr(ACTIVATIONS[b]), tl.constexpr(NORMS[b]), EPS[b], WIDTH, STEPS,
             )  # fmt: skip
         head -= heads
 
@@ -299,7 +300,7 @@ def conv_backward(
         if (head >= 0) & (head < heads):
             backward_strips(
                 dy[b], x[b], strides[b], weight[b], bias, past, dx[b], sums, b, sequence, cu_seqlens,
-                tokens, length, sequences, start_R, head, CHANNELS[b], SIZES[b], COLUMNS[b], ACTIVATIONS[b], NORMS[b],
+                tokens, length, sequences, start_R, head, CHANNELS[b], SIZES[b], COLUMNS[b], tl.constexpr(ACTIVATIONS[b]), tl.constexpr(NORMS[b]),
                 EPS[b], WIDTH, STEPS, ALL,
             )  # fmt: skip
         head -= heads
@@ -367,7 +368,7 @@ def conv_past_backward(
         if (head >= 0) & (head < heads):
             past_strips(
                 dy[b], x[b], strides[b], weight[b], bias, past, dpast[b], b, cu_seqlens, length, sequences, row_R,
-                head, CHANNELS[b], SIZES[b], COLUMNS[b], ACTIVATIONS[b], NORMS[b], EPS[b], WIDTH,
+                head, CHANNELS[b], SIZES[b], COLUMNS[b], tl.constexpr(ACTIVATIONS[b]), tl.constexpr(NORMS[b]), EPS[b], WIDTH,
             )  # fmt: skip
         head -= heads
 
