@@ -31,7 +31,8 @@ def prepared(kind: RecurrenceKind, program: TileProgram) -> list[Step]:
     return [
         step
         for step in program.steps
-        if step.operation == "invert" or (wanted and (step.result in wanted or step.operation == "cumulative"))
+        if step.operation == "invert"
+        or (wanted and (step.result in wanted or step.operation == "cumulative"))
     ]
 
 
@@ -97,7 +98,9 @@ class Lines:
     def row(self, row: Row) -> tuple[str, str]:
         """A row that meets the state: its tile `[C, K]`, and the factor a token that is left for outside."""
         if self.decay == "key" and row.exponent:
-            return self.load(f"{row.base}_{FACTORS[row.exponent]}_CK"), self.gate(row.scalar) if row.scalar else ""
+            return self.load(f"{row.base}_{FACTORS[row.exponent]}_CK"), self.gate(
+                row.scalar
+            ) if row.scalar else ""
         tile = self.load(f"{row.base}_CK")
         if not row.exponent or self.decay == "value":
             return tile, self.gate(row.scalar) if row.scalar else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from archc.data import data_folder
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
+from archc.tiles.program import Step
 from archc.tiles.triton_lines import Lines, prepared
 from archc.tiles.views import TITLES, arguments, definition, public_facts
 
 SEGMENT = 16
+INPUTS = ("q", "k", "v", "decay", "beta", "w", "r")
 BEFORE = {"in": "tl.cumsum(decay_CK, 0)", "before": "tl.cumsum(decay_CK, 0) - decay_CK"}
 
 
@@ -33,6 +35,7 @@ class KernelView:
 
     arguments: list[str]  # tensors of its own
     constants: list[str]
+    opening: list[str]  # descriptors of the tensors
     lines: list[str]
     update: list[str]
     value_blocks: bool = False
@@ -122,7 +125,7 @@ def walk_form(kind: RecurrenceKind) -> Walk:
     if any(step.result == "o" for step in ahead):
         walk.load("o_VC")
         walk.made.add("o")
-    body = walk.of([step for step in rest if step.operation != "update"])
+    body = walk.of(_short_lives([step for step in rest if step.operation != "update"]))
     update = walk.of([step for step in rest if step.operation == "update"])
     inputs = {argument.name for argument in arguments(kind)}
 
@@ -143,16 +146,23 @@ def walk_form(kind: RecurrenceKind) -> Walk:
     prepare = None
     if lines:
         reads = [name for name in names if any(tile.rsplit("_", 1)[0] == name for tile in first.loaded)]
-        heading = [_load(tile, "H") for tile in first.loaded] + [f"{n} = {t}" for n, t in first.factors.items()]
+        heading = [_load(tile) for tile in first.loaded] + [f"{n} = {t}" for n, t in first.factors.items()]
+        written = [tile for tile in walk.loaded if tile.rsplit("_", 1)[0] not in inputs]
         value_blocks = core.decay == "value"
         prepare = KernelView(
             [*reads, *buffers],
             _constants(reads, value_blocks),
-            [*(["dtype: tl.constexpr = q.dtype.element_ty"] if value_blocks else []), *heading, *lines, *stores],
+            _open([*first.loaded, *written]),
+            [
+                *(["dtype: tl.constexpr = q.dtype.element_ty"] if value_blocks else []),
+                *heading,
+                *lines,
+                *stores,
+            ],
             [],
             value_blocks,
         )
-    heading = [_load(tile, "H") for tile in walk.loaded] + [f"{n} = {t}" for n, t in walk.factors.items()]
+    heading = [_load(tile) for tile in walk.loaded] + [f"{n} = {t}" for n, t in walk.factors.items()]
     text = "\n".join([*lines, *body])
     helpers = [helper for helper in ("inverse", "pair", "apply") if f" {helper}(" in text]
     solved = "U" in program.axes
@@ -161,6 +171,7 @@ def walk_form(kind: RecurrenceKind) -> Walk:
         KernelView(
             [*walk_inputs, *buffers],
             [*_constants(walk_inputs, True), "SEGMENT: tl.constexpr", "INITIAL: tl.constexpr"],
+            _open([*walk.loaded, "out_VC", *(["U_VC"] if solved else [])]),
             [*heading, *body],
             update,
         ),
@@ -169,6 +180,17 @@ def walk_form(kind: RecurrenceKind) -> Walk:
         solved,
         helpers,
     )
+
+
+def _short_lives(steps: Sequence[Step]) -> list[Step]:
+    """The same steps so that few tiles live at once: what reads the state first, scores right before their use."""
+    ordered = [step for step in steps if step.operation == "read"]
+    waiting = {step.result: step for step in steps if step.operation == "pair"}
+    for step in steps:
+        if step.operation not in ("read", "pair"):
+            ordered += [waiting.pop(row.base) for row in step.operands if row.base in waiting]
+            ordered.append(step)
+    return ordered
 
 
 def _prepare_launch(form: Walk) -> str:
@@ -181,7 +203,18 @@ def _prepare_launch(form: Walk) -> str:
 
 def _walk_launch(form: Walk) -> str:
     solved = ["U"] if form.solved else []
-    given = [*form.walk.arguments, "state", "o", *solved, "states", "final", "cu_seqlens", "T", "scale"]
+    given = [
+        *form.walk.arguments,
+        "state",
+        "o",
+        *solved,
+        "states",
+        "final",
+        "cu_seqlens",
+        "slots",
+        "T",
+        "scale",
+    ]
     given += _given(form.walk)
     return f"walk[(blocks, N * H)]({', '.join(given)}, num_warps=WALK_WARPS, num_stages=WALK_STAGES)"
 
@@ -206,14 +239,21 @@ def _launch_constants(launches: dict[str, Launch]) -> list[str]:
 
 
 def _constants(inputs: Sequence[str], values: bool) -> list[str]:
-    names = ["H", *(f"{name}_heads" for name in inputs), "K", "BLOCK_K", *(["V", "COLUMNS"] if values else []), "C"]
+    names = [
+        "H",
+        *(f"{name}_heads" for name in inputs),
+        "K",
+        "BLOCK_K",
+        *(["V", "COLUMNS"] if values else []),
+        "C",
+    ]
     return [f"{name}: tl.constexpr" for name in [*names, "PACKED"]]
 
 
 def _buffer_name(tile: str) -> str:
-    """What a tile between the kernels is called as an argument: `q_in_CK` -> `q_in`, `o_VC` -> `inside`."""
+    """What a tile's tensor is called as an argument: `q_in_CK` -> `q_in`; of o, what `prepare` made is `inside`."""
     base = tile.rsplit("_", 1)[0]
-    return "inside" if base == "o" else base
+    return {"o": "inside", "out": "o"}.get(base, base)
 
 
 def _buffer(name: str, axes: str) -> str:
@@ -223,22 +263,34 @@ def _buffer(name: str, axes: str) -> str:
     return f"{name} = q.new_empty(B, T, H, {dict(CC='CHUNK', CK='K', CV='V')[axes]})"
 
 
-def _load(tile: str, heads: str) -> str:
+def _open(tiles: Iterable[str]) -> list[str]:
+    """Descriptors of the tensors that tiles come from or go to, one for each."""
+    lines = []
+    for tile in tiles:
+        base, axes = tile.rsplit("_", 1)
+        if axes in ("C", "K"):
+            continue
+        many = f"{base}_heads" if base in INPUTS else "H"
+        width, block = {"CK": ("K", "BLOCK_K"), "VC": ("V", "COLUMNS"), "JC": ("C", "C")}[axes]
+        name = _buffer_name(tile)
+        lines.append(f"{name}_tiles = tokens({name}, end, h, H, {many}, {width}, C, {block})")
+    return lines
+
+
+def _load(tile: str) -> str:
     """The line that loads a tile."""
     base, axes = tile.rsplit("_", 1)
-    many = f"{base}_heads" if base in ("q", "k", "v", "w", "r", "decay", "beta") else heads
-    place = f"{_buffer_name(tile)}, start, inside_C, h, H"
+    wide = ".to(tl.float32)" if base in ("decay", "o") else ""
+    name = _buffer_name(tile)
     match axes:
         case "C":
-            return f"{tile} = scalars({place}, {many})"
+            return f"{tile} = scalars({base}, start, inside_C, h, H, {base}_heads)"
         case "CK":
-            wide = ".to(tl.float32)" if base == "decay" else ""
-            return f"{tile} = rows({place}, {many}, K, BLOCK_K){wide}"
+            return f"{tile} = {name}_tiles.load([start, 0]){wide}"
         case "VC":
-            wide = ".to(tl.float32)" if base in ("decay", "o") else ""
-            return f"{tile} = columns({place}, {many}, value_V, V){wide}"
+            return f"{tile} = tl.trans({name}_tiles.load([start, column])){wide}"
         case "JC":
-            return f"{tile} = scores({place}, C)"
+            return f"{tile} = tl.trans({name}_tiles.load([start, 0]))"
         case _:
             number = "(first // C + n + (start - first) // C)"
             return f"{tile} = tl.load({base} + ({number} * H + h) * K + channel_K, mask=channel_K < K, other=0.0)"
@@ -251,18 +303,16 @@ def _store(first: Lines, tile: str) -> list[str]:
         first.load("decay_CK")
         return [
             "channel_K = tl.arange(0, BLOCK_K)",
-            f"at_K = {base} + (tl.program_id(0).to(tl.int64) * H + h) * K + channel_K",
+            f"at_K = {base} + (tl.program_id(0) * H + h) * K + channel_K",
             "tl.store(at_K, tl.sum(decay_CK, 0), mask=channel_K < K)",
         ]
+    name = _buffer_name(tile)
     if axes == "CK":
         row, factor = base.rsplit("_", 1)
         first.load(f"{row}_CK")
         first.load("decay_CK")
         exponent = BEFORE.get(factor, "tl.sum(decay_CK, 0)[None, :] - tl.cumsum(decay_CK, 0)")
-        name = first.factor(f"{factor}_CK", f"tl.exp({exponent})")
-        return [f"put_rows({base}, {row}_CK * {name}, start, inside_C, h, H, K, BLOCK_K)"]
-    if axes == "VC":
-        return [f"put_columns(inside, {tile}, start, inside_C, h, H, value_V, V)"]
-    return [f"put_scores({base}, {tile}, start, inside_C, h, H, C)"]
-
-
+        made = first.factor(f"{factor}_CK", f"tl.exp({exponent})")
+        return [f"{name}_tiles.store([start, 0], ({row}_CK * {made}).to({row}_CK.dtype))"]
+    column = "column" if axes == "VC" else "0"
+    return [f"{name}_tiles.store([start, {column}], tl.trans({tile}).to({name}.dtype.element_ty))"]
