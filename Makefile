@@ -9,7 +9,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check fix build docs library mutants environment clean
+.PHONY: help demo test test-slow check fix build docs library mutants kernels environment clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ library: environment ## hold every law against every mixer of the library, and r
 
 mutants: environment ## change one token at a time in templates, rules and library: each change must turn a test red
 	@$(BIN)/python -m pytest -q tests/mutants -m "slow or not slow"
+
+kernels: environment ## compile every class of recurrence for every target, and rebuild docs/kernels.md
+	@$(BIN)/python scripts/kernel_table.py
 
 environment:
 	@PYTHON="$(PYTHON)" PIP_FLAGS="$(PIP_FLAGS)" sh scripts/bootstrap.sh

@@ -59,7 +59,7 @@ def recurrence_kinds(graph: Graph) -> dict[str, RecurrenceKind]:
 def kernel_bounds(kernel: Kernel, kinds: Mapping[str, RecurrenceKind], target: Target) -> Bounds | None:
     """The bounds of a kernel of a recurrence; None of one whose work is not counted."""
     kind = kinds.get(kernel.file.removesuffix("_kernels.py"))
-    sizes = {name: kernel.constants.get(name) for name in ("K", "V", "BLOCK_V", "H")}
+    sizes = {name: kernel.constants.get(name) for name in ("K", "V", "COLUMNS", "H")}
     K, V, columns, heads = (value if isinstance(value, int) else None for value in sizes.values())
     if kind is None or K is None or V is None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from math import prod
 
 from archc.kernels.bounds import Work
@@ -12,6 +13,7 @@ from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import Step, TileProgram
 from archc.tiles.reverse import reverse
 from archc.tiles.schedule import schedule
+from archc.tiles.triton_lines import prepared
 
 _CUMULATIVE = ("decay", "G", "beta")  # rows that are float32 whatever the model's type
 
@@ -32,26 +34,28 @@ def work_of(
     ahead = forward(kind)
     if role in ("prepare", "walk"):
         program, state = ahead, "S_next"
-        plan = schedule(ahead, "S", state, stored=False)
+        made = {(step.result, step.operation) for step in prepared(kind, ahead)}
+        first = [step for step in ahead.steps if (step.result, step.operation) in made]
+        then = [step for step in ahead.steps if (step.result, step.operation) not in made]
     elif role in ("prepare_reverse", "reverse"):
         program, state = reverse(ahead), "dS"
         plan = schedule(program, "dS_next", state, stored=False)
+        first, then = list(plan.prepare), [*plan.walk, *plan.finish]
     else:
         return None
     sizes = {"C": kind.chunk, "K": K, "V": V}
-    first, then = plan.prepare, (*plan.walk, *plan.finish)
     walks = role in ("walk", "reverse")
     steps, others = (then, first) if walks else (first, then)
     if not steps:
         return Work(0.0, 0.0, 0.0, 0.0)
     C = kind.chunk
     share = (columns or V) / V
-    waiting = _leading_to(state, plan.walk) if walks else []
-    exponentials = _exponentials(program, kind.core().decay, sizes) / C if not walks else 0.0
+    waiting = _leading_to(state, then) if walks else []
+    own = replace(program, steps=tuple(steps))
     return Work(
         _bytes(steps, others, program, sizes, itemsize) / C,
         sum(_flops(step, program, sizes) for step in steps) / C,
-        exponentials,
+        _exponentials(own, kind.core().decay, sizes) / C,
         sum(_flops(step, program, sizes) for step in waiting) / C * share,
     )
 
