@@ -29,9 +29,11 @@ def _has_kernel(gate: Tensor, up: Tensor) -> bool:
 
 
 def _activated(gate: Tensor, activation: str) -> Tensor:
-    if activation == "gelu_tanh":
-        return F.gelu(gate, approximate="tanh")
-    return {"silu": F.silu, "gelu": F.gelu, "relu": F.relu, "sigmoid": torch.sigmoid}[activation](gate)
+    if activation in ("gelu", "gelu_tanh"):
+        return F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none")
+    if activation == "relu":
+        return F.relu(gate)
+    return torch.sigmoid(gate) if activation == "sigmoid" else F.silu(gate)
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::glu", mutates_args=(), device_types="cuda")

@@ -60,7 +60,9 @@ def _has_kernel(x: Tensor, gate: Tensor | None, dims: int) -> bool:
 
 
 def _activated(gate: Tensor, activation: str) -> Tensor:
-    return {"silu": F.silu, "sigmoid": torch.sigmoid}[activation](gate) if activation != "none" else gate
+    if activation == "none":
+        return gate
+    return torch.sigmoid(gate) if activation == "sigmoid" else F.silu(gate)
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::rmsnorm", mutates_args=(), device_types="cuda")

@@ -24,7 +24,7 @@ def _then(factor, h, next_factor, next_h):
 
 @triton.jit
 def _span(cu_seqlens_ptr, n, T, N):
-    """Where sequence n lies among all tokens, and its length. Number N of a packed row is what follows the last."""
+    """Where sequence n begins, and its length. Number N of a packed row are the tokens after the last one."""
     if cu_seqlens_ptr is None:
         start = n.to(tl.int64) * T
         stop = start + T
@@ -71,7 +71,7 @@ def scan_backward_kernel(
     T, N, g_row, g_token, g_outer, g_inner,
     CHANNELS: tl.constexpr, INNER: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The reverse, from the last token on: dx_t = dh_t + exp(g_{t+1}) dx_{t+1}, dg_t = dx_t exp(g_t) h_{t-1}."""
+    """The reverse, from the last token: dx_t = dh_t + exp(g_{t+1}) dx_{t+1}, dg_t = dx_t exp(g_t) h_{t-1}."""
     n = tl.program_id(1)
     start, length = _span(cu_seqlens_ptr, n, T, N)
     c_C = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
