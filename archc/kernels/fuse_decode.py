@@ -22,8 +22,9 @@ from archc.spec.axes import Axis
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.triton_decode import read_line, state_lines
 
-STATE = 32768  # elements of one head's state that the registers of one program hold: 64 a thread of 16 warps
-MASKS = {"K": "in_K", "V": "in_V", "KV": "in_KV", "C": "in_C"}
+GROUP = 32768  # elements of a state that several queries read: they are held at once
+TILE = 16384  # elements of any other state that are held at once: 64 a thread of 8 warps
+MASKS = {"K": "in_K", "V": "in_V", "P": "in_P", "KV": "in_KV", "C": "in_C"}
 
 
 class Unfused(Exception):
@@ -35,7 +36,8 @@ class At:
     """Which entries of a value a program has.
 
     `flat`: their places among all entries of a token. `index`: the same for each axis, None where the places are not
-    those of whole axes. `kind`: the axes of the tile: "" for a number, "K", "V", "KV", or "C" for channels.
+    those of whole axes. `kind`: the axes of the tile: "" for a number, "K", "V" for all values in blocks, "P" for those
+    of one block, "KV" for a block of the state, "C" for channels.
     """
 
     flat: str
@@ -127,7 +129,7 @@ def fused_source(found: Fused) -> str:
         number: place for place, number in enumerate(batched, 1)
     }  # joined matrices after the first ones
     return environment.get_template("kernels/decode_token.py.jinja").render(
-        view=found, helpers=HELPERS, batches=batches
+        view=found, helpers=HELPERS, batches=batches, tile=TILE
     )
 
 
@@ -150,7 +152,7 @@ class _Writer:
             self.labels.setdefault(ref, name)
         self.uses = {number: len(users) for number, users in self.graph.users().items()}
         self.tiles: dict[tuple[Ref, At], Tile] = {}
-        self.taken = {"b", "h", "g", "i", "S", "S_KV", "row", "result", "scale", "K_", "V_", "in_K", "in_V"}
+        self.taken = {*"bhgij", "S", "at_S", "S_KV", "o_V", "row", "result", "scale", "seen_V", "u_V"}
         self.read_at: dict[
             str, list[tuple[Node, At, str]]
         ] = {}  # of each convolution: where, and its input there
@@ -178,7 +180,7 @@ class _Writer:
         self.state_heads, self.heads = attrs["state_heads"], attrs["heads"]
         count = 1 if self.state_heads is None else self.sizes.axis(self.state_heads)
         rows, columns = (1 << (self.sizes.axis(axis) - 1).bit_length() for axis in (self.key, self.value))
-        if rows * columns > STATE:
+        if rows * (columns if self.kind.grouped else 16) > (GROUP if self.kind.grouped else TILE):
             raise Unfused(f"a state of {rows} x {columns} does not fit the registers of one program")
         self.count = count
         self.view = view = Fused(
@@ -251,65 +253,94 @@ class _Writer:
             raise Unfused(f"the matrix of `{node.name}` reads axes in another order")
 
     def _kernel(self) -> None:
-        """All lines of the kernel after the load of the state: the state's change, then (or before) the read.
+        """All lines of the kernel: operands, the state block by block, what follows the read.
 
-        What the read and all after it take stands in a loop where a group of queries reads one state.
+        Where a group of queries reads one state, it is one block, and what follows stands in a loop over them.
         """
+        grouped = self.kind.grouped
+        inner = self._operands()
+        if not grouped:
+            read = [f"o_V = tl.where(N_ == j, ({read_line(self._query())} * scale)[None, :], o_V)"]
+            self.block.append("o_V = tl.zeros([BLOCKS, COLUMNS], tl.float32)")
+        before, self.block = self.block, []
+        if grouped:
+            self.block.append("g = h * QUERIES + i")
+            self.block.append(f"o_V = ({read_line(self._query())} * scale)[None, :]")
+        tail = self._result()
+        if grouped:
+            count = f"{self._entries((self.heads,))} // {self._entries((self.state_heads,))}"
+            self.view.token.sizes["QUERIES"] = count
+            head = "for i in range(QUERIES):  # the queries of a group read one state"
+            read, tail = [head, *(f"    {line}" for line in tail)], []
+        update = [*inner, *state_lines(self.kind, self.names)]
+        walk = [
+            f"P_ = {'' if grouped else 'j * COLUMNS + '}tl.arange(0, COLUMNS)",
+            f"in_P = P_ < {self.view.value}",
+            "in_KV = in_K[:, None] & in_P[None, :]",
+            f"at_KV = at_S + (K_[:, None] * {self.view.value} + P_[None, :])",
+            "S_KV = tl.load(at_KV, in_KV, 0.0)",
+            *(read + update if self.kind.read == "exclusive" else update + read),
+            "tl.store(at_KV, S_KV, in_KV)",
+        ]
+        if not grouped:
+            head = "for j in range(BLOCKS):  # as many columns of the state as registers hold"
+            walk = [head, *(f"    {line}" for line in walk)]
+        self.view.lines = [*before, *walk, *tail]
+
+    def _result(self) -> list[str]:
+        """What follows the read, up to the operand of the last product."""
+        ref = Ref(self.recurrence.id)
+        self.tiles[ref, self._natural(self.recurrence.type, "V")] = Tile(Code("o_V"), "V", True)
         source = self.last.inputs[0]
         type_ = self.graph.type_of(source)
-        self._operands()
-        before, update = self.block, state_lines(self.kind, self.names)
-        self.block = ["g = h * QUERIES + i"] if self.kind.grouped else []
-        self._read()
         at = self._natural(type_, "V")
         if at.kind != "V":
             raise Unfused("the last product reads no values of the state")
         result = self._variable(source, self._tile(source, at), "result")
         self.view.output = self._entries(type_.axes)
         width = self._entries(type_.axes, True)
-        self.block.append(f"tl.store(result + b * {width} + {at.flat}, {result}, in_V)")
-        read = self.block
-        if self.kind.grouped:
-            self.view.token.sizes["QUERIES"] = (
-                f"{self._entries((self.heads,))} // {self._entries((self.state_heads,))}"
-            )
-            head = "for i in range(QUERIES):  # the queries of a group read one state"
-            read = [head, *(f"    {line}" for line in read)]
-        exclusive = self.kind.read == "exclusive"
-        self.view.lines = [*before, *(read + update if exclusive else update + read)]
+        return [*self.block, f"tl.store(result + b * {width} + {at.flat}, {result}, in_V)"]
 
-    def _operands(self) -> None:
-        """Tiles of what the recurrence changes its state with."""
+    def _operands(self) -> list[str]:
+        """Tiles of what the recurrence changes its state with; gives the lines that belong to a block of it."""
         attrs = self.recurrence.attrs
         decay = {"key": "K", "value": "V", "elementwise": "V" if self.kind.decay_rate else "KV"}
         kinds = {"k": "K", "v": "V", "beta": "", "erase_write": "K", "erase_read": "K", "decay_rate": "KV"}
         kinds |= dict.fromkeys(("decay", "decay_v"), decay.get(self.kind.decay, ""))
         short = {"erase_write": "w", "erase_read": "r", "decay_rate": "rate", "decay_v": "decay"}
         self.names: dict[str, str] = {}
+        inner: list[str] = []
+        outer = self.block
         for name, ref in zip(attrs["order"], self.recurrence.inputs):
             if name == "q":
                 self.query = ref
                 continue
-            tile = self._tile(ref, self._natural(self.graph.type_of(ref), kinds[name]))
-            if tile.kind != kinds[name]:
+            kind = kinds[name]
+            self.block = inner if kind == "KV" else outer
+            tile = self._tile(ref, self._natural(self.graph.type_of(ref), kind))
+            if tile.kind != kind:
                 raise Unfused(f"`{name}` is the same along an axis of the state")
             if name in ("k", "v", "erase_write", "erase_read"):
                 tile = self._clean(tile)
-            self.names[short.get(name, name)] = self._variable(ref, tile, name)
+            variable = self._variable(ref, tile, name)
+            if kind == "V":
+                block = self._fresh(f"{variable.removesuffix('_V')}_P")
+                one = variable if self.kind.grouped else f"tl.where(N_ == j, {variable}, 0.0)"
+                inner.append(f"{block} = tl.sum({one}, 0)")
+                variable = block
+            self.names[short.get(name, name)] = variable
+        self.block = outer
+        return inner
 
-    def _read(self) -> None:
-        """The line of `o_V`, from the state as it is."""
+    def _query(self) -> str:
+        """The tile that reads the state; its scale becomes an argument."""
         q = self._clean(self._tile(self.query, self._natural(self.graph.type_of(self.query), "K")))
-        name = self._variable(self.query, q, "q")
         scale = self.recurrence.attrs["scale"]
         if scale is None:
             self.arguments.numbers["scale"] = f"{self._launched(self.printer.size(self.key).at(12))} ** -0.5"
         else:
             self.arguments.numbers["scale"] = self._launched(self.printer.number(scale).text)
-        ref = Ref(self.recurrence.id)
-        variable = self._fresh(f"{self.labels.get(ref, 'o')}_V")
-        self.block.append(f"{variable} = {read_line(name)} * scale")
-        self.tiles[ref, self._natural(self.recurrence.type, "V")] = Tile(Code(variable), "V", True)
+        return self._variable(self.query, q, "q")
 
     def _shifts(self) -> None:
         """Who moves each history on: its only reader, after everything is read, or a launch of its own."""
@@ -399,7 +430,7 @@ class _Writer:
             if left and axis == left[-1]:
                 letter = ("K", "V")[len(left) - 1] if kind == "KV" else kind
                 index.append(
-                    f"{letter}_" if kind != "KV" else {"K": "K_[:, None]", "V": "V_[None, :]"}[letter]
+                    f"{letter}_" if kind != "KV" else {"K": "K_[:, None]", "V": "P_[None, :]"}[letter]
                 )
                 left.pop()
             else:
@@ -557,7 +588,7 @@ class _Writer:
         for operand in node.inputs:
             tile = self._tile(operand, self._part(node.type.axes, self.graph.type_of(operand).axes, at))
             code = tile.code
-            if at.kind == "KV" and tile.kind in ("K", "V"):
+            if at.kind == "KV" and tile.kind in ("K", "P"):
                 code = Code(f"{code.at(12)}{'[:, None]' if tile.kind == 'K' else '[None, :]'}")
             codes.append(code.at(form.operand))
             zeros.append(tile.zero or tile.kind == "")
@@ -573,7 +604,9 @@ class _Writer:
         if at.index is None:
             raise Unfused("operands of different axes among channels")
         index = tuple(at.index[axes.index(axis)] for axis in own)
-        kind = "".join(letter for letter in at.kind if any(f"{letter}_" in part for part in index))
+        letters = {"KV": "KP", "": ""}.get(at.kind, at.kind)
+        kind = "".join(letter for letter in letters if any(f"{letter}_" in part for part in index))
+        kind = {"KP": "KV"}.get(kind, kind)
         return self._at(own, tuple(self._alone_in_tile(part, kind, at.kind) for part in index), kind)
 
     def _alone_in_tile(self, part: str, kind: str, whole: str) -> str:
@@ -627,23 +660,20 @@ class _Writer:
 
     def _of_l2norm(self, node: Node, ref: Ref, at: At) -> Tile:
         x, _ = self._normed(node, at)
-        return Tile(
-            Code(f"{x} * tl.rsqrt(tl.sum({x} * {x}, 0) + {self._number(node.attrs['eps'])})", 9),
-            at.kind,
-            True,
-        )
+        text = f"{x} * tl.rsqrt({_sum(f'{x} * {x}', at.kind)} + {self._number(node.attrs['eps'])})"
+        return Tile(Code(text, 9), at.kind, True)
 
     def _of_rmsnorm(self, node: Node, ref: Ref, at: At) -> Tile:
         x, size = self._normed(node, at)
-        text = f"{x} * tl.rsqrt(tl.sum({x} * {x}, 0) / {size} + {self._number(node.attrs['eps'])})"
+        text = f"{x} * tl.rsqrt({_sum(f'{x} * {x}', at.kind)} / {size} + {self._number(node.attrs['eps'])})"
         return self._weighted(node, text, at, False)
 
     def _of_layernorm(self, node: Node, ref: Ref, at: At) -> Tile:
         x, size = self._normed(node, at)
         centred = self._fresh(f"{x.rstrip('_')}_centred")
-        self.block.append(f"{centred} = tl.where({MASKS[at.kind]}, {x} - tl.sum({x}, 0) / {size}, 0.0)")
+        self.block.append(f"{centred} = tl.where({MASKS[at.kind]}, {x} - {_sum(x, at.kind)} / {size}, 0.0)")
         eps = self._number(node.attrs["eps"])
-        text = f"{centred} * tl.rsqrt(tl.sum({centred} * {centred}, 0) / {size} + {eps})"
+        text = f"{centred} * tl.rsqrt({_sum(f'{centred} * {centred}', at.kind)} / {size} + {eps})"
         return self._weighted(node, text, at, bool(node.attrs["bias"]))
 
     def _weighted(self, node: Node, text: str, at: At, bias: bool) -> Tile:
@@ -673,5 +703,10 @@ class _Writer:
             raise Unfused(f"`{node.op}` over an axis that no program has whole")
         inner = self._natural(type_, "K" if over[0] == self.key else "V")
         x = self._clean(self._tile(node.inputs[0], inner))
-        text = f"tl.sum({x.code.text}, 0)"
+        text = _sum(x.code.text, inner.kind)
         return Tile(Code(f"{text} / {size}", 9) if size else Code(text), "", False)
+
+
+def _sum(text: str, kind: str) -> str:
+    """The sum over a tile: values stand in blocks."""
+    return f"tl.sum({text})" if kind == "V" else f"tl.sum({text}, 0)"

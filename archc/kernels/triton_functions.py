@@ -110,27 +110,27 @@ def square(x):
     "seen_before": '''
 @triton.jit
 def seen_before(past, b, at, inside, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
-    """The inputs of a convolution before this token, oldest first: `[width - 1, channels]`, padded by zeros."""
-    j = tl.arange(0, triton.next_power_of_2(WIDTH))[:, None]
-    rows = past + (b * (WIDTH - 1) + j) * CHANNELS + at[None, :]
-    return tl.load(rows, (j < WIDTH - 1) & inside[None, :], 0.0).to(tl.float32)
+    """The inputs of a convolution before this token, oldest first, each with zeros outside of the mask."""
+    seen = ()
+    for j in tl.static_range(WIDTH - 1):
+        seen = seen + (tl.load(past + (b * (WIDTH - 1) + j) * CHANNELS + at, inside, 0.0),)
+    return seen
 ''',
     "causal_conv": '''
 @triton.jit
 def causal_conv(x, seen, weight, at, inside, WIDTH: tl.constexpr):
     """A causal depthwise convolution at one token: the last tap meets the token itself."""
-    j = tl.arange(0, triton.next_power_of_2(WIDTH))[:, None]
-    taps = tl.load(weight + at[None, :] * WIDTH + j, (j < WIDTH - 1) & inside[None, :], 0.0).to(tl.float32)
-    last = tl.load(weight + at * WIDTH + WIDTH - 1, inside, 0.0).to(tl.float32)
-    return tl.sum(seen * taps, 0) + x * last
+    y = x * tl.load(weight + at * WIDTH + WIDTH - 1, inside, 0.0).to(tl.float32)
+    for j in tl.static_range(WIDTH - 1):
+        y += seen[j].to(tl.float32) * tl.load(weight + at * WIDTH + j, inside, 0.0).to(tl.float32)
+    return y
 ''',
     "shift_in": '''
 @triton.jit
 def shift_in(x, seen, past, b, at, inside, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
     """Move a convolution's past on by one token, in place."""
-    j = tl.arange(0, triton.next_power_of_2(WIDTH))[:, None]
-    rows = past + (b * (WIDTH - 1) + j - 1) * CHANNELS + at[None, :]
-    tl.store(rows, seen, (j > 0) & (j < WIDTH - 1) & inside[None, :])
+    for j in tl.static_range(WIDTH - 2):
+        tl.store(past + (b * (WIDTH - 1) + j) * CHANNELS + at, seen[j + 1], inside)
     tl.store(past + (b * (WIDTH - 1) + WIDTH - 2) * CHANNELS + at, x, inside)
 ''',
 }
