@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 
 from archc.kernels.counter import counting
+from archc.pipeline import build
+from tests.laws.subjects import LIBRARY
+from tests.support.packages import import_folder, randomise
+from tests.support.packages import package as package_of
 
 FILES = {
     "fused_conv": "archc/operations/conv1d/fused.py",
@@ -302,3 +306,38 @@ def test_operation(package: SimpleNamespace, borders: list[int] | None, extra: b
         return tuple(package.fused_conv._forward(*groups, *given[4:]))
 
     assert torch.autograd.gradcheck(run, flat)
+
+
+def test_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A package whose operation runs the kernels gives the logits and the gradients of one without them."""
+    spec = LIBRARY["gated_deltanet"]
+    build(spec, tmp_path / "gpu", target="h100")
+    module = import_folder(tmp_path / "gpu", "gpu_interpreted")
+    fused = importlib.import_module("gpu_interpreted.fused_conv")
+    kernels = importlib.import_module("gpu_interpreted.conv_kernels")
+    monkeypatch.setattr(kernels, "FORWARD_STEPS", 4)
+    monkeypatch.setattr(kernels, "BACKWARD_STEPS", 5)
+    monkeypatch.setattr(fused, "_has_kernel", lambda branch: True)
+    for operation in (fused._forward, fused._backward, fused._last):
+        operation.register_kernel("cpu")(operation._backend_fns["cuda"])
+    mine, theirs = module.Model(module.Config(n_layers=1)), package_of(spec)
+    theirs = theirs.Model(theirs.Config(n_layers=1))
+    randomise(theirs)
+    mine.load_state_dict(theirs.state_dict())
+    tokens = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(5))
+    with counting() as counted:
+        logits = mine(tokens)
+        logits.square().mean().backward()
+    assert [launch.name for launch in counted.launches if "conv" in launch.name] == [
+        "conv_forward",
+        "conv_backward",
+    ]
+    want = theirs(tokens)
+    want.square().mean().backward()
+    torch.testing.assert_close(logits, want)
+    for (name, a), b in zip(mine.named_parameters(), theirs.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, msg=lambda text, name=name: f"{name}: {text}")
+    with torch.no_grad():
+        state = mine.init_state(batch_size=2)
+        pieces = torch.cat([mine(piece, state=state) for piece in tokens.split([2, 1, 6], 1)], 1)
+    torch.testing.assert_close(pieces, want.detach())

@@ -54,7 +54,8 @@ def conv_act_norm(place: Place, *branches: Conv) -> tuple[Tensor, ...]:
     x = [branch.x.flatten(2) for branch in branches]
     weight = [branch.conv.weight.to(branch.x.dtype) for branch in branches]
     bias = [branch.conv.bias.to(branch.x.dtype) for branch in branches if branch.conv.bias is not None]
-    past = [before for branch in branches if (before := place.read(branch.key)) is not None]
+    kept = [place.read(branch.key) for branch in branches]
+    past = [before for before in kept if before is not None]
     heads = [branch.x.shape[-1] for branch in branches]
     steps = ", ".join(f"{branch.activation} {_norm(branch)}" for branch in branches)
     eps = [branch.l2norm or branch.rmsnorm or 0.0 for branch in branches]

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="import-untyped,import-not-found,no-untyped-def,no-untyped-call,untyped-decorator,misc,assignment"
+# mypy: disable-error-code="import,no-untyped-def,no-untyped-call,untyped-decorator,misc,assignment"
 """Causal depthwise convolutions with what follows them, several side by side in one launch.
 
 Each branch computes `y = norm(activation(bias + sum_j weight[:, j] x_{t - width + 1 + j}))`, the norm within heads of
@@ -214,7 +214,8 @@ def conv_forward(
         if (head >= 0) & (head < heads):
             forward_strips(
                 x[b], strides[b], weight[b], bias, past, y[b], b, sequence, cu_seqlens, tokens, length, sequences,
-                start_R, head, CHANNELS[b], SIZES[b], COLUMNS[b], tl.constexpr(ACTIVATIONS[b]), tl.constexpr(NORMS[b]), EPS[b], WIDTH, STEPS,
+                start_R, head, CHANNELS[b], SIZES[b], COLUMNS[b], tl.constexpr(ACTIVATIONS[b]),
+                tl.constexpr(NORMS[b]), EPS[b], WIDTH, STEPS,
             )  # fmt: skip
         head -= heads
 
@@ -300,8 +301,8 @@ def conv_backward(
         if (head >= 0) & (head < heads):
             backward_strips(
                 dy[b], x[b], strides[b], weight[b], bias, past, dx[b], sums, b, sequence, cu_seqlens,
-                tokens, length, sequences, start_R, head, CHANNELS[b], SIZES[b], COLUMNS[b], tl.constexpr(ACTIVATIONS[b]), tl.constexpr(NORMS[b]),
-                EPS[b], WIDTH, STEPS, ALL,
+                tokens, length, sequences, start_R, head, CHANNELS[b], SIZES[b], COLUMNS[b],
+                tl.constexpr(ACTIVATIONS[b]), tl.constexpr(NORMS[b]), EPS[b], WIDTH, STEPS, ALL,
             )  # fmt: skip
         head -= heads
         sums += CHANNELS[b]
@@ -368,7 +369,8 @@ def conv_past_backward(
         if (head >= 0) & (head < heads):
             past_strips(
                 dy[b], x[b], strides[b], weight[b], bias, past, dpast[b], b, cu_seqlens, length, sequences, row_R,
-                head, CHANNELS[b], SIZES[b], COLUMNS[b], tl.constexpr(ACTIVATIONS[b]), tl.constexpr(NORMS[b]), EPS[b], WIDTH,
+                head, CHANNELS[b], SIZES[b], COLUMNS[b], tl.constexpr(ACTIVATIONS[b]), tl.constexpr(NORMS[b]),
+                EPS[b], WIDTH,
             )  # fmt: skip
         head -= heads
 
