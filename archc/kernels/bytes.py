@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 from archc.kernels.counted import Counted
 from archc.tiles.costs import count
 from archc.tiles.kind import RecurrenceKind
+from archc.tiles.triton_source import SEGMENT, walk_form
 from archc.tiles.views import arguments
 
 Schedule = Literal["walk", "parallel"]
@@ -100,6 +101,33 @@ def minimum(
     )
     output = V * itemsizes.get("o", itemsizes.get("v", itemsize))
     return Minimum(inputs + output, 2 * inputs + output)
+
+
+def planned(
+    kind: RecurrenceKind, K: int, V: int, itemsize: int = 2, segment: int = SEGMENT
+) -> dict[str, float]:
+    """Bytes of each kernel of a class's forward: every tensor once; and a state for each `segment` chunks.
+
+    With as many value columns in a program as there are, the counter finds exactly this.
+    """
+    form = walk_form(kind)
+    C = kind.chunk
+    sizes = {"B": 1, "T": 1, "H": 1, "K": K, "V": V}
+    size = {
+        argument.name: prod(sizes[axis] for axis in argument.axes)
+        * (4 if argument.name == "decay" else itemsize)
+        for argument in arguments(kind)
+    }
+    between = {"CC": itemsize * C, "CK": itemsize * K, "CV": itemsize * V, "K": 4 * K / C}
+    buffers = {name: between[axes] for name, axes in form.buffers.items()}
+    results = itemsize * V * (2 if form.solved else 1) + 4 * K * V / (segment * C)
+    # Where `prepare` has decayed the queries, the walk is handed q for its type only.
+    unread = {"q"} if {"q_in", "q_before"} & buffers.keys() else set()
+    read = [name for name in form.walk.arguments if name not in unread]
+    walk = sum((size | buffers)[name] for name in read) + results
+    if form.prepare is None:
+        return {"walk": walk}
+    return {"prepare": sum((size | buffers)[name] for name in form.prepare.arguments), "walk": walk}
 
 
 def spent(

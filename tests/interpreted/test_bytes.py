@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from archc.kernels.bytes import Minimum, Spent, exceeded, limits, minimum, spent
+from archc.kernels.bytes import Minimum, Spent, exceeded, limits, minimum, planned, spent
 from archc.kernels.counted import Counted, Launch
 from archc.kernels.counter import counting
 from archc.tiles.costs import count
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.triton_decode import decode_source
+from archc.tiles.triton_source import SEGMENT, kernels
 from archc.tiles.triton_source import Launch as Cut
-from archc.tiles.triton_source import kernels
 from archc.tiles.views import arguments
 from tests.tiles.cases import all_kinds, label
 
@@ -123,11 +123,16 @@ CHANNEL_DELTA = RecurrenceKind("key", "delta")
 
 
 def emitted(
-    load: Callable[[str, str], ModuleType], kind: RecurrenceKind, K: int, V: int, columns: int
+    load: Callable[[str, str], ModuleType],
+    kind: RecurrenceKind,
+    K: int,
+    V: int,
+    columns: int,
+    segment: int = SEGMENT,
 ) -> ModuleType:
     launches = {"prepare": Cut(0, 4, 1), "walk": Cut(columns, 8, 1)}
-    name = f"{label(kind)}_{K}_{V}_{columns}"
-    return load(f"{name}_kernels", kernels(kind, name, [(K, V)], launches))
+    name = f"{label(kind)}_{K}_{V}_{columns}_{segment}"
+    return load(f"{name}_kernels", kernels(kind, name, [(K, V)], launches, segment=segment))
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +184,22 @@ def test_a_forward_stays_inside_its_arguments(
     with counting() as counted:
         module.chunk_forward(*given, state, borders, 0.1)
     assert counted.requested <= 2 * counted.distinct
+
+
+@pytest.mark.parametrize("kind", CHUNKED, ids=label)
+def test_the_forward_moves_what_is_planned(
+    load: Callable[[str, str], ModuleType], kind: RecurrenceKind
+) -> None:
+    """Launch by launch and to the byte, with a state for every chunk."""
+    module = emitted(load, kind, 16, 32, 32, segment=1)
+    launches = []
+    for T in (64, 128):
+        given = inputs(kind, T, 16, 32)
+        with counting() as counted:
+            module.chunk_forward(*given, None, None, 0.1)
+        assert counted.others == []
+        launches.append({launch.name: launch for launch in counted.launches})
+    short, long = launches
+    found = {name: (long[name].distinct - short[name].distinct) / 64 for name in long}
+    assert found == planned(kind, 16, 32, segment=1)
+    assert all(launch.requested == launch.distinct for launch in long.values())
