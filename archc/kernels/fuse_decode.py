@@ -6,99 +6,42 @@ a module of the graph       what lies between its first matrices and its last on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from archc.codegen.printer import Code, Printer, decimal
+from archc.codegen.printer import Code
 from archc.data import data_folder
-from archc.graph.costs import Sizes
-from archc.graph.types import Module, Node, Ref, ValueType
-from archc.kernels.triton_functions import FUNCTIONS, HELPERS
-from archc.spec import expressions as ex
-from archc.spec.axes import Axis
-from archc.tiles.kind import RecurrenceKind
+from archc.graph.types import Graph, Module, Node, Ref
+from archc.kernels.fuse_tiles import At, Fused, Product, Tile, Tiles, Unfused, argument
+from archc.kernels.kernel import Constant, Kernel
+from archc.kernels.triton_functions import HELPERS
 from archc.tiles.triton_decode import read_line, state_lines
 
 GROUP = 32768  # elements of a state that several queries read: they are held at once
 TILE = 16384  # elements of any other state that are held at once: 64 a thread of 8 warps
-MASKS = {"K": "in_K", "V": "in_V", "P": "in_P", "KV": "in_KV", "C": "in_C"}
+
+_HEADER = """# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,index,operator,misc"
+\"\"\"One decoded token of a mixer in a few launches.
+
+Axes: B sequences, D width of the model, K and V the two axes of a head's state S. b is the program's sequence, h its
+head; K_ and V_ are the places of a tile, in_K and in_V whether they exist.
+\"\"\"
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+
+from .place import Place
 
 
-class Unfused(Exception):
-    """A module that keeps its torch form, with the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class At:
-    """Which entries of a value a program has.
-
-    `flat`: their places among all entries of a token. `index`: the same for each axis, None where the places are not
-    those of whole axes. `kind`: the axes of the tile: "" for a number, "K", "V" for all values in blocks, "P" for those
-    of one block, "KV" for a block of the state, "C" for channels.
-    """
-
-    flat: str
-    index: tuple[str, ...] | None
-    kind: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """A value in the kernel. `zero`: places outside of the mask hold zero."""
-
-    code: Code
-    kind: str
-    zero: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """A matrix of the mixer: its attribute, its entries as an expression of the mixer's numbers, its bias."""
-
-    name: str
-    entries: str
-    size: int
-    bias: bool
-    source: str = ""  # the product that it multiplies; empty for the mixer's input
-    inputs: int = 0
-
-
-@dataclass(slots=True)
-class Arguments:
-    """What one kernel takes, in order: each name with what the launcher passes for it."""
-
-    products: dict[str, str] = field(default_factory=dict)
-    histories: dict[str, str] = field(default_factory=dict)  # the pasts of convolutions
-    parameters: dict[str, str] = field(default_factory=dict)
-    numbers: dict[str, str] = field(default_factory=dict)  # in float32
-    sizes: dict[str, str] = field(default_factory=dict)  # constexpr
-
-
-@dataclass(slots=True)
-class Fused:
-    """What the template shows."""
-
-    name: str
-    title: str
-    kind: RecurrenceKind
-    first: list[Product] = field(default_factory=list)  # of the input, as one matrix
-    second: list[list[Product]] = field(default_factory=list)  # of those, each group as one batched product
-    last: str = ""  # the output's matrix
-    token: Arguments = field(default_factory=Arguments)
-    shift: Arguments = field(default_factory=Arguments)
-    lines: list[str] = field(default_factory=list)
-    shift_lines: list[str] = field(default_factory=list)
-    channels: str = ""  # of the largest history that several heads read
-    state: str = ""
-    heads: str = ""  # of the state
-    key: str = ""
-    value: str = ""
-    output: str = ""  # entries of a token of the kernel's result
-    helpers: list[str] = field(default_factory=list)
-    launches: int = 0
+"""
 
 
 def fuse_decode(module: Module) -> Fused | None:
@@ -129,7 +72,7 @@ def fused_source(found: Fused) -> str:
         number: place for place, number in enumerate(batched, 1)
     }  # joined matrices after the first ones
     return environment.get_template("kernels/decode_token.py.jinja").render(
-        view=found, helpers=HELPERS, batches=batches, tile=TILE
+        view=found, helpers=HELPERS, batches=batches, tile=TILE, argument=argument
     )
 
 
@@ -139,57 +82,73 @@ def joined_names(found: Fused) -> list[list[str]]:
     return [[product.name for product in found.first], *batches]
 
 
-class _Writer:
+def module_file(module: Module) -> str:
+    """The file of a package that holds a mixer's fused token."""
+    return f"{module.key}_token_kernels"
+
+
+def module_source(found: Fused) -> str:
+    """The whole text of that file."""
+    return _HEADER + fused_source(found)
+
+
+def token_kernels(graph: Graph, dtype: str = "bf16") -> list[Kernel]:
+    """The kernels of all fused tokens of a model, as they are compiled ahead of time."""
+    kernels = []
+    for module in graph.modules.values():
+        found = fuse_decode(module)
+        if found is None:
+            continue
+        span = next(node.span for node in module.subgraph.nodes if node.op == "recurrence")
+        source, file = module_source(found), f"{module_file(module)}.py"
+        rows, width = (
+            1 << (found.token.values.get(name, 1) - 1).bit_length() for name in (found.key, found.value)
+        )
+        columns = width if found.kind.grouped else min(width, max(TILE // rows, 16))
+        cut: dict[str, Constant] = {"BLOCK_K": rows, "BLOCKS": width // columns, "COLUMNS": columns}
+        warps = min(16, max(4, rows * columns // 2048))
+        ragged = {product.variable for product in found.first if product.size % 16}
+        for name, arguments, constants, num_warps in (
+            ("token_kernel", found.token, cut, warps),
+            ("shift_kernel", found.shift, {"BLOCK": 256}, 2),
+        ):
+            if name == "shift_kernel" and not found.shift_lines:
+                continue
+            pointers = [*arguments.products, *arguments.histories, *arguments.parameters]
+            signature = {
+                **dict.fromkeys(pointers, f"*{dtype}"),
+                **dict.fromkeys(arguments.float32, "*fp32"),
+                "row": "i32",
+                **({"S": "*fp32", "result": f"*{dtype}"} if name == "token_kernel" else {}),
+                **dict.fromkeys(arguments.numbers, "fp32"),
+            }
+            aligned = tuple(key for key in signature if signature[key] != "fp32" and key not in ragged)
+            kernels.append(
+                Kernel(
+                    file,
+                    source,
+                    name,
+                    "decode",
+                    signature,
+                    {**arguments.values, **constants},
+                    aligned,
+                    num_warps,
+                    1,
+                    matrix=False,
+                    span=span,
+                )  # fmt: skip
+            )
+    return kernels
+
+
+class _Writer(Tiles):
     """Writes the kernel of one module, from its last product back to its first ones."""
-
-    def __init__(self, module: Module) -> None:
-        self.module = module
-        self.graph = module.subgraph
-        self.sizes = Sizes(module.values)
-        self.printer = Printer(module, {}, lambda kind: "")
-        self.labels: dict[Ref, str] = {}
-        for name, ref in self.graph.equations.items():
-            self.labels.setdefault(ref, name)
-        self.uses = {number: len(users) for number, users in self.graph.users().items()}
-        self.tiles: dict[tuple[Ref, At], Tile] = {}
-        self.taken = {*"bhgij", "S", "at_S", "S_KV", "o_V", "row", "result", "scale", "seen_V", "u_V"}
-        self.read_at: dict[
-            str, list[tuple[Node, At, str]]
-        ] = {}  # of each convolution: where, and its input there
-        self.functions: dict[str, None] = {}
-        self.block: list[str] = []
-        self.places: dict[str, str] = {}  # of a head's entries: expression -> name
-        self.shared: list[Node] = []
-
-    # -- the whole ------------------------------------------------------------------------------------------
 
     def fused(self) -> Fused:
         """Raises Unfused where the module has something that stands in no kernel."""
-        graph = self.graph
-        if graph.exports or graph.losses or graph.updates or graph.carried or self.module.slots:
-            raise Unfused("other layers or a loss read values of this mixer")
-        found = [node for node in graph.nodes if node.op == "recurrence"]
-        if len(found) != 1:
-            raise Unfused(f"{len(found)} recurrences, not one")
-        self.recurrence = found[0]
-        self.kind: RecurrenceKind = self.recurrence.attrs["kind"]
-        if self.kind.factors or self.kind.normalize != "none":
-            raise Unfused("factors and normalisers take several steps a token")
-        attrs = self.recurrence.attrs
-        self.key, self.value = attrs["key"], attrs["value"]
-        self.state_heads, self.heads = attrs["state_heads"], attrs["heads"]
-        count = 1 if self.state_heads is None else self.sizes.axis(self.state_heads)
         rows, columns = (1 << (self.sizes.axis(axis) - 1).bit_length() for axis in (self.key, self.value))
         if rows * (columns if self.kind.grouped else 16) > (GROUP if self.kind.grouped else TILE):
             raise Unfused(f"a state of {rows} x {columns} does not fit the registers of one program")
-        self.count = count
-        self.view = view = Fused(
-            self.recurrence.name, self.module.body.title or self.module.body.name, self.kind
-        )
-        self.arguments = view.token
-        view.heads = "1" if self.state_heads is None else self._size(self.state_heads)
-        view.key, view.value = self._size(self.key), self._size(self.value)
-        self.taken |= set(view.token.sizes)
         self._find_products()
         self._kernel()
         self._shifts()
@@ -197,7 +156,6 @@ class _Writer:
 
     def _find_products(self) -> None:
         """The matrices over the input, those over their results, and the last one."""
-        self.products: dict[str, Product] = {}
         inputs = set(self.graph.inputs.values())
         if len(inputs) != 1:
             raise Unfused("the mixer has several inputs")
@@ -240,7 +198,7 @@ class _Writer:
         self.view.first = [
             *wide, *(self.products[name] for name in dict.fromkeys(order)), *(p for p in rest if p not in wide)
         ]  # fmt: skip
-        self.taken |= set(self.products)
+        self.taken |= {product.variable for product in self.products.values()}
 
     def _plain(self, node: Node) -> None:
         attrs = node.attrs
@@ -267,9 +225,10 @@ class _Writer:
             self.block.append("g = h * QUERIES + i")
             self.block.append(f"o_V = ({read_line(self._query())} * scale)[None, :]")
         tail = self._result()
-        if grouped:
+        if grouped and self.heads is not None and self.state_heads is not None:
             count = f"{self._entries((self.heads,))} // {self._entries((self.state_heads,))}"
             self.view.token.sizes["QUERIES"] = count
+            self.view.token.values["QUERIES"] = self.sizes.product((self.heads,)) // self.count
             head = "for i in range(QUERIES):  # the queries of a group read one state"
             read, tail = [head, *(f"    {line}" for line in tail)], []
         update = [*inner, *state_lines(self.kind, self.names)]
@@ -345,6 +304,7 @@ class _Writer:
     def _shifts(self) -> None:
         """Who moves each history on: its only reader, after everything is read, or a launch of its own."""
         own: list[str] = []
+        self.shared: list[Node] = []
         for name, reads in self.read_at.items():
             node, at, x = reads[0]
             if self.sizes.number(node.attrs["width"]) < 2:
@@ -398,315 +358,3 @@ class _Writer:
         view.state = self.recurrence.name
         view.launches = 3 + len(view.second) + bool(self.shared)
         return view
-
-    # -- numbers --------------------------------------------------------------------------------------------
-
-    def _launched(self, text: str) -> str:
-        """A number of the module as the launcher reads it."""
-        return text.replace("self.", "mixer.")
-
-    def _size(self, axis: Axis) -> str:
-        """A size inside the kernel: a constexpr of the axis's name."""
-        if axis.constant is not None:
-            return str(int(axis.constant))
-        text = str(axis)
-        name = text if text.isidentifier() else "n_" + "".join(c if c.isalnum() else "_" for c in text)
-        self.arguments.sizes[name] = self._launched(self.printer.size(axis).text)
-        return name
-
-    def _entries(self, axes: Sequence[Axis], inside: bool = False) -> str:
-        """The product of sizes, in the launcher or inside the kernel."""
-        if inside:
-            text = " * ".join(self._size(axis) for axis in axes) or "1"
-            return f"({text})" if len(axes) > 1 else text
-        return self._launched(self.printer.product(axes))
-
-    def _natural(self, type_: ValueType, kind: str) -> At:
-        """The entries of a value that belong to the program's head and tile."""
-        index: list[str] = []
-        last = {"K": (self.key,), "V": (self.value,), "KV": (self.key, self.value), "": ()}[kind]
-        left = list(last)
-        for axis in reversed(type_.axes):
-            if left and axis == left[-1]:
-                letter = ("K", "V")[len(left) - 1] if kind == "KV" else kind
-                index.append(
-                    f"{letter}_" if kind != "KV" else {"K": "K_[:, None]", "V": "P_[None, :]"}[letter]
-                )
-                left.pop()
-            else:
-                index.append(self._head(axis))
-        if left and kind != "KV":
-            kind = ""  # the same for all entries of the axis
-        index.reverse()
-        if kind == "KV" and left:
-            raise Unfused("a decay for each entry without both axes")
-        return self._at(type_.axes, tuple(index), kind)
-
-    def _head(self, axis: Axis) -> str:
-        """The program's place along an axis of heads."""
-        if axis == self.state_heads:
-            return "h"
-        if self.kind.grouped and axis == self.heads:
-            return "g"
-        count = self.sizes.axis(axis)
-        if count == 1:
-            return "0"
-        if self.count % count or axis in (self.key, self.value):
-            raise Unfused(f"`{axis}` is no axis of heads")
-        return f"h * {self._size(axis)} // {self.view.heads}"
-
-    def _at(self, axes: Sequence[Axis], index: tuple[str, ...], kind: str) -> At:
-        flat = ""
-        for axis, at in zip(axes, index):
-            flat = at if flat in ("", "0") else f"{flat} * {self._size(axis)} + {at}"
-            if "+" in flat and axis != axes[-1]:
-                flat = f"({flat})"
-        return At(self._named(flat or "0", axes, kind), index, kind)
-
-    def _named(self, flat: str, axes: Sequence[Axis], kind: str) -> str:
-        """A name for the places of a head's entries, which several values share."""
-        if kind not in ("K", "V") or len(axes) < 2:
-            return flat
-        if flat not in self.places:
-            wish = f"at_{self._size(axes[0])}_{kind}" if len(axes) == 2 else f"at_{kind}"
-            self.places[flat] = self._fresh(wish)
-            self.block.append(f"{self.places[flat]} = {flat}")
-        return self.places[flat]
-
-    # -- tiles ----------------------------------------------------------------------------------------------
-
-    def _tile(self, ref: Ref, at: At) -> Tile:
-        """The value's entries at these places; the lines that it takes stand in the current block."""
-        known = self.tiles.get((ref, at))
-        if known is not None:
-            return known
-        node = self.graph.nodes[ref.node]
-        method = getattr(self, f"_of_{node.op}", None)
-        if method is None:
-            raise Unfused(f"`{node.op}` stands in no kernel")
-        tile: Tile = method(node, ref, at)
-        named = ref in self.labels or self.uses[ref.node] > 1
-        if named and not tile.code.text.isidentifier() and node.op not in ("static", "split", "reshape"):
-            tile = Tile(Code(self._variable(ref, tile, "")), tile.kind, tile.zero)
-        self.tiles[ref, at] = tile
-        return tile
-
-    def _variable(self, ref: Ref, tile: Tile, fallback: str) -> str:
-        """A name for the tile: its own, or that of its equation and axes."""
-        if tile.code.text.isidentifier():
-            return tile.code.text
-        node = self.graph.nodes[ref.node]
-        label = self.labels.get(ref) or fallback or f"{node.equation}_{node.attrs.get('function', node.op)}"
-        name = self._fresh(f"{label}_{tile.kind}")
-        self.block.append(f"{name} = {tile.code.text}")
-        return name
-
-    def _fresh(self, wish: str) -> str:
-        name, number = wish, 2
-        while name in self.taken:
-            name, number = f"{wish}_{number}", number + 1
-        self.taken.add(name)
-        return name
-
-    def _clean(self, tile: Tile) -> Tile:
-        """Zero outside of the mask."""
-        if tile.zero or tile.kind not in MASKS:
-            return tile
-        return Tile(Code(f"tl.where({MASKS[tile.kind]}, {tile.code.text}, 0.0)"), tile.kind, True)
-
-    def _load(self, pointer: str, at: At) -> Tile:
-        where = f"{pointer} + {at.flat}" if at.flat != "0" else pointer
-        text = f"tl.load({where}, {MASKS[at.kind]}, 0.0)" if at.kind else f"tl.load({where})"
-        return Tile(Code(f"{text}.to(tl.float32)"), at.kind, True)
-
-    def _of_linear(self, node: Node, ref: Ref, at: At) -> Tile:
-        product = self.products.get(node.name)
-        if product is None:
-            raise Unfused(f"the matrix of `{node.name}` is not among the first ones")
-        width = self._entries(node.type.axes, True) if product.source else "row"
-        self.arguments.products[node.name] = node.name
-        found = self._load(f"{node.name} + b * {width}", at)
-        if not product.bias:
-            return found
-        bias = self._parameter(f"{node.name}_bias", f"{node.name}.bias")
-        return Tile(Code(f"{found.code.text} + {self._load(bias, at).code.text}", 8), at.kind, True)
-
-    def _parameter(self, name: str, attribute: str) -> str:
-        self.arguments.parameters[name] = f"mixer.{attribute}"
-        self.taken.add(name)
-        return name
-
-    def _of_param(self, node: Node, ref: Ref, at: At) -> Tile:
-        if node.attrs.get("share") not in (None, "none"):
-            raise Unfused(f"`{node.name}` is shared")
-        return self._load(self._parameter(node.name, node.name), at)
-
-    def _of_static(self, node: Node, ref: Ref, at: At) -> Tile:
-        return Tile(Code(self._number(node.attrs["expr"])), "")
-
-    def _number(self, expr: ex.Expr) -> str:
-        """A literal where it is one, else an argument."""
-        if isinstance(expr, ex.Number):
-            return repr(float(decimal(expr.value)))
-        text = self._launched(self.printer.number(expr).text)
-        name = next((name for name, known in self.arguments.numbers.items() if known == text), "")
-        if not name:
-            plain = text.removeprefix("mixer.")
-            name = self._fresh(plain if plain.isidentifier() else "number")
-            self.arguments.numbers[name] = text
-        return name
-
-    def _of_ones(self, node: Node, ref: Ref, at: At) -> Tile:
-        return Tile(Code("1.0"), "")
-
-    def _of_cast_like(self, node: Node, ref: Ref, at: At) -> Tile:
-        return self._tile(node.inputs[0], at)
-
-    def _of_split(self, node: Node, ref: Ref, at: At) -> Tile:
-        """A piece's entries among those of the whole."""
-        axes = self.graph.type_of(node.inputs[0]).axes
-        if len(axes) != 1:
-            raise Unfused("a split of a value with heads")
-        pieces = node.attrs["pieces"]
-        before = [self._entries(piece, True) for piece in pieces[: ref.index]]
-        flat = " + ".join([*before, at.flat])
-        return self._tile(node.inputs[0], At(flat, (flat,), at.kind))
-
-    def _of_reshape(self, node: Node, ref: Ref, at: At) -> Tile:
-        axes = self.graph.type_of(node.inputs[0]).axes
-        return self._tile(node.inputs[0], At(at.flat, (at.flat,) if len(axes) == 1 else None, at.kind))
-
-    def _of_elementwise(self, node: Node, ref: Ref, at: At) -> Tile:
-        """The function of its operands, each at the entries of the axes that it has."""
-        function = node.attrs["function"]
-        if function in ("fp32", "detach"):
-            return self._tile(node.inputs[0], at)
-        if function not in FUNCTIONS:
-            raise Unfused(f"`{function}` stands in no kernel")
-        form = FUNCTIONS[function]
-        codes, zeros = [], []
-        for operand in node.inputs:
-            tile = self._tile(operand, self._part(node.type.axes, self.graph.type_of(operand).axes, at))
-            code = tile.code
-            if at.kind == "KV" and tile.kind in ("K", "P"):
-                code = Code(f"{code.at(12)}{'[:, None]' if tile.kind == 'K' else '[None, :]'}")
-            codes.append(code.at(form.operand))
-            zeros.append(tile.zero or tile.kind == "")
-        zero = form.zero(tuple(zeros)) and at.kind != ""
-        return Tile(Code(form.triton.format(*codes), form.level), at.kind, zero)
-
-    def _part(self, axes: Sequence[Axis], own: Sequence[Axis], at: At) -> At:
-        """The entries of an operand that has some of the axes."""
-        if tuple(own) == tuple(axes):
-            return at
-        if not own:
-            return At("0", (), "")
-        if at.index is None:
-            raise Unfused("operands of different axes among channels")
-        index = tuple(at.index[axes.index(axis)] for axis in own)
-        letters = {"KV": "KP", "": ""}.get(at.kind, at.kind)
-        kind = "".join(letter for letter in letters if any(f"{letter}_" in part for part in index))
-        kind = {"KP": "KV"}.get(kind, kind)
-        return self._at(own, tuple(self._alone_in_tile(part, kind, at.kind) for part in index), kind)
-
-    def _alone_in_tile(self, part: str, kind: str, whole: str) -> str:
-        """An index of a tile of two axes as that of one."""
-        if whole == "KV" and kind != "KV":
-            return part.replace("[:, None]", "").replace("[None, :]", "")
-        return part
-
-    def _of_conv1d(self, node: Node, ref: Ref, at: At) -> Tile:
-        """The taps over what the sequence's history holds and the token itself."""
-        if at.kind not in ("K", "V") or node.attrs["share"] not in (None, "none"):
-            raise Unfused("a convolution over heads, or one that is shared")
-        x = self._variable(node.inputs[0], self._tile(node.inputs[0], at), f"{node.name}_in")
-        reads = self.read_at.setdefault(node.name, [])
-        self.taken |= {node.name, f"{node.name}_past"}
-        past = f"{node.name}_past" if not reads else f"{node.name}_past_{len(reads) + 1}"
-        reads.append((node, at, x))
-        weight = self._parameter(f"{node.name}_weight", f"{node.name}.weight")
-        self.block.append(f"{past} = seen_before({self._history(node, at)})")
-        mask, width = MASKS[at.kind], self._width(node)
-        text = f"causal_conv({x}, {past}, {weight}, {at.flat}, {mask}, {width})"
-        if not node.attrs["bias"]:
-            return Tile(Code(text), at.kind, True)
-        bias = self._parameter(f"{node.name}_bias", f"{node.name}.bias")
-        return Tile(Code(f"{text} + {self._load(bias, at).code.text}", 8), at.kind, True)
-
-    def _history(self, node: Node, at: At) -> str:
-        """The arguments that find the past of these channels."""
-        self.arguments.histories[node.name] = node.name
-        channels = self._entries(node.type.axes, True)
-        return f"{node.name}, b, {at.flat}, {MASKS[at.kind]}, {channels}, {self._width(node)}"
-
-    def _width(self, node: Node) -> str:
-        return self._size(Axis.of(node.attrs["width"]))
-
-    def _whole(self, node: Node, at: At) -> None:
-        """A norm or a sum needs its last axis whole in the tile."""
-        over = tuple(node.attrs["over"])
-        axes = self.graph.type_of(node.inputs[0]).axes
-        wanted = {"K": self.key, "V": self.value}.get(at.kind)
-        if len(over) != 1 or over[0] != axes[-1] or at.index is None or at.index[-1] != f"{at.kind}_":
-            raise Unfused(f"`{node.op}` over an axis that no program has whole")
-        if wanted is None or self.sizes.axis(over[0]) != self.sizes.axis(wanted):
-            raise Unfused(f"`{node.op}` over an axis that no program has whole")
-
-    def _normed(self, node: Node, at: At) -> tuple[str, str]:
-        """The operand, zero outside of the mask, and the number of its entries."""
-        self._whole(node, at)
-        x = self._variable(node.inputs[0], self._clean(self._tile(node.inputs[0], at)), f"{node.equation}_in")
-        return x, self._size(node.attrs["over"][0])
-
-    def _of_l2norm(self, node: Node, ref: Ref, at: At) -> Tile:
-        x, _ = self._normed(node, at)
-        text = f"{x} * tl.rsqrt({_sum(f'{x} * {x}', at.kind)} + {self._number(node.attrs['eps'])})"
-        return Tile(Code(text, 9), at.kind, True)
-
-    def _of_rmsnorm(self, node: Node, ref: Ref, at: At) -> Tile:
-        x, size = self._normed(node, at)
-        text = f"{x} * tl.rsqrt({_sum(f'{x} * {x}', at.kind)} / {size} + {self._number(node.attrs['eps'])})"
-        return self._weighted(node, text, at, False)
-
-    def _of_layernorm(self, node: Node, ref: Ref, at: At) -> Tile:
-        x, size = self._normed(node, at)
-        centred = self._fresh(f"{x.rstrip('_')}_centred")
-        self.block.append(f"{centred} = tl.where({MASKS[at.kind]}, {x} - {_sum(x, at.kind)} / {size}, 0.0)")
-        eps = self._number(node.attrs["eps"])
-        text = f"{centred} * tl.rsqrt({_sum(f'{centred} * {centred}', at.kind)} / {size} + {eps})"
-        return self._weighted(node, text, at, bool(node.attrs["bias"]))
-
-    def _weighted(self, node: Node, text: str, at: At, bias: bool) -> Tile:
-        """The norm's own weight and bias, over the last axes of the value."""
-        axes = node.attrs["weight"]
-        if axes is None:
-            return Tile(Code(text, 9), at.kind, True)
-        if node.attrs["share"] not in (None, "none"):
-            raise Unfused("the norm's weight is shared")
-        part = self._part(node.type.axes, axes, at)
-        weight = self._load(self._parameter(f"{node.name}_weight", f"{node.name}.weight"), part)
-        text = f"{text} * {weight.code.text}"
-        if not bias:
-            return Tile(Code(text, 9), at.kind, True)
-        found = self._load(self._parameter(f"{node.name}_bias", f"{node.name}.bias"), part)
-        return Tile(Code(f"{text} + {found.code.text}", 8), at.kind, True)
-
-    def _of_sum(self, node: Node, ref: Ref, at: At) -> Tile:
-        return self._summed(node, at, "")
-
-    def _of_mean(self, node: Node, ref: Ref, at: At) -> Tile:
-        return self._summed(node, at, self._size(node.attrs["over"][0]))
-
-    def _summed(self, node: Node, at: At, size: str) -> Tile:
-        over, type_ = node.attrs["over"], self.graph.type_of(node.inputs[0])
-        if at.kind or len(over) != 1 or over[0] not in (self.key, self.value) or over[0] != type_.axes[-1]:
-            raise Unfused(f"`{node.op}` over an axis that no program has whole")
-        inner = self._natural(type_, "K" if over[0] == self.key else "V")
-        x = self._clean(self._tile(node.inputs[0], inner))
-        text = _sum(x.code.text, inner.kind)
-        return Tile(Code(f"{text} / {size}", 9) if size else Code(text), "", False)
-
-
-def _sum(text: str, kind: str) -> str:
-    """The sum over a tile: values stand in blocks."""
-    return f"tl.sum({text})" if kind == "V" else f"tl.sum({text}, 0)"

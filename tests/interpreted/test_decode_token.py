@@ -19,31 +19,17 @@ from archc.codegen.package import package_files
 from archc.data import data_folder
 from archc.graph.types import Graph, Module
 from archc.kernels import fuse_decode as fuse
-from archc.kernels.fuse_decode import Fused, fuse_decode, fused_source, joined_names
+from archc.kernels.fuse_decode import Fused, fuse_decode, joined_names, module_source
 from archc.pipeline import graph_of
 
-HEADER = """from __future__ import annotations
-
-from typing import Any
-
-import torch
-import triton
-import triton.language as tl
-from torch import Tensor
-from torch.nn import functional as F
-
-from .place import Place
-
-
-"""
 GATED_DELTA = """
     body:
       q: linear(x, [n_heads, head_dim]) | conv1d(4) | silu | l2norm(eps=1e-6)
       k: linear(x, [n_heads, head_dim]) | conv1d(4) | silu | l2norm(eps=1e-6)
       v: linear(x, [n_v_heads, v_dim]) | conv1d(4, bias=true) | silu
-      beta: 2 * sigmoid(linear(x, [n_v_heads], bias=true))
-      decay: -exp(param(A_log, [n_v_heads], init=log(uniform(1, 16)))) * softplus(linear(x, [n_v_heads]) - 2)
-      o: recurrence(q, k, v, decay=decay, beta=beta, scale=auto)
+      b: 2 * sigmoid(linear(x, [n_v_heads], bias=true))
+      S: -exp(param(scale, [n_v_heads], init=log(uniform(1, 16)))) * softplus(linear(x, [n_v_heads]) - 2)
+      o: recurrence(q, k, v, decay=S, beta=b, scale=auto)
       y: linear(rmsnorm(o) * silu(linear(x, [n_v_heads, v_dim], name=gate)), d_model)
 """
 ONE_HEAD = """
@@ -126,7 +112,7 @@ class Loaded:
         with pytest.MonkeyPatch.context() as patch:
             if name != "gated_delta":  # several blocks of columns
                 patch.setattr(fuse, "TILE", 256)
-            files |= format_files({"token_kernels.py": HEADER + fused_source(found)})
+            files |= format_files({"token_kernels.py": module_source(found)})
         joined = data_folder("templates") / "runtime" / "joined.py"
         files["joined.py"] = joined.read_text()
         for path, text in files.items():
