@@ -170,15 +170,36 @@ def test_package(
 
 
 def test_compiled(gpu_package: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One graph, with the operation in it."""
-    module = gpu_package("gated_deltanet")
-    monkeypatch.setattr(
-        importlib.import_module(f"{module.__name__}.fused_conv"), "_has_kernel", lambda branch: True
+    """One graph, with the operation in it, for all lengths."""
+    name = gpu_package("gated_deltanet").__name__
+    fused, place, conv1d = (
+        importlib.import_module(f"{name}.{file}") for file in ("fused_conv", "place", "conv1d")
     )
-    model = randomise(module.Model(module.Config(n_layers=1)))
-    tokens = torch.randint(64, (2, 23), generator=torch.Generator().manual_seed(5))
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(tokens), model(tokens))
+    monkeypatch.setattr(fused, "_has_kernel", lambda branch: True)
+    one, other = conv1d.CausalConv1d(24, 4), conv1d.CausalConv1d(16, 4)
+
+    def both(x: Tensor, place: Any) -> tuple[Tensor, ...]:
+        return fused.conv_act_norm(
+            place,
+            fused.Conv(one, "one", x[..., :24].unflatten(-1, (2, 12)), "silu", l2norm=1e-6),
+            fused.Conv(other, "other", x[..., 24:], "relu"),
+        )
+
+    graphs = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(both, fullgraph=True, dynamic=True, backend=count)
+    for length in (5, 9, 33, 64):
+        x = torch.randn(2, length, 40)
+        here = place.Place(place.dense_layout(x))
+        for mine, want in zip(compiled(x, here), both(x, here)):
+            torch.testing.assert_close(mine, want)
+    assert len(graphs) == 1
+    called = [str(node.target) for node in graphs[0].graph.nodes]
+    assert any("conv_act_norm" in target for target in called)
 
 
 def test_every_mixer_with_a_convolution() -> None:
