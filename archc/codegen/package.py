@@ -114,7 +114,7 @@ class _Package:
             found[f"{name}.py"] = self._recurrence(kind, name)
         if "from .exact import" in found["config.py"]:
             needed.add("exact")
-        if self.target is not None and self.kinds:
+        if self.target is not None:
             cases = recurrence_cases(self.graph, recurrence_name)
             found["selftest_cases.py"] = self._render(
                 "selftest_cases.py.jinja", target=self.target.name, recurrences=cases

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .selftest_cases import RECURRENCES, TARGET, Recurrence
 from .selftest_inputs import Draw, draws, initial_state, inputs, smaller
+from .selftest_model import compared, reduced
 from .selftest_oracle import Results, definition, errors_of, largest, poisoned_memory, rounding_errors
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -90,21 +91,26 @@ def run(
     tell: Callable[[Check], object] = lambda check: None,
 ) -> Iterator[Check]:
     """All checks, one after the other; `tell` hears of each. What raises is a check that failed."""
+    for check in _all(device, dtypes, quick):
+        tell(check)
+        yield check
+
+
+def _all(device: torch.device, dtypes: Sequence[torch.dtype], quick: bool) -> Iterator[Check]:
     torch.backends.cuda.matmul.allow_tf32 = False
     for recurrence in RECURRENCES:
         case = smaller(recurrence) if device.type == "cpu" else recurrence
         module = importlib.import_module(f".{case.module}", __package__)
         for draw in draws(case, quick):
-            for check in _guarded(case, draw, _chunk_checks(module, case, draw, device, dtypes)):
-                tell(check)
-                yield check
-        for draw in [
-            Draw((1, 1, 1), state=True),
-            Draw((1,), state=True, cosine=0.99, beta=1.99, decay="mixed"),
-        ]:
-            for check in _guarded(case, draw, _decode_checks(module, case, draw, device, dtypes)):
-                tell(check)
-                yield check
+            yield from _guarded(
+                case.module, sizes(case), str(draw), _chunk_checks(module, case, draw, device, dtypes)
+            )
+        hard = Draw((1,), state=True, cosine=0.99, beta=1.99, decay="mixed")
+        for draw in (Draw((1, 1, 1), state=True), hard):
+            yield from _guarded(
+                case.module, sizes(case), str(draw), _decode_checks(module, case, draw, device, dtypes)
+            )
+    yield from _guarded("model", "", "", _model_checks(device, dtypes))
 
 
 def surroundings(device: torch.device) -> dict[str, str]:
@@ -138,19 +144,34 @@ def _driver() -> str:
 # -- one set of inputs, in every dtype -------------------------------------------------------------------------
 
 
-def _guarded(case: Recurrence, draw: Draw, checks: Iterator[Check]) -> Iterator[Check]:
+def _guarded(kernel: str, size: str, case: str, checks: Iterator[Check]) -> Iterator[Check]:
     """The checks, and one that failed for what they raise."""
     try:
         yield from checks
     except Exception as error:  # a launch that fails, memory that runs out: the other checks go on
         text = f"{type(error).__name__}: {error}".splitlines()[0]
-        yield Check(case.module, sizes(case), "", "raised", str(draw), False, 0.0, 0.0, "", "", text)
+        yield Check(kernel, size, "", "raised", case, False, 0.0, 0.0, "", "", text)
+
+
+def _model_checks(device: torch.device, dtypes: Sequence[torch.dtype]) -> Iterator[Check]:
+    """Layers of the model as they are called, with every kernel in them."""
+    model = reduced()
+    if model is None:
+        yield Check(
+            "model", "", "", "left out", "its layers are too large", True, 0.0, 0.0, "", "", "not checked"
+        )
+        return
+    kind = "kernel" if device.type == "cuda" else "torch form"
+    for case, what, dtype, got, want, allowed in compared(model, device, dtypes):
+        layers = f"{len(model.layers)} layers"
+        yield from _verdicts(("model", layers, case), dtype, kind, got, want, allowed, what)
 
 
 def _chunk_checks(
     module: ModuleType, case: Recurrence, draw: Draw, device: torch.device, dtypes: Sequence[torch.dtype]
 ) -> Iterator[Check]:
     """Outputs, final states and all gradients of the form over chunks."""
+    head = case.module, sizes(case), str(draw)
     names = [*case.shapes, "state"]
     tensors = inputs(case, draw, device)
     state = initial_state(case, draw, device)
@@ -192,7 +213,7 @@ def _chunk_checks(
         errors = {dtype: rounding_errors(module, dtype, form, double) for dtype in {*dtypes, torch.float32}}
     # A float64 is 2^30 times as exact as 22 bits; 2^6 of that are left for another order of the sums.
     allowed = {n: e * 2**-24 + 64 * 2**-53 * largest(want[n]) for n, e in errors[torch.float32].items()}
-    yield from _verdicts(case, draw, "float64", "torch form", double, want, allowed)
+    yield from _verdicts(head, "float64", "torch form", double, want, allowed)
     for dtype in dtypes:
         moved, do, dstate = cast(dtype, torch.float32)
         with poisoned_memory():
@@ -202,14 +223,15 @@ def _chunk_checks(
         allowed = {
             n: 1.5 * e + torch.finfo(got[n].dtype).eps * largest(want[n]) for n, e in errors[dtype].items()
         }
-        kind = implementation(module, "chunk", device)
-        yield from _verdicts(case, draw, str(dtype).removeprefix("torch."), kind, got, want, allowed)
+        kind = implementation(module, "chunk", moved[0], moved[2])
+        yield from _verdicts(head, str(dtype).removeprefix("torch."), kind, got, want, allowed)
 
 
 def _decode_checks(
     module: ModuleType, case: Recurrence, draw: Draw, device: torch.device, dtypes: Sequence[torch.dtype]
 ) -> Iterator[Check]:
     """A few steps in a row, state in place."""
+    head = case.module, sizes(case), str(draw)
     group = case.queries // case.shapes["q"][0]  # queries for each head of the state
     scale = case.shapes["q"][-1] ** -0.5
     start = initial_state(case, draw, device)
@@ -249,24 +271,25 @@ def _decode_checks(
         single = decoded(module.decode_step, torch.float32, torch.float32)
         errors = errors_of(single, double)
         allowed = {n: e * 2**-24 + 64 * 2**-53 * largest(want[n]) for n, e in errors.items()}
-        yield from _verdicts(case, draw, "float64", "torch form", double, want, allowed, "decode")
+        yield from _verdicts(head, "float64", "torch form", double, want, allowed, "decode")
         for dtype in dtypes:
             with poisoned_memory():
                 got = decoded(module.decode, dtype, torch.float32)
             allowed = {
                 n: 1.5 * e + torch.finfo(got[n].dtype).eps * largest(want[n]) for n, e in errors.items()
             }
-            kind = implementation(module, "decode", device)
+            kind = implementation(module, "decode", start, start)
             name = str(dtype).removeprefix("torch.")
-            yield from _verdicts(case, draw, name, kind, got, want, allowed, "decode")
+            yield from _verdicts(head, name, kind, got, want, allowed, "decode")
 
 
-def implementation(module: ModuleType, operation: str, device: torch.device) -> str:
-    """Whether an operation has a kernel of its own on the device."""
-    if device.type != "cuda":
-        return "torch form"
+def implementation(module: ModuleType, operation: str, q: Tensor, v: Tensor) -> str:
+    """Whether an operation runs in a kernel of its own for these queries and values."""
+    fits = getattr(module, "_has_kernels", None)
     name = f"{module.NAMESPACE}::{operation}"
-    return "kernel" if torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA") else "torch form"
+    there = q.is_cuda and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+    there = there and (operation == "decode" or fits is None or fits(q, v))
+    return "kernel" if there else "torch form"
 
 
 def sizes(case: Recurrence) -> str:
@@ -276,8 +299,7 @@ def sizes(case: Recurrence) -> str:
 
 
 def _verdicts(
-    case: Recurrence,
-    draw: Draw,
+    head: tuple[str, str, str],
     dtype: str,
     kind: str,
     got: Results,
@@ -297,7 +319,8 @@ def _verdicts(
             worst = max(names, key=lambda n: (not errors[n] <= allowed[n], errors[n] / (allowed[n] or 1.0)))
             passed = errors[worst] <= allowed[worst]
             found = (passed, errors[worst], allowed[worst], worst, kind)
-            yield Check(case.module, sizes(case), dtype, title, str(draw), *found)
+            kernel, size, case = head
+            yield Check(kernel, size, dtype, title, case, *found)
 
 
 if __name__ == "__main__":

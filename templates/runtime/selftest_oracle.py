@@ -58,7 +58,11 @@ class RoundedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     PRODUCTS = ("aten::bmm", "aten::mm")
-    SUMS = ("aten::baddbmm", "aten::baddbmm_")  # the first operand is what the product is added to
+    SUMS = (
+        "aten::baddbmm",
+        "aten::baddbmm_",
+        "aten::addmm",
+    )  # the first operand is what the product is added to
 
     def __init__(self, dtype: torch.dtype, seed: int | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -71,7 +71,8 @@ def test_passes_as_built(folder: Path, tmp_path: Path) -> None:
     checks = found["checks"]
     assert f"{len(checks)} checks passed, 0 failed" in done.stdout
     assert {check["dtype"] for check in checks} == {"float64", "float32", "float16", "bfloat16"}
-    assert {check["what"] for check in checks} == {"forward", "gradients", "decode"}
+    assert {check["what"] for check in checks} == {"forward", "gradients", "decode", "packed"}
+    assert {check["kernel"] for check in checks} == {MODULE, "model"}
     assert all(check["implementation"] == "torch form" for check in checks)
     assert any("packed" in check["case"] for check in checks)
 
@@ -97,7 +98,7 @@ def test_a_broken_equation_is_named(folder: Path, tmp_path: Path, name: str) -> 
         failed = [text for text in done.stdout.splitlines() if text.startswith("FAIL")]
     else:
         failed = failures(broken, f"broken_{name}")
-    assert failed and all(MODULE in text for text in failed)
+    assert failed and all(MODULE in text or "model" in text for text in failed)
     assert any(line in text for text in failed), failed[:3]
 
 
@@ -114,10 +115,34 @@ def test_memory_that_a_kernel_leaves_unwritten_is_found(folder: Path, tmp_path: 
     assert any("nan" in text for text in failed), failed[:3]
 
 
+def test_a_wrong_kernel_in_the_model_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the device computes is held against the CPU; here the device has one wrong entry of a norm."""
+    import_folder(folder, "wrong_norm")
+    selftest = __import__("wrong_norm.selftest", fromlist=["run"])
+    model = __import__("wrong_norm.model", fromlist=["Model"]).Model
+    move = model.to
+
+    def to(self: Any, where: Any) -> Any:
+        moved = move(self, where)
+        if isinstance(where, torch.device):
+            moved.layers[1].h_norm.weight.data[0] *= 1.5
+        return moved
+
+    monkeypatch.setattr(model, "to", to)
+    monkeypatch.setattr(selftest, "RECURRENCES", [])
+    found = list(selftest.run(torch.device("cpu"), quick=True))
+    failed = {(check.dtype, check.what) for check in found if not check.passed}
+    assert failed >= {("float32", what) for what in ("forward", "gradients", "packed", "decode")}
+    assert all(check.passed for check in found if check.dtype == "float64")
+
+
 def test_only_packages_with_kernels_carry_it() -> None:
     assert not any("selftest" in path for path in sources_of(SPEC))
     named = {path for path in sources_of(SPEC, target="h100") if "selftest" in path}
-    assert named == {"selftest.py", "selftest_cases.py", "selftest_inputs.py", "selftest_oracle.py"}
+    assert named == {"selftest.py", "selftest_cases.py", "selftest_inputs.py"} | {
+        "selftest_oracle.py",
+        "selftest_model.py",
+    }
 
 
 @pytest.mark.slow
