@@ -12,6 +12,7 @@ from archc.codegen.printer import Printer
 from archc.codegen.views import MODEL_NUMBERS, ClassView, Names
 from archc.codegen.weights import declarations, initial_lines, owned_nodes, remembers, state_lines
 from archc.graph.types import Graph, Module
+from archc.kernels.fuse_decode import fuse_decode, joined_names, module_file
 from archc.kernels.targets import Target
 from archc.spec.axes import Axis
 
@@ -86,12 +87,31 @@ class ModuleWriter:
         found.forward, found.result, found.watched = forward.lines, forward.result, forward.watched
         owners = [f"{name}: {class_}" for name, class_ in names.owners[module.key].items()]
         found.signature = ", ".join(["self", *forward.arguments, "place: Place", *owners])
+        if self.target is not None:
+            self._decode(found, forward.arguments, printer)
         if module.subgraph.carried:  # evaluated token by token: it knows its values only
             printer.use("sequential", "Cell")
             found.base, found.returns, found.has_place = "Cell", "tuple[Tensor, ...]", False
             found.signature = ", ".join(["self", *forward.arguments])
         self._close(found, printer)
         return found
+
+    def _decode(self, view: ClassView, arguments: list[str], printer: Printer) -> None:
+        """One token at a time on a GPU takes the fused step, where the body has one."""
+        fused = fuse_decode(self.module)
+        if fused is None:
+            return
+        printer.use("joined", "Joined", "decodes", "join")
+        view.constructor.append("self.joined: list[Joined] = []")
+        for names in joined_names(fused):
+            view.joined.append(", ".join(f"self.{name}.weight" for name in names))
+        x = arguments[0].split(":")[0]
+        view.forward[:0] = [
+            f"if self.joined and decodes(self.joined, {x}, place):",
+            f"    from .{module_file(self.module)} import decode_token",
+            "",
+            f"    return decode_token(self, {x}, place)",
+        ]
 
     def _slot(self, slot: str, printer: Printer) -> list[str]:
         """The attribute that fills a slot: a module, several for a mixture, or the site's share of a shared one."""

@@ -111,7 +111,9 @@ class _Package:
         needed = {file for view in classes for file, _ in view.imports} | set(ALWAYS) | self._norm_files()
         needed -= set(self.kinds)
         for name, kind in sorted(self.kinds.items()):
-            found[f"{name}.py"] = self._recurrence(kind, name)
+            found |= self._recurrence(kind, name)
+        if self.target is not None:
+            found |= self._fused_tokens()
         if "from .exact import" in found["config.py"]:
             needed.add("exact")
         if self.target is not None:
@@ -120,7 +122,7 @@ class _Package:
                 "selftest_cases.py.jinja", target=self.target.name, recurrences=cases
             )
             needed.add("selftest")
-        found |= self._runtime(needed, found.values())
+        found |= self._runtime(needed, found)
         found["py.typed"] = ""
         return found
 
@@ -425,18 +427,36 @@ class _Package:
     def _norm_files(self) -> set[str]:
         return {"norm_modules"}
 
-    def _recurrence(self, kind: RecurrenceKind, name: str) -> str:
+    def _recurrence(self, kind: RecurrenceKind, name: str) -> dict[str, str]:
+        """The module of a class of recurrence and, for a GPU, that of its kernels."""
         from archc.tiles.torch_source import emit
 
-        return emit(kind, name)
+        if self.target is None:
+            return {f"{name}.py": emit(kind, name)}
+        from archc.kernels.recurrence import sizes_of, source_of, uses_of
 
-    def _runtime(self, needed: set[str], sources: Iterable[str]) -> dict[str, str]:
-        """Run-time files that are needed, and those that they import in turn."""
+        uses = uses_of(self.graph)[kind]
+        return {
+            f"{name}.py": emit(kind, name, kernel_sizes=sizes_of(kind, uses)),
+            f"{name}_kernels.py": source_of(kind, name, uses, self.target),
+        }
+
+    def _fused_tokens(self) -> dict[str, str]:
+        """The kernels of each body that decodes a token in a few launches."""
+        from archc.kernels.fuse_decode import fuse_decode, module_file, module_source
+
+        bodies = [(module, fuse_decode(module)) for module in self.graph.modules.values()]
+        return {
+            f"{module_file(module)}.py": module_source(fused) for module, fused in bodies if fused is not None
+        }
+
+    def _runtime(self, needed: set[str], made: Mapping[str, str]) -> dict[str, str]:
+        """Run-time files that are needed beside those made here, and those that they import in turn."""
         pending = set(needed)
-        for source in sources:
+        for source in made.values():
             pending |= _relative_imports(source)
         found: dict[str, str] = {}
-        own = {"config", "model", "selftest_cases", *self.kinds}
+        own = {path.removesuffix(".py") for path in made}
         while pending:
             name = pending.pop()
             if f"{name}.py" in found or name in own:

@@ -27,6 +27,7 @@ class ClassView:
     result: str = ""
     base: str = "nn.Module"
     returns: str = "Tensor"
+    joined: list[str] = field(default_factory=list)  # matrices that decoding on a GPU reads as one each
     has_place: bool = True  # it is told where its tokens lie, and what of it is captured
     imports: set[tuple[str, str]] = field(default_factory=set)
     modules_used: set[str] = field(default_factory=set)

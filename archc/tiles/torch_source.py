@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from archc.data import data_folder
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
-from archc.tiles.program import Step, TileProgram
+from archc.tiles.program import SEGMENT, Step, TileProgram
 from archc.tiles.reverse import reverse
 from archc.tiles.schedule import Schedule, schedule
 from archc.tiles.token_lines import decode_lines, token_lines
@@ -35,11 +35,19 @@ class Forms:
     helpers: frozenset[str]
 
 
-def emit(kind: RecurrenceKind, name: str, templates: Path | None = None) -> str:
-    """The source of the module `<name>.py` that computes recurrences of this class with torch alone.
+def emit(
+    kind: RecurrenceKind,
+    name: str,
+    templates: Path | None = None,
+    kernel_sizes: Sequence[tuple[int, int]] | None = None,
+    reverse_kernels: bool = False,
+) -> str:
+    """The source of the module `<name>.py` that computes recurrences of this class with torch.
 
-    Raises ValueError, with the reason, for a class that has no form. The module exports `name`; see the
-    template's own docstring for its arguments.
+    With `kernel_sizes`, which may be empty, decode steps on a GPU run the kernel of `<name>_kernels.py`, and so does
+    the form over chunks for heads of these (K, V); `reverse_kernels`: its backward as well. Raises ValueError, with
+    the reason, for a class that has no form. The module exports `name`; see the template's own docstring for its
+    arguments.
     """
     verdict = form_of(kind)
     if verdict.form == "error":
@@ -58,6 +66,10 @@ def emit(kind: RecurrenceKind, name: str, templates: Path | None = None) -> str:
         "arguments": found,
         "token": token_lines(kind),
         "decode": decode_lines(kind),
+        "on_gpu": kernel_sizes is not None,
+        "reverse_kernels": reverse_kernels,
+        "segment": SEGMENT,
+        "kernel_sizes": ", ".join(str(size) for size in kernel_sizes or ()),
     }
     if verdict.form == "scan":
         empty = Forms([], [], [], [], [], [], [], [], [], frozenset())
@@ -80,6 +92,7 @@ def chunk_facts(kind: RecurrenceKind, found: list[Argument], forms: Forms) -> di
             f"q_MCK.new_empty({', '.join(['tiling.tiles', *(sizes[axis] for axis in axes)])})"
         )  # fmt: skip
     lengths = {"C": "CHUNK", "K": "K", "V": "V"}
+    kernel_kept = {"CV": "B, T, H, V", "CC": "B, T, H, CHUNK"}
     gradients = {argument.name: f"d{argument.tile}" for argument in found}
     if kind.erase == "delta":
         gradients["v"] = "dE_MCV"
@@ -93,6 +106,7 @@ def chunk_facts(kind: RecurrenceKind, found: list[Argument], forms: Forms) -> di
         "kept_shapes": [
             ", ".join(["M", *(lengths[axis] for axis in name.rsplit("_", 1)[1][1:])]) for name in forms.kept
         ],
+        "kernel_kept": [kernel_kept[name.rsplit("_", 1)[1][1:]] for name in forms.kept],
         "gradients": gradients,
         "helpers": helpers,
     }

@@ -11,11 +11,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from archc.data import data_folder
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
-from archc.tiles.program import Step
+from archc.tiles.program import SEGMENT, Step
 from archc.tiles.triton_lines import Lines, prepared
 from archc.tiles.views import TITLES, arguments, definition, public_facts
 
-SEGMENT = 16
 INPUTS = ("q", "k", "v", "decay", "beta", "w", "r")
 BEFORE = {"in": "tl.cumsum(decay_CK, 0)", "before": "tl.cumsum(decay_CK, 0) - decay_CK"}
 
@@ -60,19 +59,22 @@ class Walk:
 def kernels(
     kind: RecurrenceKind,
     name: str,
-    sizes: Sequence[tuple[int, int]],
     launches: dict[str, Launch],
     precision: str = "tf32x3",
     segment: int = SEGMENT,
+    *,
+    reverse: str = "",
+    decode: str = "",
     templates: Path | None = None,
 ) -> str:
-    """The source of `<name>_kernels.py` for heads of the given (K, V). Raises ValueError for a class without a chunk form.
+    """The source of `<name>_kernels.py`: the form over chunks as `launches` cuts it, and the decode step.
 
-    `launches` has "prepare" and "walk".
+    `launches` has "prepare" and "walk"; without it there is the decode step alone. `reverse`, `decode`: the text of
+    those kernels. Raises ValueError, with the reason, for a class that has no such form.
     """
     verdict = form_of(kind)
-    if verdict.form != "chunk":
-        raise ValueError(verdict.reason or "the schedule of this class is a scan")
+    if verdict.form == "error" or (launches and verdict.form != "chunk"):
+        raise ValueError(verdict.reason)
     environment = Environment(
         loader=FileSystemLoader(templates or data_folder("templates")),
         undefined=StrictUndefined,
@@ -80,19 +82,30 @@ def kernels(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found = arguments(kind)
-    facts = public_facts(kind, found)
-    form = walk_form(kind)
-    names = [argument.name for argument in found]
     view = {
         "title": TITLES[kind.core().decay, kind.erase],
         "definition": definition(kind.core()),
         "name": name,
+        "chunked": bool(launches),
+        "decode": decode.rstrip("\n"),
+        **(_chunk_view(kind, launches, precision, segment, reverse.rstrip("\n")) if launches else {}),
+    }
+    return environment.get_template("recurrence/kernels.py.jinja").render(view)
+
+
+def _chunk_view(
+    kind: RecurrenceKind, launches: dict[str, Launch], precision: str, segment: int, reverse: str
+) -> dict[str, object]:
+    """What the template shows of the form over chunks."""
+    found = arguments(kind)
+    facts = public_facts(kind, found)
+    form = walk_form(kind)
+    return {
         "core": kind.core(),
         "segment": segment,
-        "sizes": [str(size) for size in sizes],
         "launches": _launch_constants(launches),
         "precision": precision,
+        "reverse": reverse,
         "helpers": form.helpers,
         "prepare": form.prepare,
         "walk": form.walk,
@@ -102,7 +115,7 @@ def kernels(
         "typed": facts["typed"],
         "short": facts["short"],
         "heads": facts["heads"],
-        "contiguous": ", ".join(f"{n}.contiguous()" for n in names),
+        "contiguous": ", ".join(f"{argument.name}.contiguous()" for argument in found),
         "buffers": [
             *(["U = q.new_empty(B, T, H, V)"] if form.solved else []),
             *(_buffer(buffer, axes) for buffer, axes in form.buffers.items()),
@@ -110,7 +123,6 @@ def kernels(
         "prepare_launch": _prepare_launch(form),
         "walk_launch": _walk_launch(form),
     }
-    return environment.get_template("recurrence/kernels.py.jinja").render(view)
 
 
 def walk_form(kind: RecurrenceKind) -> Walk:
@@ -260,7 +272,7 @@ def _buffer(name: str, axes: str) -> str:
     """Make a buffer between the kernels."""
     if axes == "K":
         return f"{name} = v.new_empty(pieces, H, K, dtype=torch.float32)"
-    return f"{name} = q.new_empty(B, T, H, {dict(CC='CHUNK', CK='K', CV='V')[axes]})"
+    return f"{name} = q.new_empty(B, T, H, { {'CC': 'CHUNK', 'CK': 'K', 'CV': 'V'}[axes] })"
 
 
 def _open(tiles: Iterable[str]) -> list[str]:

@@ -1,0 +1,180 @@
+"""The kernels of a model's recurrences: which sizes they are made for, their source, and how each is compiled."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from archc.graph.costs import Sizes
+from archc.graph.types import Graph, Node
+from archc.kernels.kernel import Constant, Kernel
+from archc.kernels.targets import Target
+from archc.spec.diagnostics import Span
+from archc.tiles.kind import RecurrenceKind, form_of
+from archc.tiles.triton_decode import decode_kernel, decode_source
+from archc.tiles.triton_source import Launch, kernels, walk_form
+from archc.tiles.views import arguments
+
+# Tensors that are float32 whatever the model's type: gates of a decay, sums of it, states.
+FLOAT32 = ("decay", "rate", "G_end", "inside", "state", "states", "final")
+# Rows of a tensor begin at multiples of 16 bytes, or descriptors cannot read them.
+ROW_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One recurrence of a model: the sizes of a head, the head count of the state and of each operand, its line."""
+
+    K: int
+    V: int
+    H: int
+    heads: Mapping[str, int]
+    span: Span | None
+
+
+def uses_of(graph: Graph) -> dict[RecurrenceKind, list[Use]]:
+    """The recurrences of a model by class."""
+    found: dict[RecurrenceKind, list[Use]] = {}
+    for module in graph.modules.values():
+        sizes = Sizes(module.values)
+        for node in module.subgraph.nodes:
+            if node.op == "recurrence":
+                found.setdefault(node.attrs["kind"], []).append(_use(node, sizes))
+    return found
+
+
+def _use(node: Node, sizes: Sizes) -> Use:
+    kind: RecurrenceKind = node.attrs["kind"]
+    widest = 1 if node.attrs["heads"] is None else sizes.axis(node.attrs["heads"])
+    held = 1 if node.attrs["state_heads"] is None else sizes.axis(node.attrs["state_heads"])
+    named = {"erase_write": "w", "erase_read": "r", "decay_v": "decay", "decay_rate": "rate"}
+    heads = {
+        named.get(name, name): 1 if axis is None else sizes.axis(axis)
+        for name, axis in node.attrs["grouped"].items()
+    }
+    for argument in arguments(kind):
+        heads.setdefault(argument.name, held)
+    extra = 1 if kind.normalize != "none" else 0
+    return Use(
+        sizes.axis(node.attrs["key"]), sizes.axis(node.attrs["value"]) + extra, held if kind.grouped else widest,
+        heads, node.span,
+    )  # fmt: skip
+
+
+def chunked(kind: RecurrenceKind, use: Use) -> str:
+    """Why a recurrence runs over chunks in its torch form; empty if it has kernels."""
+    verdict = form_of(kind)
+    if verdict.form != "chunk":
+        return verdict.reason
+    if kind.normalize != "none":
+        return "the normaliser is one more column of V, whose rows then begin at no multiple of 16 bytes"
+    if use.K * 2 % ROW_BYTES or use.V * 2 % ROW_BYTES:
+        return "rows of K and V must be multiples of 16 bytes"
+    return ""
+
+
+def launches(kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: Target) -> dict[str, Launch]:
+    """The tiles of a class on a target; of several sizes, those of the largest."""
+    K, V = max(sizes)
+    facts = {"decay": kind.core().decay, "erase": kind.erase, "K": K, "V": V}
+    found = {}
+    for role in ("prepare", "walk"):
+        tile = target.tile(role, **facts)
+        if tile is None:
+            raise ValueError(f"{target.name} has no tile for {role} with {facts}")
+        found[role] = Launch(min(tile.columns, max(16, _power(V))), tile.num_warps, tile.num_stages)
+    return found
+
+
+def sizes_of(kind: RecurrenceKind, uses: Sequence[Use]) -> list[tuple[int, int]]:
+    """The (K, V) for which a class has kernels over chunks; its decode step has one for all."""
+    return sorted({(use.K, use.V) for use in uses if not chunked(kind, use)})
+
+
+def source_of(kind: RecurrenceKind, name: str, uses: Sequence[Use], target: Target) -> str:
+    """The text of `<name>_kernels.py`: the form over chunks where there is one for its sizes, and the decode step."""
+    sizes = sizes_of(kind, uses)
+    precision = "tf32x3" if target.backend == "cuda" else "ieee"
+    cut = launches(kind, sizes, target) if sizes else {}
+    return kernels(kind, name, cut, precision, decode=decode_source(kind))
+
+
+def recurrence_kernels(
+    kind: RecurrenceKind, name: str, uses: Sequence[Use], target: Target, dtype: str = "bf16"
+) -> Iterator[Kernel]:
+    """What a class launches, for each of its sizes."""
+    source, file = source_of(kind, name, uses, target), f"{name}_kernels.py"
+    for use in uses:
+        queries = use.heads["q"] // use.H if kind.grouped else 1
+        yield replace(
+            decode_kernel(kind, use.K, use.V, dtype, heads=use.H, queries=queries, file=file, source=source),
+            span=use.span,
+        )
+        if chunked(kind, use):
+            continue
+        tiles = launches(kind, [(use.K, use.V)], target)
+        form = walk_form(kind)
+        for role in ("prepare", "walk"):
+            if role == "prepare" and form.prepare is None:
+                continue
+            columns = tiles["walk"].columns
+            yield described(source, file, role, role, kind, use, tiles[role], dtype, columns)
+
+
+def described(
+    source: str,
+    file: str,
+    function: str,
+    role: str,
+    kind: RecurrenceKind,
+    use: Use,
+    launch: Launch,
+    dtype: str,
+    columns: int,
+) -> Kernel:
+    """A kernel of a class as it is compiled: the types of its arguments follow from their names."""
+    known: dict[str, Constant] = {
+        "H": use.H, "K": use.K, "V": use.V, "BLOCK_K": max(_power(use.K), 16), "COLUMNS": columns,
+        "C": kind.chunk, "SEGMENT": 16, "PACKED": False, "INITIAL": False,
+        **{f"{name}_heads": count for name, count in use.heads.items()},
+    }  # fmt: skip
+    signature, constants = {}, {}
+    for name in _arguments(source, function):
+        if name in known:
+            constants[name] = known[name]
+        elif name in ("sequences", "length", "slots"):
+            signature[name] = "i32"
+        elif name == "scale":
+            signature[name] = "fp32"
+        else:
+            signature[name] = "*i64" if name == "cu_seqlens" else "*fp32" if name in FLOAT32 else f"*{dtype}"
+    aligned = tuple(name for name, type_ in signature.items() if type_.startswith("*"))
+    return Kernel(
+        file,
+        source,
+        function,
+        role,
+        signature,
+        constants,
+        aligned,
+        launch.num_warps,
+        launch.num_stages,
+        True,
+        use.span,
+    )
+
+
+@cache
+def _arguments(source: str, function: str) -> tuple[str, ...]:
+    """The names of a function's arguments."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return tuple(argument.arg for argument in node.args.args)
+    raise KeyError(function)
+
+
+def _power(n: int) -> int:
+    """The power of two from n on."""
+    return 1 << (n - 1).bit_length()
