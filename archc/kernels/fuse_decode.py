@@ -21,16 +21,16 @@ from archc.tiles.triton_decode import read_line, state_lines
 GROUP = 32768  # elements of a state that several queries read: they are held at once
 TILE = 16384  # elements of any other state that are held at once: 64 a thread of 8 warps
 
-_HEADER = """# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,index,operator,misc"
+_HEADER = """# mypy: disable-error-code="import,no-untyped-def,no-untyped-call,untyped-decorator,misc,assignment"
 \"\"\"One decoded token of a mixer in a few launches.
 
-Axes: B sequences, D width of the model, K and V the two axes of a head's state S. b is the program's sequence, h its
-head; K_ and V_ are the places of a tile, in_K and in_V whether they exist.
+Axes: B sequences, D width of the model, K and V the two axes of a head's state S. b is the program's
+sequence, h its head; K_ and V_ are the places of a tile, in_K and in_V whether they exist.
 \"\"\"
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -38,7 +38,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from .place import Place
+if TYPE_CHECKING:
+    from .place import Place
 
 
 """
@@ -89,7 +90,8 @@ def module_file(module: Module) -> str:
 
 def module_source(found: Fused) -> str:
     """The whole text of that file."""
-    return _HEADER + fused_source(found)
+    batched = any(len(group) > 1 for group in found.second)
+    return (_HEADER if batched else _HEADER.replace("import torch\n", "")) + fused_source(found)
 
 
 def token_kernels(graph: Graph, dtype: str = "bf16") -> list[Kernel]:

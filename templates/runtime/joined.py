@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .place import Place
 
 
 class Joined:
-    """Several matrices as one, of which the parameters become views: nothing is held twice, nothing grows stale.
+    """Several matrices as one, of which the parameters become views: nothing is held twice or grows stale.
 
-    `weight [rows, inputs]`: their rows one after another, then zeros up to a multiple of 16; or `[n, outputs,
-    inputs]` where `batched`. `rows`: of each of them, and of the zeros.
+    `weight [rows, inputs]`: their rows one after another, then zeros up to a multiple of 16; or, `batched`,
+    `[n, outputs, inputs]`. `rows`: of each of them, and of the zeros.
     """
 
-    def __init__(self, weights: Sequence[nn.Parameter], batched: bool = False) -> None:
+    def __init__(self, weights: Sequence[Tensor], batched: bool = False) -> None:
         first = weights[0]
         self.rows = [weight.shape[0] for weight in weights]
         total = sum(self.rows)
         self.rows += [] if total % 16 == 0 else [-total % 16]
         joined = first.new_zeros(total if batched else sum(self.rows), first.shape[1], requires_grad=False)
-        parts = joined[:total].split([weight.shape[0] for weight in weights])
+        parts = torch.split(joined[:total], [weight.shape[0] for weight in weights])
         for weight, part in zip(weights, parts, strict=True):
             part.copy_(weight.detach())
             weight.data = part
-        self.weight = joined.unflatten(0, (len(weights), -1)) if batched else joined
+        self.weight = torch.unflatten(joined, 0, (len(weights), -1)) if batched else joined
         self._parts = [(weight, part.data_ptr()) for weight, part in zip(weights, parts, strict=True)]
 
     def holds(self) -> bool:
@@ -35,8 +35,15 @@ class Joined:
         return all(weight.data_ptr() == pointer for weight, pointer in self._parts)
 
 
+def join(known: list[Joined], groups: Sequence[Sequence[Tensor]]) -> list[Joined]:
+    """The matrices of each group as one, those after the first group batched; what holds already stays."""
+    if known and all(joined.holds() for joined in known):
+        return known
+    return [Joined(weights, batched=number > 0) for number, weights in enumerate(groups)]
+
+
 def decodes(joined: Sequence[Joined], x_BTD: Tensor, place: Place) -> bool:
-    """Whether a call is one token for each sequence that kernels can take: on this GPU, its state held in place."""
+    """Whether a call is one token a sequence that kernels can take: on this GPU, its state held in place."""
     if not joined or x_BTD.shape[1] != 1 or not x_BTD.is_cuda or not place.in_place or place.form != "auto":
         return False
     if place.layout.cu_seqlens is not None or place.patterns or torch.is_grad_enabled():

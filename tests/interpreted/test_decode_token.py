@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from archc.codegen.format import format_files
 from archc.codegen.package import package_files
-from archc.data import data_folder
 from archc.graph.types import Graph, Module
 from archc.kernels import fuse_decode as fuse
-from archc.kernels.fuse_decode import Fused, fuse_decode, joined_names, module_source
+from archc.kernels.fuse_decode import Fused, fuse_decode, module_file, token_kernels, why_not
+from archc.kernels.targets import load_target
 from archc.pipeline import graph_of
 
 GATED_DELTA = """
@@ -103,25 +102,22 @@ class Loaded:
                 else f"mixers:\n  own:{mixer}\nblocks:\n  main:\n    mixer: {{use: own}}\n    mlp: {{use: swiglu}}\n"
             )
         )
-        graph: Graph = graph_of(spec)
+        self.graph: Graph = graph_of(spec)
+        graph = self.graph
         self.module: Module = next(m for m in graph.modules.values() if m.body.kind == "mixer")
         found = fuse_decode(self.module)
         assert found is not None
         self.fused: Fused = found
-        files = package_files(graph)
         with pytest.MonkeyPatch.context() as patch:
             if name != "gated_delta":  # several blocks of columns
                 patch.setattr(fuse, "TILE", 256)
-            files |= format_files({"token_kernels.py": module_source(found)})
-        joined = data_folder("templates") / "runtime" / "joined.py"
-        files["joined.py"] = joined.read_text()
+            files = package_files(graph, target=load_target("h100"))
         for path, text in files.items():
             target = folder / name / path
             target.parent.mkdir(exist_ok=True)
             target.write_text(text)
         self.package: Any = importlib.import_module(name)
-        self.kernels: ModuleType = importlib.import_module(f"{name}.token_kernels")
-        self.joined: ModuleType = importlib.import_module(f"{name}.joined")
+        self.kernels: ModuleType = importlib.import_module(f"{name}.{module_file(self.module)}")
 
     def model(self, dtype: torch.dtype) -> Any:
         torch.manual_seed(0)
@@ -133,22 +129,21 @@ class Loaded:
 
     def join(self, model: Any) -> None:
         for layer in model.layers:
-            layer.mixer.joined = [
-                self.joined.Joined([layer.mixer.get_parameter(f"{name}.weight") for name in names], n > 0)
-                for n, names in enumerate(joined_names(self.fused))
-            ]
+            layer.mixer.join_products()
 
     @contextmanager
-    def fused_mixers(self, model: Any) -> Iterator[None]:
-        """The mixers' forwards are the fused step."""
-        for layer in model.layers:
-            mixer: nn.Module = layer.mixer
-            mixer.forward = lambda x, place, mixer=mixer: self.kernels.decode_token(mixer, x, place)
-        try:
+    def fused_mixers(self) -> Iterator[None]:
+        """Calls of one token take the fused step, although there is no GPU."""
+        taken = []
+
+        def decodes(joined: Any, x: Tensor, place: Any) -> bool:
+            taken.append(x.shape[1] == 1 and place.in_place and all(part.holds() for part in joined))
+            return bool(taken[-1])
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(importlib.import_module(f"{self.package.__name__}.model"), "decodes", decodes)
             yield
-        finally:
-            for layer in model.layers:
-                del layer.mixer.forward
+        assert taken and all(taken)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +184,7 @@ def test_tokens_after_a_prefill(load: Callable[[str], Loaded], name: str, dtype:
         state = states[id(model)]
         model(tokens[:, :4], state=state)
         if model is fused:
-            with loaded.fused_mixers(model):
+            with loaded.fused_mixers():
                 steps = logits(model, tokens[:, 4:7], state)
         else:
             steps = logits(model, tokens[:, 4:7], state)
@@ -263,3 +258,33 @@ def test_weights_are_held_once(load: Callable[[str], Loaded]) -> None:
     assert joined.holds() and bool((joined.weight[: mixer.v.weight.shape[0]] == 7).all())
     model.to(torch.float64)
     assert not joined.holds()
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_the_described_kernels_are_the_launched_ones(load: Callable[[str], Loaded], name: str) -> None:
+    loaded = load(name)
+    for kernel in token_kernels(loaded.graph):
+        declared = getattr(loaded.kernels, kernel.name).arg_names
+        assert set(declared) == {*kernel.signature, *kernel.constants}
+        assert not set(kernel.signature) & set(kernel.constants) and set(kernel.aligned) <= set(
+            kernel.signature
+        )
+
+
+def test_what_has_no_fused_step_says_why(tmp_path: Path) -> None:
+    """A matrix between equations, several recurrences in one body, a normaliser: the torch form."""
+    for mixer, reason in (
+        ("rwkv7", "read values of this mixer"),
+        ("gsa", "2 recurrences"),
+        ("mlstm", "normalisers"),
+        ("mamba", "stands between other operations"),
+    ):
+        source = {
+            "archc": 1, "name": "other", "model": {"vocab_size": 64, "d_model": 128, "n_layers": 2, "context": 64},
+            "blocks": {"main": {"mixer": {"use": mixer}, "mlp": {"use": "swiglu"}}},
+        }  # fmt: skip
+        if mixer in ("gsa", "mlstm"):
+            source["blocks"]["main"]["mixer"]["n_heads"] = 2  # type: ignore[index]
+        graph = graph_of(source)
+        module = next(m for m in graph.modules.values() if m.body.kind == "mixer")
+        assert fuse_decode(module) is None and reason in why_not(module), why_not(module)
