@@ -24,8 +24,9 @@ def _activate(x, ACTIVATION: tl.constexpr):
         cdf = 0.5 * (1 + tl.erf(x * 0.7071067811865476))  # of the normal distribution
         return x * cdf, cdf + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
     if ACTIVATION == "gelu_tanh":  # 0.5 (1 + tanh(u / 2)) = sigmoid(u)
-        s = tl.sigmoid(1.5957691216057308 * x * (1 + 0.044715 * x * x))
-        return x * s, s + x * s * (1 - s) * 1.5957691216057308 * (1 + 0.134145 * x * x)
+        u = 1.5957691216057308 * x * (1 + 0.044715 * x * x)
+        s = tl.sigmoid(u)
+        return x * s, s + x * s * tl.sigmoid(-u) * 1.5957691216057308 * (1 + 0.134145 * x * x)
     s = tl.sigmoid(x)
     if ACTIVATION == "sigmoid":
         return s, s * (1 - s)
