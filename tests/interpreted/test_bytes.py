@@ -132,7 +132,7 @@ def emitted(
 ) -> ModuleType:
     launches = {"prepare": Cut(0, 4, 1), "walk": Cut(columns, 8, 1)}
     name = f"{label(kind)}_{K}_{V}_{columns}_{segment}"
-    return load(f"{name}_kernels", kernels(kind, name, [(K, V)], launches, segment=segment))
+    return load(f"{name}_kernels", kernels(kind, name, launches, segment=segment))
 
 
 @pytest.fixture(scope="module")
