@@ -73,11 +73,14 @@ def _kernels_of(group: tuple[Chain, ...], sizes: Sizes, dtype: str) -> list[Kern
             values["ALL"] = sum(constants["CHANNELS"])
         kept = ("CHANNELS", "SIZES", "COLUMNS", "WIDTH") if name == "conv_last" else constants
         values |= {key: constants[key] for key in kept}
+        warps = 4 * max(widest // entries, 1)
         aligned = tuple(
             key for key in types if key not in _LENGTHS and (key != "strides" or _even(constants))
         )
         kernels.append(
-            Kernel("conv_kernels.py", source, name, "conv", types, values, aligned, 4, 1, False, conv.span)
+            Kernel(
+                "conv_kernels.py", source, name, "conv", types, values, aligned, warps, 1, False, conv.span
+            )
         )
     return kernels
 

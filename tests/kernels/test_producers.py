@@ -236,6 +236,7 @@ def test_kernels_of_a_model() -> None:
     steps = "silu l2norm, silu l2norm, silu none"
     branches = launched.branches([768, 768, 1536], [128, 128, 256], steps, [1e-6, 1e-6, 0.0], 4)
     forward, backward = found[:2]
+    assert {kernel.num_warps for kernel in found} == {branches.warps(launched.BACKWARD_ENTRIES)} == {4}
     for kernel in found[:5]:
         assert branches._asdict().items() <= dict(kernel.constants).items()
         function = getattr(launched, kernel.name)

@@ -432,6 +432,10 @@ class Branches(NamedTuple):
         """Rows of a program."""
         return max(entries // max(self.COLUMNS), 1)
 
+    def warps(self, entries: int) -> int:
+        """Warps of a program: more where one row has more than that many entries."""
+        return 4 * max(max(self.COLUMNS) // entries, 1)
+
 
 def branches(
     channels: Sequence[int], heads: Sequence[int], steps: str, eps: Sequence[float], width: int
@@ -481,7 +485,7 @@ def launch_conv(
     if at.tokens:
         conv_forward[triton.cdiv(at.tokens, rows * FORWARD_STEPS), of.heads](
             at.x, at.strides, _all(weight), _all(bias), _all(past), tuple(y), *at[2:], **of._asdict(),
-            ROWS=rows, STEPS=FORWARD_STEPS, num_warps=4,
+            ROWS=rows, STEPS=FORWARD_STEPS, num_warps=of.warps(FORWARD_ENTRIES),
         )  # fmt: skip
     return y
 
@@ -501,20 +505,13 @@ def launch_conv_backward(
     if at.tokens:
         conv_backward[blocks, of.heads](
             flat, *given, tuple(dx), sums, *at[2:], **of._asdict(),
-            ROWS=rows, STEPS=BACKWARD_STEPS, ALL=total, num_warps=4,
+            ROWS=rows, STEPS=BACKWARD_STEPS, ALL=total, num_warps=of.warps(BACKWARD_ENTRIES),
         )  # fmt: skip
     if past and at.sequences:
         conv_past_backward[triton.cdiv(at.sequences, rows), of.heads](
-            flat,
-            *given,
-            tuple(dpast),
-            at.cu_seqlens,
-            at.length,
-            at.sequences,
-            **of._asdict(),
-            ROWS=rows,
-            num_warps=4,
-        )
+            flat, *given, tuple(dpast), at.cu_seqlens, at.length, at.sequences, **of._asdict(),
+            ROWS=rows, num_warps=of.warps(BACKWARD_ENTRIES),
+        )  # fmt: skip
     whole = sums[:, : of.WIDTH + bool(bias)].sum(0)  # always in one order
     parts = whole.split(list(of.CHANNELS), 1)
     dweight = [part[: of.WIDTH].t().to(w.dtype, copy=True).contiguous() for part, w in zip(parts, weight)]
@@ -532,7 +529,7 @@ def launch_conv_last(
     if at.sequences:
         conv_last[triton.cdiv(at.sequences, rows), of.heads](
             at.x, at.strides, _all(past), tuple(last), at.cu_seqlens, at.length, at.sequences,
-            of.CHANNELS, of.SIZES, of.COLUMNS, of.WIDTH, rows, num_warps=4,
+            of.CHANNELS, of.SIZES, of.COLUMNS, of.WIDTH, rows, num_warps=of.warps(FORWARD_ENTRIES),
         )  # fmt: skip
     return last
 
