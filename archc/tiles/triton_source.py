@@ -115,7 +115,11 @@ def _chunk_view(
         "typed": facts["typed"],
         "short": facts["short"],
         "heads": facts["heads"],
-        "contiguous": ", ".join(f"{argument.name}.contiguous()" for argument in found),
+        "contiguous": ", ".join(
+            # Rows that meet in a product have one type.
+            f"{argument.name}{'.to(q.dtype)' if argument.name in ('k', 'w', 'r') else ''}.contiguous()"
+            for argument in found
+        ),
         "buffers": [
             *(["U = q.new_empty(B, T, H, V)"] if form.solved else []),
             *(_buffer(buffer, axes) for buffer, axes in form.buffers.items()),

@@ -1,0 +1,119 @@
+"""The forward kernels of every class of recurrence over chunks, against the token loop in float64."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from archc.codegen.format import format_files
+from archc.codegen.package import recurrence_name, runtime_path
+from archc.tiles.kind import DECAYS, ERASES, RecurrenceKind, form_of
+from archc.tiles.torch_source import emit
+from archc.tiles.triton_source import Launch, kernels
+from tests.interpreted.modules import poisoned
+
+K, V, COLUMNS, SEGMENT = 24, 40, 16, 2
+SCALE = 0.3
+KINDS = [
+    kind
+    for decay, erase, erase_from, read in itertools.product(
+        DECAYS, ERASES, ("previous", "decayed"), ("inclusive", "exclusive")
+    )
+    for kind in [RecurrenceKind(decay, erase, erase_from, read, chunk=32)]
+    if decay != "constant" and form_of(kind).form == "chunk"
+]
+# One class for each rule of the printer; the slow tests have all.
+FEW = [
+    RecurrenceKind("head", "delta", chunk=32),
+    RecurrenceKind("key", "pair", "previous", "exclusive", chunk=32),
+    RecurrenceKind("value", chunk=32),
+    RecurrenceKind("none", "delta", read="exclusive", chunk=64),
+]
+CASES = [
+    *[pytest.param(kind, id=recurrence_name(kind)) for kind in FEW],
+    *[pytest.param(kind, id=f"all_{recurrence_name(kind)}", marks=pytest.mark.slow) for kind in KINDS],
+]
+
+
+def modules(kind: RecurrenceKind, folder: Path) -> tuple[ModuleType, ModuleType]:
+    """The module of a class and that of its kernels, as they stand in a package."""
+    name = recurrence_name(kind)
+    launches = {"prepare": Launch(0, 4, 1), "walk": Launch(COLUMNS, 4, 1)}
+    files = {
+        "__init__.py": "",
+        f"{name}.py": emit(kind, name),
+        f"{name}_kernels.py": kernels(kind, name, launches, segment=SEGMENT),
+    }
+    package = folder / f"made_{name}"
+    package.mkdir()
+    for file, text in format_files(files).items():
+        (package / file).write_text(text)
+    for runtime in ("place", "state", "tiling"):
+        (package / f"{runtime}.py").write_text(runtime_path(runtime).read_text())
+    sys.path.insert(0, str(folder))
+    try:
+        return tuple(importlib.import_module(f"{package.name}.{file}") for file in (name, f"{name}_kernels"))  # type: ignore[return-value]
+    finally:
+        sys.path.remove(str(folder))
+
+
+def inputs(kind: RecurrenceKind, B: int, T: int, H: int, hard: bool) -> list[Tensor]:
+    """q, k, v and gates. Hard: runs of equal keys, beta to 1.99, decay 0 and -50."""
+    core = kind.core()
+    q, k = torch.randn(B, T, max(H // 2, 1), K), F.normalize(torch.randn(B, T, H, K), dim=-1)
+    if hard:
+        k[:, T // 4 : T // 2] = k[:, T // 4 : T // 4 + 1]
+    found = [q, k, torch.randn(B, T, H, V)]
+    if core.decay != "none":
+        decay = -0.5 * torch.rand(B, T, H, *{"head": (), "key": (K,), "value": (V,)}[core.decay])
+        if hard:
+            decay[:, ::3], decay[:, 5::11] = 0, -50
+        found.append(decay)
+    if core.erase == "delta":
+        found.append(torch.rand(B, T, H) * (1.99 if hard else 1))
+    if core.erase == "pair":
+        r = F.normalize(torch.randn(B, T, H, K), dim=-1)
+        found += [-r * torch.rand(B, T, H, 1) * (1.99 if hard else 1), r]
+    return found
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    return float((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-9))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("kind", CASES)
+def test_forward(kind: RecurrenceKind, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Dense rows without a state, and packed ones that continue; among them empty sequences and one of one token."""
+    torch_form, made = modules(kind, tmp_path)
+    for B, T, cu_seqlens in ((2, 70, None), (1, 150, torch.tensor([0, 0, 1, 66, 66, 140]))):
+        torch.manual_seed(T)
+        given = inputs(kind, B, T, 2, hard=cu_seqlens is not None)
+        given = [x.to(dtype) for x in given[:3]] + given[3:]
+        state = None if cu_seqlens is None else torch.randn(5, 2, K, V)
+        wide = [x.double() for x in given]
+        want, last = torch_form.token_loop(
+            *wide, None if state is None else state.double(), cu_seqlens, SCALE
+        )
+        ours, theirs = chunked(made, given, state, cu_seqlens), chunked(torch_form, given, state, cu_seqlens)
+        # How hard the inputs are, the torch form in float32 says; and products of float16 operands round.
+        hardness = max(error(got, exact) for got, exact in zip(theirs, (want, last), strict=True))
+        rounding = 4 * torch.finfo(torch.float16).eps if dtype == torch.float16 else 0
+        for got, exact in zip(ours, (want, last), strict=True):
+            assert error(got, exact) <= 1.5 * hardness + rounding + torch.finfo(torch.float32).eps
+
+
+def chunked(
+    module: ModuleType, given: list[Tensor], state: Tensor | None, cu_seqlens: Tensor | None
+) -> list[Tensor]:
+    """Outputs and last states, memory that nobody wrote being NaN."""
+    with poisoned():
+        return list(module.chunk_forward(*given, state, cu_seqlens, SCALE)[:2])
