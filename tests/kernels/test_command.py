@@ -1,4 +1,4 @@
-"""`archc kernels`: the table, JSON, exit codes and errors at the spec's line, with kernels that stand in for a model's."""
+"""`archc kernels`: table, JSON, exit codes, errors at the line of the spec; the kernels stand in for a model's."""
 
 from __future__ import annotations
 
