@@ -320,6 +320,7 @@ def test_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fused, "_has_kernel", lambda branch: True)
     for operation in (fused._forward, fused._backward, fused._last):
         operation.register_kernel("cpu")(operation._backend_fns["cuda"])
+    torch.manual_seed(0)
     mine, theirs = module.Model(module.Config(n_layers=1)), package_of(spec)
     theirs = theirs.Model(theirs.Config(n_layers=1))
     randomise(theirs)
