@@ -89,11 +89,16 @@ class Lines:
         return self.factor(f"{FACTORS[exponent]}_{axes}", f"tl.exp({text})")
 
     def end(self) -> None:
-        """The log decay of the whole chunk."""
+        """The log decay of the whole chunk: the last running sum itself, since a sum in another order rounds apart."""
+        axes = "VC" if self.decay == "value" else "C"
+        self.load(f"decay_{axes}")
+        G = self.factor(f"G_{axes}", f"tl.cumsum(decay_{axes}, {len(axes) - 1})")
         if self.decay == "value":
-            self.factor("G_end_V1", "tl.sum(decay_VC, 1)[:, None]")
+            self.factor(
+                "G_end_V1", f"tl.sum(tl.where(tl.arange(0, C)[None, :] == C - 1, {G}, 0.0), 1)[:, None]"
+            )
         else:
-            self.factor("G_end", "tl.sum(decay_C, 0)")
+            self.factor("G_end", f"tl.sum(tl.where(tl.arange(0, C) == C - 1, {G}, 0.0), 0)")
 
     def row(self, row: Row) -> tuple[str, str]:
         """A row that meets the state: its tile `[C, K]`, and the factor a token that is left for outside."""

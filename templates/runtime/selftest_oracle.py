@@ -53,8 +53,9 @@ class RoundedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Matrix products see operands rounded to a dtype, as a matrix unit does; sums stay float32.
 
     For float32 they keep 22 bits: a product of float32 may be made of three products in tf32. So may those of a
-    triangular inverse in every dtype: `exact` says that one is under way. With a seed rounding goes up or down by
-    chance: ill-conditioned inputs blow up a few errors, and one way of rounding may be lucky in those.
+    triangular inverse in every dtype: `exact` says that one is under way. Running sums round after each addition; torch
+    sums in float64 on a CPU. With a seed rounding goes up or down by chance: ill-conditioned inputs blow up a few
+    errors, and one way of rounding may be lucky in those.
     """
 
     PRODUCTS = ("aten::bmm", "aten::mm")
@@ -92,6 +93,8 @@ class RoundedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
             args = [self.rounded(x) for x in args]
         elif name in self.SUMS:
             args = [args[0], *(self.rounded(x) for x in args[1:])]
+        elif name == "aten::cumsum" and args[0].dtype == torch.float32:
+            return running_sum(*args[:2])
         return func(*args, **(kwargs or {}))
 
 
@@ -102,6 +105,14 @@ def errors_of(got: Results, want: Results) -> dict[str, float]:
 
 def largest(x: Tensor) -> float:
     return float(x.abs().amax()) if x.numel() else 0.0
+
+
+def running_sum(x: Tensor, axis: int) -> Tensor:
+    """The cumulative sum with a rounding after each addition."""
+    sums = [torch.zeros_like(x.select(axis, 0))] if x.shape[axis] else []
+    for entry in x.unbind(axis):
+        sums.append(sums[-1] + entry)
+    return torch.stack(sums[1:], axis) if sums else x.clone()
 
 
 def rounding_errors(
