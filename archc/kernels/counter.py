@@ -66,6 +66,7 @@ class _Others(TorchDispatchMode):  # type: ignore[no-untyped-call]
         read: list[torch.Tensor] = []
         written = _tensors(made)
         schema = operation._schema
+        shaped = schema.name.endswith("_like") or schema.name.startswith("aten::new_")  # reads a shape only
         for position, argument in enumerate(schema.arguments):
             value = given[position] if position < len(given) else named.get(argument.name)
             tensors = _tensors(value)
@@ -73,7 +74,8 @@ class _Others(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 written += [tensor for tensor in tensors if not any(tensor is known for known in written)]
                 if schema.name in _OVERWRITES or argument.is_out:
                     continue
-            read += tensors
+            if not shaped:
+                read += tensors
         held = {tensor.untyped_storage().data_ptr() for tensor in read}
         view = written and all(tensor.untyped_storage().data_ptr() in held for tensor in written)
         moved = sum(map(_bytes, read)), sum(map(_bytes, written))

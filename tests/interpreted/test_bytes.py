@@ -19,6 +19,7 @@ from archc.kernels.counter import counting
 from archc.tiles.costs import count
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.triton_decode import decode_source
+from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import SEGMENT, kernels
 from archc.tiles.triton_source import Launch as Cut
 from archc.tiles.views import arguments
@@ -132,27 +133,40 @@ def emitted(
     columns: int,
     segment: int = SEGMENT,
 ) -> ModuleType:
+    """The kernels over chunks of a class; their reverse as well, if the decay is one for a head."""
     launches = {"prepare": Cut(0, 4, 1), "walk": Cut(columns, 8, 1)}
     name = f"{label(kind)}_{K}_{V}_{columns}_{segment}"
-    return load(f"{name}_kernels", kernels(kind, name, launches, segment=segment))
+    reverse = ""
+    if kind.decay in ("none", "head"):
+        reverse = reverse_source(kind, ReverseLaunch(columns, (8, 1), (8, 1)))
+    return load(f"{name}_kernels", kernels(kind, name, launches, segment=segment, reverse=reverse))
+
+
+Spend = Callable[[RecurrenceKind, str], Spent]
 
 
 @pytest.fixture(scope="module")
-def forward(load: Callable[[str, str], ModuleType]) -> Callable[[RecurrenceKind], Spent]:
-    """What a class's forward spends."""
+def spend(load: Callable[[str, str], ModuleType]) -> Spend:
+    """What a class's forward or backward spends."""
 
     @cache
-    def run(kind: RecurrenceKind) -> Spent:
+    def run(kind: RecurrenceKind, direction: str) -> Spent:
         module = emitted(load, kind, 128, 128, 128)
         more = module.SEGMENT * module.CHUNK
         runs, kept = [], []
         for T in (module.CHUNK, module.CHUNK + more):
             given = inputs(kind, T)
-            with counting() as counted:
-                _, _, *saved = module.chunk_forward(*given, None, None, 0.1)
-            runs.append(counted)
-            kept.append(saved)
-        return spent(*runs, more, tuple(kept))
+            with counting() as ahead:
+                o, final, *saved = module.chunk_forward(*given, None, None, 0.1)
+            if direction == "forward":
+                runs.append(ahead)
+                kept.append(saved)
+                continue
+            do, dfinal = torch.ones_like(o), torch.zeros_like(final)
+            with counting() as behind:
+                module.chunk_backward(do, dfinal, *given, None, *saved, 0.1)
+            runs.append(behind)
+        return spent(*runs, more, tuple(kept) if kept else ((), ()))
 
     return run
 
@@ -167,15 +181,18 @@ def forward(load: Callable[[str, str], ModuleType]) -> Callable[[RecurrenceKind]
     ],
     ids=["scalar decay", "gated delta", "channel decay", "gated delta with channel decay"],
 )
-def test_the_forward_keeps_its_limits(
-    forward: Callable[[RecurrenceKind], Spent], kind: RecurrenceKind, kept: tuple[str, ...]
-) -> None:
-    missed = exceeded(kind, 128, 128, forward(kind), None)
+def test_the_forward_keeps_its_limits(spend: Spend, kind: RecurrenceKind, kept: tuple[str, ...]) -> None:
+    missed = exceeded(kind, 128, 128, spend(kind, "forward"), None)
     assert [line for line in missed if line.removeprefix("forward: ").startswith(kept)] == []
 
 
+@pytest.mark.parametrize("kind", [SCALAR, GATED_DELTA], ids=["scalar decay", "gated delta"])
+def test_the_backward_keeps_its_limits(spend: Spend, kind: RecurrenceKind) -> None:
+    assert exceeded(kind, 128, 128, None, spend(kind, "backward")) == []
+
+
 @pytest.mark.parametrize("kind", PLAIN, ids=label)
-def test_a_forward_stays_inside_its_arguments(
+def test_kernels_stay_inside_their_arguments(
     load: Callable[[str, str], ModuleType], kind: RecurrenceKind
 ) -> None:
     """Ragged and empty sequences beside one another, value columns in two blocks: no access outside, no race."""
@@ -184,8 +201,11 @@ def test_a_forward_stays_inside_its_arguments(
     given = inputs(kind, 32, 16, 32)
     state = torch.zeros(3, 1, 16, 32)
     with counting() as counted:
-        module.chunk_forward(*given, state, borders, 0.1)
+        o, final, *saved = module.chunk_forward(*given, state, borders, 0.1)
     assert counted.requested <= 2 * counted.distinct
+    if kind.decay in ("none", "head"):
+        with counting():
+            module.chunk_backward(torch.ones_like(o), final, *given, borders, *saved, 0.1)
 
 
 @pytest.mark.parametrize("kind", CHUNKED, ids=label)

@@ -195,6 +195,8 @@ def test_other_operations_count_unless_they_move_nothing() -> None:
         x[:1].expand(64, 16) + 1
         x.mul_(2)
         torch.zeros(4)
+        torch.zeros_like(x)
+        x.new_zeros(2)
         x[0, 0].item()
     found = [(other.name, other.read, other.written) for other in counted.others]
     assert found == [
@@ -204,6 +206,8 @@ def test_other_operations_count_unless_they_move_nothing() -> None:
         ("aten.add.Tensor", 64, 4096),
         ("aten.mul_.Tensor", 512, 512),
         ("aten.zeros.default", 0, 16),
+        ("aten.zeros_like.default", 0, 512),
+        ("aten.new_zeros.default", 0, 8),
         ("aten._local_scalar_dense.default", 4, 0),
     ]
     others = sum(read + written for _, read, written in found)
