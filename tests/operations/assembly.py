@@ -13,10 +13,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def assemble(folder: Path) -> Path:
-    """Copy `templates/runtime/*.py` and each operation's `runtime.py`, as `<operation>.py`, to one folder."""
+    """Copy `templates/runtime/*.py` and each operation's `runtime.py`, as `<operation>.py`, to one folder.
+
+    Self-tests read a file that is written for one model, and stay out.
+    """
     folder.mkdir()
     (folder / "__init__.py").write_text('"""The run-time sources."""\n')
     for source in sorted((ROOT / "templates" / "runtime").glob("*.py")):
+        if source.stem.startswith("selftest"):
+            continue
         shutil.copy(source, folder / source.name)
     for source in sorted((ROOT / "archc" / "operations").glob("*/runtime.py")):
         shutil.copy(source, folder / f"{source.parent.name}.py")
