@@ -163,6 +163,10 @@ def test_pieces_of_a_wider_tensor(package: SimpleNamespace) -> None:
     assert torch.equal(rmsnorm(turned, weight, eps=1e-5, gate=gate, activation="silu"), whole)
     each = weight.expand(3, 32)
     assert torch.equal(rmsnorm(x, each, eps=1e-5, gate=gate, activation="silu"), whole)
+    few = torch.randn(2, 5, 4).transpose(0, 1)  # values of the model, without tokens
+    assert torch.equal(
+        rmsnorm(few, eps=1e-5, dims=(-2, -1)), rmsnorm(few.contiguous(), eps=1e-5, dims=(-2, -1))
+    )
     y = rmsnorm(x.requires_grad_(), weight, eps=1e-5)
     assert torch.isfinite(torch.autograd.grad(y.sum(), x)[0]).all()  # a slope without memory of its own
 

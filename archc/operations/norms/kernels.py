@@ -151,7 +151,7 @@ def _rows(
     rows = 1 if weight is None else weight.numel() // width
     heads = rows
     if rows == 1 and not (x.is_contiguous() and (gate is None or gate.is_contiguous())):
-        heads = x.shape[2:].numel() // width if x.dim() > 2 else 1  # pieces of a wider tensor, token by token
+        heads = max(x.shape[2:].numel() // width, 1)  # pieces of a wider tensor, token by token
     weight = None if weight is None else weight.contiguous()
     x_THW, gate_THW = _split(x, heads, width), None if gate is None else _split(gate, heads, width)
     return x_THW, weight, gate_THW, x_THW.shape[0], heads, width if rows > 1 else 0
