@@ -37,7 +37,7 @@ ONE_HEAD = """
       k: linear(x, head_dim) | tanh
       v: linear(x, v_dim) | elu
       o: recurrence(q, k, v, decay_v=logsigmoid(linear(x, v_dim, name=low)), read=exclusive, scale=1/3)
-      y: linear(layernorm(o) + v * sum(q * k, over=head_dim), d_model)
+      y: linear(layernorm(o) + v * sum(q * k, over=head_dim) * mean(q, over=head_dim), d_model)
 """
 PAIR = """
     body:
