@@ -16,6 +16,7 @@ from torch import Tensor
 from archc.pipeline import build
 
 DTYPES = (torch.float16, torch.float32)  # bfloat16 is not interpreted rightly
+pytestmark = pytest.mark.timeout(1200)  # some hundred launches, each a few seconds on a busy machine
 DECAYS = {
     "head": "logsigmoid(linear(x, [n_heads])) / 4",
     "key": "logsigmoid(linear(x, [n_heads, k_dim])) / 4",
