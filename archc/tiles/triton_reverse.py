@@ -6,13 +6,15 @@ dS. `walk_again` carries the state once more, from the one that the forward kept
 segments run beside each other; it makes the gradients of what reads the state.
 
 A decay's gradient is the sum over all that it reaches: pairs of tokens of a chunk (`met`, score times gradient of the
-score), reads of the state, writes into it, and e^G_end <S, dS_next>. The last is known exactly where a segment starts, and is
-carried from there: <S, dS> less what the chunk reads from S is e^G_end <S, dS_next>; with what it writes it is
-<S_next, dS_next>. Pairs that no decay touches are left out of `met`, so nothing of their size has to cancel.
+score), reads of the state, writes into it, and e^G_end <S, dS_next>. The last is known exactly where a segment starts,
+and is carried from there: <S, dS> less what the chunk reads from S is e^G_end <S, dS_next>; with what it writes it is
+<S_next, dS_next>. Where nothing is left of S it is zero, not a difference. Pairs that no decay touches are left out of
+`met`, so nothing of their size has to cancel.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,7 +26,8 @@ from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import Row, Step, TileProgram
 from archc.tiles.reverse import reverse
 from archc.tiles.triton_lines import Lines
-from archc.tiles.triton_source import INPUTS, _load as load_line
+from archc.tiles.triton_source import INPUTS
+from archc.tiles.triton_source import _load as load_line
 from archc.tiles.views import arguments, public_facts
 
 
@@ -54,7 +57,7 @@ class View:
 
 # Axes of what the kernels make: "CV" values, "CK" rows, "C" a number a token. All but values are sums over a block of
 # value columns.
-_AXES = {"dv": "CV", "dE": "CV", "written": "C", "within": "C", "dbeta": "C", "ddecay": "C"}
+_AXES = {"dv": "CV", "dE": "CV", "written": "C", "dbeta": "C", "ddecay": "C"}
 
 
 def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch) -> str:
@@ -130,31 +133,62 @@ class _Gradients(Lines):
         }
         self.scalar = next((f"{x.scalar}_C" for x in update.operands[1::2] if x.scalar), "")
         self.decayed_rows = self.decay == "head"
+        self.steps = reverse(program).steps
+        self.pairs = {f"{name}_JC": P for name, P in self.scores_of.items()}
+        self.pairs |= {f"{step.result}_JC": step for step in self.steps if step.operation == "pair"}
+        self.placed: set[str] = set()
+        self.stored: list[str] = []
+        self.twins: list[str] = []
 
     def view(self) -> View:
         """The kernel's lines, each with the number of the step that it undoes."""
         lines: list[str] = []
-        update: list[str] = []
-        for step in [*self.ahead(), *reverse(self.program).steps]:
-            text = list(getattr(self, f"_{step.operation}")(step))
-            if text:
-                numbered = [f"{text[0]}  # {step.number}" if step.number else text[0], *text[1:]]
-                (update if step.operation == "update" else lines).extend(numbered)
-        stores = [self.put_out(tile, value) for tile, value in self.stores()]
-        loads = [self.take_in(tile) for tile in self.loaded]
-        factors = [f"{name} = {text}" for name, text in self.factors.items()]
+        for steps, stores in self.groups():
+            for step in steps:
+                self.place(lines, self.numbered(step))
+            self.place(lines, [self.put_out(tile) for tile in stores])
+        update = next(step for step in self.steps if step.operation == "update")
+        last: list[str] = []
+        self.place(last, self.numbered(update))
+        opening = [self.open(tile) for tile in (*self.loaded, *self.stored)]
         names = list(dict.fromkeys(_name(tile) for tile in self.loaded))
-        made = [_name(tile) for tile, _ in self.stores()]
-        opening = [self.open(tile) for tile in (*self.loaded, *(tile for tile, _ in self.stores()))]
-        return View(
-            names, made, [line for line in opening if line], [*loads, *factors, *lines, *stores], update
-        )
+        made = [_name(tile) for tile in self.stored]
+        return View(names, made, [*filter(None, opening), *self.twins], lines, last)
 
-    def ahead(self) -> list[Step]:
-        """Steps of the forward that come first."""
-        return []
+    def groups(self) -> Iterator[tuple[list[Step], list[str]]]:
+        """The steps in the order of the kernel, each group with the tiles that are finished then.
+
+        One gradient after the other: what is still being added to is held in registers.
+        """
+        raise NotImplementedError
+
+    def numbered(self, step: Step) -> list[str]:
+        """The lines of a step."""
+        text = list(getattr(self, f"_{step.operation}")(step))
+        return [f"{text[0]}  # {step.number}", *text[1:]] if text and step.number else text
+
+    def place(self, out: list[str], lines: list[str]) -> None:
+        """Append lines, each after what it needs and what was not needed before: tiles, factors, scores."""
+        for line in lines:
+            for name in re.findall(r"\w+", line):
+                if name in self.placed:
+                    continue
+                if name in self.pairs and not line.startswith(f"{name} ="):
+                    self.placed.add(name)
+                    self.place(out, self.numbered(self.pairs[name]))
+                elif name in self.loaded:
+                    self.placed.add(name)
+                    out.append(self.take_in(name))
+                elif name in self.factors:
+                    self.placed.add(name)
+                    self.place(out, [f"{name} = {self.factors[name]}"])
+            out.append(line)
 
     # Names and factors.
+
+    def reads(self, step: Step) -> bool:
+        """Whether a step makes the gradient of rows that read the state."""
+        return step.operation == "project" and step.operands[1].base == "S"
 
     def both(self, base: str) -> bool:
         """Whether rows both write and read."""
@@ -206,8 +240,8 @@ class _Gradients(Lines):
         if axes == "C":
             return ""
         heads = f"{name}_heads" if name in INPUTS else "H"
-        width, block = {"CK": ("K", "BLOCK_K"), "VC": ("V", "COLUMNS"), "JC": ("C", "C")}[axes]
-        part = f"{name} + block * K" if axes == "CK" and name not in INPUTS else name
+        width, block = {"V": ("V", "COLUMNS"), "J": ("C", "C")}.get(axes[0], ("K", "BLOCK_K"))
+        part = f"{name} + block * K" if width == "K" and name not in INPUTS else name
         return f"{name}_tiles = tokens({part}, end, h, H, {heads}, {width}, C, {block})"
 
     def take_in(self, tile: str) -> str:
@@ -217,20 +251,19 @@ class _Gradients(Lines):
             return f"{tile} = scalars({name} + block, start, inside_C, h, H, H)"
         return load_line(tile)
 
-    def put_out(self, tile: str, value: str) -> str:
+    def put_out(self, tile: str) -> str:
         """The line that stores a gradient, or what the other kernel needs."""
+        self.stored.append(tile)
         name, axes = tile.rsplit("_", 1)
         match axes:
             case "CK":
-                return f"{name}_tiles.store([start, 0], {value}.to({name}.dtype.element_ty))"
+                return f"{name}_tiles.store([start, 0], {tile}.to({name}.dtype.element_ty))"
+            case "KC":
+                return f"{name}_tiles.store([start, 0], tl.trans({tile}).to({name}.dtype.element_ty))"
             case "VC":
-                return f"{name}_tiles.store([start, column], tl.trans({value}).to({name}.dtype.element_ty))"
+                return f"{name}_tiles.store([start, column], tl.trans({tile}).to({name}.dtype.element_ty))"
             case _:
-                return f"put_scalars({name} + block, {value}, start, inside_C, h, H)"
-
-    def stores(self) -> list[tuple[str, str]]:
-        """What is written once all steps are done: tile, value."""
-        return []
+                return f"put_scalars({name} + block, {tile}, start, inside_C, h, H)"
 
     # Steps that a kernel leaves to the other one, or that the tiles here hold already: pairs that no decay touches.
 
@@ -242,6 +275,10 @@ class _Gradients(Lines):
 
 def _times(*factors: str) -> str:
     return " * ".join(factor for factor in factors if factor)
+
+
+def _plus(*terms: str) -> str:
+    return " + ".join(term for term in terms if term)
 
 
 def _scaled(text: str, factor: str, axis: str) -> str:
@@ -257,16 +294,22 @@ class _Back(_Gradients):
     def __init__(self, kind: RecurrenceKind, program: TileProgram) -> None:
         super().__init__(kind, program, "walk_back")
 
-    def ahead(self) -> list[Step]:
-        """The scores; without a decay and a row scalar those of an inverse are not needed again."""
-        applied = {
-            row.base for step in self.program.steps if step.operation == "apply" for row in step.operands
-        }
-        needed = self.decayed_rows or bool(self.scalar)
-        return [P for P in self.scores_of.values() if needed or P.result in applied]
+    def groups(self) -> Iterator[tuple[list[Step], list[str]]]:
+        """First values, then the rows that they are written with."""
+        values = [step for step in self.steps if step.result in ("dv", "dU", "dE") and not self.reads(step)]
+        made = {step.result for step in values}
+        yield values, [f"{name}_VC" for name in ("dv", "dE") if name in made]
+        for x, y in self.writes.items():
+            scores = {f"d{name}" for name, P in self.scores_of.items() if P.operands[1].base == x}
+            through = [
+                step for step in self.steps if step.operation == "project" and step.operands[0].base == y
+            ]
+            within = [step for step in self.steps if step.transposed and step.operands[0].base in scores]
+            yield [*through, *within], [f"{self.gradient_of_write(x)}_KC"]
+        yield [], ["written_C"] if "written_C" in self.made else []
 
     def _pair(self, step: Step) -> Iterator[str]:
-        """P again, or dP_ij = dz_i . y_j, whose product with P is what a decay between i and j receives."""
+        """P again, or dP_ij = dz_i . y_j."""
         x, y = step.operands
         if step.result in self.scores_of:
             self.made.add(f"{step.result}_JC")
@@ -274,15 +317,9 @@ class _Back(_Gradients):
             yield from self.masked(f"{step.result}_JC", step, product)
             return
         P, target = self.scores_of[step.result[1:]], f"{step.result}_JC"
-        product = f"dot(tl.trans({self.value(y)}), {self.value(x)}{'' if x.base == 'do' else '.to(dtype)'})"
+        product = f"dot(tl.trans({self.value(y)}), {self.value(x)}{self.narrow(x)})"
         product = ("-" if step.sign < 0 else "") + product + (" * scale" if x.base == "do" else "")
-        if not self.decayed_rows and not self.scalar:
-            yield from self.masked(target, P, product)
-            return
-        yield f"{target} = {product}"
-        name = "met_before_JC" if P.operands[0].exponent == "<" else "met_JC"
-        yield self.add(name, f"{target} * {P.result}_JC")
-        yield from self.masked(target, P, target)
+        yield from self.masked(target, P, product)
 
     def _apply(self, step: Step) -> Iterator[str]:
         """dy = P^T dz, and dy = dP^T x for rows that write."""
@@ -301,7 +338,8 @@ class _Back(_Gradients):
             )
         else:
             target = self.gradient_of_write(self.scores_of[P.base[1:]].operands[1].base)
-            yield self.add(f"{target}_CK", f"dot({P.base}_JC.to(dtype), {self.load(f'{x.base}_CK')})")
+            rows = self.load(f"{x.base}_CK")
+            yield self.add(f"{target}_KC", f"dot(tl.trans({rows}), tl.trans({P.base}_JC).to(dtype))")
 
     def narrow(self, row: Row) -> str:
         return ".to(dtype)" if f"{row.base}_VC" in self.made or row.base in self.made else ""
@@ -326,9 +364,9 @@ class _Back(_Gradients):
         if S.base != "dS_next":
             return
         base = next(x for x, value in self.writes.items() if value == y.base)
-        product = f"dot(tl.trans({self.load(f'{y.base}_VC')}), dS_VK.to(dtype))"
-        text = _scaled(product, self.decay_of(step.into), "[:, None]")
-        yield self.add(f"{self.gradient_of_write(base)}_CK", text)
+        product = f"dot(tl.trans(dS_VK.to(dtype)), {self.load(f'{y.base}_VC')})"
+        text = _scaled(product, self.decay_of(step.into), "[None, :]")
+        yield self.add(f"{self.gradient_of_write(base)}_KC", text)
 
     def _solve(self, step: Step) -> Iterator[str]:
         X, dU = step.operands
@@ -352,34 +390,7 @@ class _Back(_Gradients):
                 value = f"({'-' if sign < 0 else ''}{_times(value, factor)})"
             yield f"dS_VK += dot({value}.to(dtype), {self.load(f'{x.base}_CK')})"
 
-    def _gather(self, step: Step) -> Iterator[str]:
-        """What pairs give to the decays between them, and writes to those after them, up to the end of the chunk."""
-        number = _scaled("{}", self.scalar, "[:, None]")
-        terms = []
-        if "met_JC" in self.made:
-            yield f"pairs_JC = tl.where(j_J1 < c_1C, {number.format('met_JC')}, 0.0)"
-            terms.append("tl.cumsum(tl.sum(pairs_JC, 0) - tl.sum(pairs_JC, 1), 0, reverse=True)")
-        if "met_before_JC" in self.made:
-            yield f"before_JC = tl.where(j_J1 + 1 < c_1C, {number.format('met_before_JC')}, 0.0)"
-            terms.append("after(tl.sum(before_JC, 0)) - tl.cumsum(tl.sum(before_JC, 1), 0, reverse=True)")
-        yield f"within_C = {' + '.join(terms)}"
-
-    def _contract(self, step: Step) -> Iterator[str]:
-        if step.result != "dbeta":
-            return
-        met = [f"tl.sum({name}, 1)" for name in ("met_JC", "met_before_JC") if name in self.made]
-        yield f"dbeta_C = {' + '.join(['written_C', *met])}"
-
-    _combine = _Gradients._nothing
-
-    def stores(self) -> list[tuple[str, str]]:
-        tiles = [name for name in ("dv_VC", "dE_VC") if name in self.made]
-        tiles += [f"{self.gradient_of_write(base)}_CK" for base in self.writes]
-        tiles += ["dbeta_C"] if self.scalar else []
-        pairs = [(tile, tile) for tile in tiles]
-        if self.decayed_rows:
-            pairs += [("within_C", "within_C"), ("written_C", _times("written_C", self.scalar))]
-        return pairs
+    _combine = _gather = _contract = _Gradients._nothing
 
 
 class _Again(_Gradients):
@@ -388,17 +399,50 @@ class _Again(_Gradients):
     def __init__(self, kind: RecurrenceKind, program: TileProgram) -> None:
         super().__init__(kind, program, "walk_again")
 
+    def groups(self) -> Iterator[tuple[list[Step], list[str]]]:
+        """One read after the other, then what is known of pairs and reads when all are done."""
+        for result in dict.fromkeys(step.result for step in self.steps if self.reads(step)):
+            last = [
+                step for step in self.steps if step.operation == "combine" and step.operands[0].base == result
+            ]
+            rows = [
+                step
+                for step in self.steps
+                if step.result == result and step.operation in ("project", "apply")
+            ]
+            yield [*rows, *last], [f"{last[0].result if last else result}_CK"]
+        numbers = [step for step in self.steps if step.result in ("ddecay", "dbeta")]
+        yield numbers, [f"{step.result}_C" for step in numbers]
+
     def value(self, row: Row) -> str:
         return self.load(f"{row.base}_VC")
 
     def _pair(self, step: Step) -> Iterator[str]:
-        """dP_ij = dz_i . y_j, with the row scalar of y."""
+        """dP_ij = dz_i . y_j; its product with P is what a decay between i and j receives."""
         dz, y = step.operands
-        P = self.scores_of[step.result[1:]]
+        P, target = self.scores_of[step.result[1:]], f"{step.result}_JC"
         product = f"dot(tl.trans({self.value(y)}), {self.value(dz)})"
         product = ("-" if step.sign < 0 else "") + product + (" * scale" if dz.base == "do" else "")
-        number = self.load(self.scalar) if self.scalar else ""
-        yield from self.masked(f"{step.result}_JC", P, _scaled(product, number, "[:, None]"))
+        yield from self.masked(target, P, product)
+        if self.decayed_rows or self.scalar:
+            left, right = (self.load(f"{row.base}_CK") for row in P.operands)
+            name = "met_before_JC" if P.operands[0].exponent == "<" else "met_JC"
+            left = self.twin(left) if left == right else left
+            yield self.add(name, f"{target} * dot({right}, tl.trans({left}))")
+        if self.scalar:
+            yield f"{target} *= {self.load(self.scalar)}[:, None]"
+
+    def twin(self, tile: str) -> str:
+        """The tile once more, from a descriptor that does not look the same: used as both operands of a product, and
+        in others, one tile breaks Triton 3.7."""
+        name = _name(tile)
+        again = (
+            self.open(tile)
+            .replace(f"{name}_tiles", f"{name}_again_tiles")
+            .replace("end,", "tl.maximum(end, 1),")
+        )
+        self.twins.append(f"{again}  # Triton 3.7 fails on a product of a tile with itself")
+        return f"{name}_again_tiles.load([start, 0])"
 
     def _project(self, step: Step) -> Iterator[str]:
         """dx = dz S^T for rows that read; its product with x is what the decay up to the token receives."""
@@ -424,19 +468,42 @@ class _Again(_Gradients):
         yield self.add(f"{step.result}_CK", f"dot(tl.trans({P.base}_JC).to(dtype), {rows})")
 
     def _gather(self, step: Step) -> Iterator[str]:
+        """Pairs give to the decays between them, reads to those before, writes to those behind, the state to all."""
         seen = [name for name in ("seen_C", "seen_before_C") if name in self.made]
-        yield f"anchor -= tl.sum({' + '.join(seen)})"
-        terms = [self.load("within_C"), "anchor"]
-        terms += ["tl.cumsum(seen_C, 0, reverse=True)"] if "seen_C" in seen else []
-        terms += ["after(seen_before_C)"] if "seen_before_C" in seen else []
-        yield f"ddecay_C = {' + '.join(terms)}"
-        yield f"ddecay_C += until({self.load('written_C')})"
-        yield "anchor += tl.sum(written_C)"
+        self.end()
+        left = f"anchor - tl.sum({' + '.join(seen)})"
+        yield f"anchor = tl.where(tl.exp(G_end) > 0.0, {left}, 0.0)"
+        for name, border, reads in (
+            ("", "j_J1 < c_1C", "seen_C"),
+            ("before_", "j_J1 + 1 < c_1C", "seen_before_C"),
+        ):
+            if f"met_{name}JC" not in self.made:
+                continue
+            met = _scaled(f"met_{name}JC", self.scalar, "[:, None]")
+            yield f"pairs_{name}JC = tl.where({border}, {met}, 0.0)"
+            read = _plus(reads if reads in seen else "", f"tl.sum(pairs_{name}JC, 0)")
+            yield self.add("reads_before_C" if name else "reads_C", read)
+            yield self.add("writes_C", f"tl.sum(pairs_{name}JC, 1)")
+        if "reads_C" in self.made:
+            yield "ddecay_C = tl.cumsum(reads_C - writes_C, 0, reverse=True) + anchor"
+        else:
+            yield "ddecay_C = anchor - tl.cumsum(writes_C, 0, reverse=True)"
+        if "reads_before_C" in self.made:
+            yield "ddecay_C += after(reads_before_C)"
+        yield f"ddecay_C += until({_times(self.load('written_C'), self.scalar)})"
+        yield f"anchor += tl.sum({_times('written_C', self.scalar)})"
+
+    def _contract(self, step: Step) -> Iterator[str]:
+        if step.result != "dbeta":
+            return
+        met = [f"tl.sum({name}, 1)" for name in ("met_JC", "met_before_JC") if name in self.made]
+        yield f"dbeta_C = {_plus(self.load('written_C'), *met)}"
 
     def _combine(self, step: Step) -> Iterator[str]:
         read, write = step.operands
         tile = self.load(f"{write.base}_CK")
-        yield f"{step.result}_CK = {read.base}_CK + {_scaled(tile, self.load(self.scalar) if self.scalar else '', '[:, None]')}"
+        number = self.load(self.scalar) if self.scalar else ""
+        yield f"{step.result}_CK = {read.base}_CK + {_scaled(tile, number, '[:, None]')}"
         self.made.add(f"{step.result}_CK")
 
     def _update(self, step: Step) -> Iterator[str]:
@@ -444,8 +511,4 @@ class _Again(_Gradients):
             self, next(step for step in self.program.steps if step.operation == "update")
         )
 
-    _read = _solve = _contract = _Gradients._nothing
-
-    def stores(self) -> list[tuple[str, str]]:
-        tiles = [f"d{base}_CK" for base in ("q", "k", "r") if f"d{base}_CK" in self.made]
-        return [(tile, tile) for tile in (*tiles, *(["ddecay_C"] if self.decayed_rows else []))]
+    _read = _solve = _Gradients._nothing
