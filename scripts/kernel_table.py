@@ -142,7 +142,7 @@ def page(results: Mapping[str, Any]) -> str:
         "- **walk**: Triton kernels that carry the state from chunk to chunk.",
         "- **torch form**: no kernels are made for it; the form over chunks in PyTorch runs.",
         "- **E501**: a kernel does not fit. `--allow-torch` builds the torch form instead.",
-        "- **E502**: Triton does not compile a kernel, or not within two minutes.",
+        "- **E502**: Triton does not compile a kernel, or not in the time that it has.",
         "",
     ]
     for size in (*SIZES, *LARGE):

@@ -61,8 +61,9 @@ def kernel_bounds(kernel: Kernel, kinds: Mapping[str, RecurrenceKind], target: T
     kind = kinds.get(kernel.file.removesuffix("_kernels.py"))
     sizes = {name: kernel.constants.get(name) for name in ("K", "V", "COLUMNS", "H")}
     K, V, columns, heads = (value if isinstance(value, int) else None for value in sizes.values())
-    if kind is None or K is None or V is None:
+    if kind is None or K is None:
         return None
+    V = V or K  # a kernel that is not told V has nothing of that size
     dtype = str(kernel.signature.get("q", "*bf16")).removeprefix("*")
     work = work_of(kind, kernel.role, K, V, columns, itemsize=4 if dtype == "fp32" else 2)
     return None if work is None else bounds(target, work, dtype=dtype, heads=heads or 1)
