@@ -146,15 +146,10 @@ def walk_form(kind: RecurrenceKind) -> Walk:
     inputs = {argument.name for argument in arguments(kind)}
 
     first = Lines(kind, program, "prepare")
-    lines = first.of(ahead)
-    buffers: dict[str, str] = {}
-    stores: list[str] = []
-    for tile in walk.loaded:
-        base, axes = tile.rsplit("_", 1)
-        if base in inputs:
-            continue
-        buffers[_buffer_name(tile)] = {"JC": "CC", "CK": "CK", "VC": "CV", "K": "K"}[axes]
-        stores += _store(first, tile)
+    written = [tile for tile in walk.loaded if tile.rsplit("_", 1)[0] not in inputs]
+    lines = _prepare_lines(first, ahead, written)
+    letters = {"JC": "CC", "CK": "CK", "VC": "CV", "K": "K"}
+    buffers = {_buffer_name(tile): letters[tile.rsplit("_", 1)[1]] for tile in written}
     names = [argument.name for argument in arguments(kind)]
     walk_inputs = [name for name in names if any(tile.rsplit("_", 1)[0] == name for tile in walk.loaded)]
     if "q" not in walk_inputs:
@@ -162,19 +157,12 @@ def walk_form(kind: RecurrenceKind) -> Walk:
     prepare = None
     if lines:
         reads = [name for name in names if any(tile.rsplit("_", 1)[0] == name for tile in first.loaded)]
-        heading = [_load(tile) for tile in first.loaded] + [f"{n} = {t}" for n, t in first.factors.items()]
-        written = [tile for tile in walk.loaded if tile.rsplit("_", 1)[0] not in inputs]
         value_blocks = core.decay == "value"
         prepare = KernelView(
             [*reads, *buffers],
             _constants(reads, value_blocks),
             _open([*first.loaded, *written]),
-            [
-                *(["dtype: tl.constexpr = q.dtype.element_ty"] if value_blocks else []),
-                *heading,
-                *lines,
-                *stores,
-            ],
+            [*(["dtype: tl.constexpr = q.dtype.element_ty"] if value_blocks else []), *lines],
             [],
             value_blocks,
         )
@@ -196,6 +184,44 @@ def walk_form(kind: RecurrenceKind) -> Walk:
         solved,
         helpers,
     )
+
+
+def _prepare_lines(first: Lines, steps: Sequence[Step], written: Sequence[str]) -> list[str]:
+    """The lines of `prepare`: what the inverse needs comes first, and each tile is loaded late and written early.
+
+    Afterwards `first.loaded` holds all tiles that the lines load.
+    """
+    sources = {row.base for step in steps if step.operation == "invert" for row in step.operands}
+    ordered = [step for step in steps if step.result in sources]
+    ordered += [step for step in steps if step.operation == "invert"]
+    ordered += [step for step in steps if step not in ordered]
+    lines: list[str] = []
+    shown: set[str] = set()
+    loaded: dict[str, None] = {}
+
+    def show(text: Sequence[str]) -> None:
+        """Lines, with the tiles and factors that they are the first to use ahead of them."""
+        loads = [_load(tile) for tile in first.loaded if tile not in shown]
+        factors = [f"{name} = {value}" for name, value in first.factors.items() if name not in shown]
+        lines.extend([*loads, *factors, *text])
+        shown.update(first.loaded, first.factors)
+        loaded.update(first.loaded)
+
+    for step in ordered:
+        show(first.of([step]))
+        for tile in written:
+            if tile.rsplit("_", 1)[0] == step.result:
+                show(_store(first, tile))
+        if step.operation == "invert" or (step.operation == "pair" and step.result not in sources):
+            shown.clear()  # read again, rather than held in registers
+            first.loaded.clear()
+            first.factors.clear()
+    made = {step.result for step in ordered}
+    for tile in written:
+        if tile.rsplit("_", 1)[0] not in made:
+            show(_store(first, tile))
+    first.loaded.update(loaded)
+    return lines
 
 
 def _short_lives(steps: Sequence[Step]) -> list[Step]:
