@@ -11,7 +11,7 @@ Graph              {path: source}     archc/codegen/ and templates/
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,11 +32,17 @@ Source = str | Path | Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a build did: the model's name, the files, what was written."""
+    """What a build did: the model's name, the files, what was written.
+
+    verified: whether the kernels were compiled for the target; None without kernels. torch_forms: classes of recurrence
+    that run over chunks in the torch form since their kernels do not fit.
+    """
 
     name: str
     files: tuple[str, ...]
     written: WriteReport
+    verified: bool | None = None
+    torch_forms: tuple[str, ...] = ()
 
 
 def load_spec(
@@ -115,10 +121,13 @@ def graph_of(source: Source, after: str | None = None) -> Graph:
     return graph
 
 
-def sources_of(source: Source, target: str = "cpu") -> dict[str, str]:
+def sources_of(
+    source: Source, target: str = "cpu", torch_forms: frozenset[str] = frozenset()
+) -> dict[str, str]:
     """Path -> text of the package. Raises SpecError with everything that is wrong with the spec.
 
-    `target` is "cpu", the torch form alone, or a GPU of specs/targets. Raises ValueError for another.
+    `target` is "cpu", the torch form alone, or a GPU of specs/targets; `torch_forms` names classes of recurrence that
+    have no kernels over chunks there. Raises ValueError for another target.
     """
     from archc.codegen.package import package_files
     from archc.graph.totals import cost_report
@@ -127,22 +136,38 @@ def sources_of(source: Source, target: str = "cpu") -> dict[str, str]:
     gpu = None if target == "cpu" else load_target(target)
     name = "" if isinstance(source, Mapping) else Path(source).name
     graph = graph_of(source)
-    return package_files(graph, spec_name=name, facts=cost_report(graph).facts(), target=gpu)
+    facts = cost_report(graph).facts()
+    return package_files(graph, spec_name=name, facts=facts, target=gpu, torch_forms=torch_forms)
 
 
 def build(
-    source: Source, out: str | Path, target: str = "cpu", force: bool = False, keep: bool = False
+    source: Source,
+    out: str | Path,
+    target: str = "cpu",
+    force: bool = False,
+    keep: bool = False,
+    allow_torch: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Write the package of a model into `out`, with the kernels of a target that is not "cpu".
 
-    Raises SpecError for mistakes in the spec and for a folder that holds something else or hand edits, MachineError
-    where the machine cannot write.
+    Where Triton is installed, those are compiled for the target first; `progress` is told how many are, of how many.
+    With `allow_torch` a recurrence whose kernels do not fit runs in its torch form. Raises SpecError for mistakes in
+    the spec, for kernels that do not fit and for a folder that holds something else or hand edits, MachineError where
+    the machine cannot write.
     """
     from archc.output.write import write_package
 
-    files = sources_of(source, target)
+    torch_forms: frozenset[str] | None = frozenset()
+    if target != "cpu":
+        from archc.kernels.check import unfit
+        from archc.kernels.targets import load_target
+
+        torch_forms = unfit(graph_of(source), load_target(target), allow_torch, progress)
+    files = sources_of(source, target, torch_forms or frozenset())
     written = write_package(files, Path(out), force=force, keep=keep)
-    return Report(Path(out).name, tuple(sorted(files)), written)
+    verified = None if target == "cpu" else torch_forms is not None
+    return Report(Path(out).name, tuple(sorted(files)), written, verified, tuple(sorted(torch_forms or ())))
 
 
 def show(source: Source, resolved: bool = False, after: str | None = None, params: bool = False) -> str:

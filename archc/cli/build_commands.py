@@ -27,6 +27,10 @@ def build(
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave files that were edited by hand as they are.")
     ] = False,
+    allow_torch: Annotated[
+        bool,
+        typer.Option("--allow-torch", help="A recurrence whose kernels do not fit runs in its torch form."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write the package of a model: source code that needs nothing but torch."""
@@ -46,7 +50,9 @@ def build(
         with _working(f"building {folder}"):
             from archc.pipeline import build as build_package
 
-            report = build_package(path, folder, target=target, force=force, keep=keep)
+            report = build_package(
+                path, folder, target=target, force=force, keep=keep, allow_torch=allow_torch
+            )
         seconds = time.perf_counter() - began
         if as_json:
             print_json(report)
@@ -56,6 +62,10 @@ def build(
         for count, what in ((len(written.removed), "removed"), (len(written.kept), "kept as edited")):
             changes += f", {count} {what}" if count else ""
         print(f"{folder}: {changes} ({seconds:.2f} s)")
+        if report.verified is False:
+            warn("archc: Triton is not installed, so nobody has seen whether these kernels fit the target")
+        for name in report.torch_forms:
+            warn(f"archc: the kernels of {name} do not fit {target}: over chunks it runs in its torch form")
         for file in written.kept:
             warn(f"archc: {file} was edited by hand and is not rebuilt")
 

@@ -39,13 +39,19 @@ FUSED = {  # run-time sources of packages with kernels, in the folders of operat
 
 
 def package_files(
-    graph: Graph, *, spec_name: str = "", facts: Iterable[str] = (), target: Target | None = None
+    graph: Graph,
+    *,
+    spec_name: str = "",
+    facts: Iterable[str] = (),
+    target: Target | None = None,
+    torch_forms: frozenset[str] = frozenset(),
 ) -> dict[str, str]:
     """Path -> source of the package, formatted; the same bytes for the same graph on every machine.
 
-    Without a target the torch form alone, with one its kernels beside it.
+    Without a target the torch form alone, with one its kernels beside it; `torch_forms`: classes of recurrence that
+    run over chunks in the torch form all the same.
     """
-    return format_files(_Package(graph, spec_name, tuple(facts), target).files())
+    return format_files(_Package(graph, spec_name, tuple(facts), target, torch_forms).files())
 
 
 def camel(key: str) -> str:
@@ -72,12 +78,18 @@ class _Package:
     """Renders one graph."""
 
     def __init__(
-        self, graph: Graph, spec_name: str, facts: tuple[str, ...], target: Target | None = None
+        self,
+        graph: Graph,
+        spec_name: str,
+        facts: tuple[str, ...],
+        target: Target | None = None,
+        torch_forms: frozenset[str] = frozenset(),
     ) -> None:
         self.graph = graph
         self.spec_name = spec_name
         self.facts = facts
         self.target = target
+        self.torch_forms = torch_forms
         self.letters = assign_letters(graph)
         self.kinds: dict[str, RecurrenceKind] = {}
         self.model_owned: dict[str, str] = {}  # weights of the model itself: name -> constructor line
@@ -433,12 +445,14 @@ class _Package:
 
         if self.target is None:
             return {f"{name}.py": emit(kind, name)}
-        from archc.kernels.recurrence import sizes_of, source_of, uses_of
+        from archc.kernels.recurrence import has_reverse, sizes_of, source_of, uses_of
 
         uses = uses_of(self.graph)[kind]
+        sizes = [] if name in self.torch_forms else sizes_of(kind, uses)
+        backward = has_reverse(kind, sizes, self.target)
         return {
-            f"{name}.py": emit(kind, name, kernel_sizes=sizes_of(kind, uses)),
-            f"{name}_kernels.py": source_of(kind, name, uses, self.target),
+            f"{name}.py": emit(kind, name, kernel_sizes=sizes, reverse_kernels=backward),
+            f"{name}_kernels.py": source_of(kind, name, sizes, self.target),
         }
 
     def _fused_tokens(self) -> dict[str, str]:

@@ -13,7 +13,8 @@ from typing import Literal, Protocol
 from archc.kernels.counted import Counted
 from archc.tiles.costs import count
 from archc.tiles.kind import RecurrenceKind
-from archc.tiles.triton_source import SEGMENT, walk_form
+from archc.tiles.program import SEGMENT
+from archc.tiles.triton_source import walk_form
 from archc.tiles.views import arguments
 
 Schedule = Literal["walk", "parallel"]

@@ -92,8 +92,6 @@ def _reasons(kernel: Kernel, target: Target, found: Found) -> list[str]:
         return [*reasons, "the compiler has put a trap in its place"]
     if found.stack > STACK_LIMIT:
         reasons.append(f"it keeps {found.stack:,} bytes in local memory where {STACK_LIMIT} may be")
-    if kernel.role == "prepare" and found.local_in_loops:
-        reasons.append("it uses local memory in a loop")
     names = MATRIX_INSTRUCTIONS[target.matrix_instruction]
     if kernel.matrix and not any(name.startswith(names) for name in found.matrix):
         reasons.append(f"it has no {target.matrix_instruction} instructions")

@@ -14,11 +14,24 @@ from archc.kernels.targets import Target
 from archc.spec.diagnostics import Span
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.triton_decode import decode_kernel, decode_source
+from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, kernels, walk_form
 from archc.tiles.views import arguments
 
 # Tensors that are float32 whatever the model's type: gates of a decay, sums of it, states.
-FLOAT32 = ("decay", "rate", "G_end", "inside", "state", "states", "final")
+FLOAT32 = (
+    "decay",
+    "rate",
+    "G_end",
+    "inside",
+    "state",
+    "states",
+    "final",
+    "dfinal",
+    "dstates",
+    "dinitial",
+    "written",
+)
 # Rows of a tensor begin at multiples of 16 bytes, or descriptors cannot read them.
 ROW_BYTES = 16
 
@@ -93,34 +106,57 @@ def sizes_of(kind: RecurrenceKind, uses: Sequence[Use]) -> list[tuple[int, int]]
     return sorted({(use.K, use.V) for use in uses if not chunked(kind, use)})
 
 
-def source_of(kind: RecurrenceKind, name: str, uses: Sequence[Use], target: Target) -> str:
-    """The text of `<name>_kernels.py`: the form over chunks where there is one for its sizes, and the decode step."""
-    sizes = sizes_of(kind, uses)
+def has_reverse(kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: Target) -> bool:
+    """Whether the backward has kernels as well; without, it runs in the torch form."""
+    return bool(sizes) and reverse_launch(kind, sizes, target) is not None
+
+
+def reverse_launch(
+    kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: Target
+) -> ReverseLaunch | None:
+    """The tiles of the backward, or None where the target has no rows that were seen to fit."""
+    K, V = max(sizes)
+    facts = {"decay": kind.core().decay, "erase": kind.erase, "K": K, "V": V}
+    back, again = target.tile("walk_back", **facts), target.tile("walk_again", **facts)
+    if back is None or again is None or kind.core().decay not in ("none", "head"):
+        return None
+    columns = min(back.columns, max(16, _power(V)))
+    return ReverseLaunch(columns, (back.num_warps, back.num_stages), (again.num_warps, again.num_stages))
+
+
+def source_of(kind: RecurrenceKind, name: str, sizes: Sequence[tuple[int, int]], target: Target) -> str:
+    """The text of `<name>_kernels.py`: the form over chunks for heads of these (K, V), if any, and the decode step."""
     precision = "tf32x3" if target.backend == "cuda" else "ieee"
     cut = launches(kind, sizes, target) if sizes else {}
-    return kernels(kind, name, cut, precision, decode=decode_source(kind))
+    back = reverse_launch(kind, sizes, target) if sizes else None
+    reverse = reverse_source(kind, back) if back is not None else ""
+    return kernels(kind, name, cut, precision, reverse=reverse, decode=decode_source(kind))
 
 
 def recurrence_kernels(
     kind: RecurrenceKind, name: str, uses: Sequence[Use], target: Target, dtype: str = "bf16"
 ) -> Iterator[Kernel]:
     """What a class launches, for each of its sizes."""
-    source, file = source_of(kind, name, uses, target), f"{name}_kernels.py"
+    sizes = sizes_of(kind, uses)
+    source, file = source_of(kind, name, sizes, target), f"{name}_kernels.py"
+    form = walk_form(kind) if sizes else None
+    back = reverse_launch(kind, sizes, target) if sizes else None
     for use in uses:
         queries = use.heads["q"] // use.H if kind.grouped else 1
         yield replace(
             decode_kernel(kind, use.K, use.V, dtype, heads=use.H, queries=queries, file=file, source=source),
             span=use.span,
         )
-        if chunked(kind, use):
+        if form is None or chunked(kind, use):
             continue
-        tiles = launches(kind, [(use.K, use.V)], target)
-        form = walk_form(kind)
-        for role in ("prepare", "walk"):
-            if role == "prepare" and form.prepare is None:
-                continue
-            columns = tiles["walk"].columns
+        tiles = launches(kind, sizes, target)
+        columns = tiles["walk"].columns
+        for role in ("prepare", "walk") if form.prepare is not None else ("walk",):
             yield described(source, file, role, role, kind, use, tiles[role], dtype, columns)
+        if back is not None:
+            for role, (warps, stages) in (("walk_back", back.back), ("walk_again", back.again)):
+                cut = Launch(back.columns, warps, stages)
+                yield described(source, file, role, role, kind, use, cut, dtype, back.columns)
 
 
 def described(
@@ -144,7 +180,7 @@ def described(
     for name in _arguments(source, function):
         if name in known:
             constants[name] = known[name]
-        elif name in ("sequences", "length", "slots"):
+        elif name in ("sequences", "length", "slots", "total"):
             signature[name] = "i32"
         elif name == "scale":
             signature[name] = "fp32"

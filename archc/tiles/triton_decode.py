@@ -97,7 +97,7 @@ def read_line(row: str) -> str:
 
 
 def state_lines(kind: RecurrenceKind, names: Mapping[str, str]) -> list[str]:
-    """From `S_KV` to the next `S_KV`: decay, erase, write. `names`: the tiles of k, v and the class's other operands."""
+    """From `S_KV` to the next `S_KV`: decay, erase, write. `names`: the tiles of its operands."""
     core = kind.core()
     lines: list[str] = []
 

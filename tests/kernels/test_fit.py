@@ -136,7 +136,6 @@ GOOD = Found(registers=200, shared=1000, matrix={"wgmma.mma_async.sync.aligned.m
         ({}, "h100", "walk", "fits"),
         ({"stack": 128, "local_in_loops": 4}, "h100", "walk", "fits"),
         ({"stack": 129}, "h100", "walk", "it keeps 129 bytes in local memory where 128 may be"),
-        ({"stack": 8, "local_in_loops": 1}, "h100", "prepare", "it uses local memory in a loop"),
         ({"shared": 101377}, "rtx4090", "walk", "it needs 101,377 bytes of shared memory of 101,376"),
         ({"tensor_memory": 513}, "b200", "walk", "it needs 513 columns of tensor memory of 512"),
         ({"trap": True, "matrix": {}}, "h100", "walk", "the compiler has put a trap in its place"),
