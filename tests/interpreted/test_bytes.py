@@ -224,4 +224,7 @@ def test_the_forward_moves_what_is_planned(
     short, long = launches
     found = {name: (long[name].distinct - short[name].distinct) / 16 for name in long}
     assert found == planned(kind, 16, 32, segment=1)
-    assert all(launch.requested == launch.distinct for launch in long.values())
+    # A tile may be read again rather than held.
+    assert sum(launch.requested for launch in long.values()) <= 2 * sum(
+        launch.distinct for launch in long.values()
+    )
