@@ -19,7 +19,7 @@ demo: environment ## compile SmolLM2, load its real weights, answer a prompt; th
 
 test: check ## lint, types and every test but the slow ones
 	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not library"
-	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" tests/interpreted
+	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not library" tests/interpreted
 
 test-slow: environment ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -n $(WORKERS) -m slow
@@ -45,6 +45,7 @@ library: environment ## hold every law against every mixer of the library, and r
 	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "slow or not slow or library" --results docs/library_laws.json \
 		tests/library/test_mixers.py tests/laws/test_forms.py tests/laws/test_compile.py tests/laws/test_costs.py \
 		-k "$$(ls specs/mixers | sed 's/\.yaml//' | paste -sd'|' | sed 's/|/ or /g')"
+	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m library tests/interpreted
 	@$(BIN)/python scripts/rebuild_docs.py
 
 mutants: environment ## change one token at a time in templates, rules and library: each change must turn a test red

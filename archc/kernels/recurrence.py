@@ -13,6 +13,7 @@ from archc.kernels.kernel import Constant, Kernel
 from archc.kernels.targets import Target
 from archc.spec.diagnostics import Span
 from archc.tiles.kind import RecurrenceKind, form_of
+from archc.tiles.program import SEGMENT
 from archc.tiles.triton_decode import decode_kernel, decode_source
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, kernels, walk_form
@@ -173,7 +174,7 @@ def described(
     """A kernel of a class as it is compiled: the types of its arguments follow from their names."""
     known: dict[str, Constant] = {
         "H": use.H, "K": use.K, "V": use.V, "BLOCK_K": max(_power(use.K), 16), "COLUMNS": columns,
-        "C": kind.chunk, "SEGMENT": 16, "PACKED": False, "INITIAL": False,
+        "C": kind.chunk, "SEGMENT": SEGMENT, "PACKED": False, "INITIAL": False,
         **{f"{name}_heads": count for name, count in use.heads.items()},
     }  # fmt: skip
     signature, constants = {}, {}

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SEGMENT = 16  # chunks between two states that kernels keep for the backward
+SEGMENT = 64  # chunks between two states that kernels keep for the backward
 EXPONENTS = ("", "+", "<", "-", ">")
 
 

@@ -20,6 +20,7 @@ from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.torch_source import emit
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, kernels
+from tests.support.slow import mostly_slow
 from tests.tiles.cases import Case, all_kinds, defined, difference, label, make
 
 torch.set_num_threads(1)
@@ -153,19 +154,19 @@ def check(load: Load, case: Case, dtype: torch.dtype = torch.float32, columns: i
         )
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=label)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, 3), ids=label)
 def test_rows(kind: RecurrenceKind, load: Load) -> None:
     """Three segments, the last one with a rest, states before and after."""
     check(load, make(kind, 300, K=16, V=16, batch=1))
 
 
-@pytest.mark.parametrize("kind", HARD, ids=label)
+@pytest.mark.parametrize("kind", mostly_slow(HARD, 3), ids=label)
 def test_small_chunks(kind: RecurrenceKind, load: Load) -> None:
     """Chunks of 16 tokens, two rows of the batch, widths that are no powers of two, two blocks of value columns."""
     check(load, make(replace(kind, chunk=16), 70, K=24, V=20))
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=label)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, 3), ids=label)
 def test_packed(kind: RecurrenceKind, load: Load) -> None:
     """Sequences of one token, none, a chunk, and several segments; tokens behind the last one; shared heads."""
     check(load, make(kind, 220, (0, 1, 1, 65, 210), K=16, V=16, heads=(2, 2, 1)))

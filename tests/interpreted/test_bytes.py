@@ -18,10 +18,11 @@ from archc.kernels.counted import Counted, Launch
 from archc.kernels.counter import counting
 from archc.tiles.costs import count
 from archc.tiles.kind import RecurrenceKind, form_of
+from archc.tiles.program import SEGMENT
 from archc.tiles.triton_decode import decode_source
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
-from archc.tiles.triton_source import SEGMENT, kernels
 from archc.tiles.triton_source import Launch as Cut
+from archc.tiles.triton_source import kernels
 from archc.tiles.views import arguments
 from tests.tiles.cases import all_kinds, label
 
@@ -175,7 +176,7 @@ def spend(load: Callable[[str, str], ModuleType]) -> Spend:
     ("kind", "kept"),
     [
         (SCALAR, ("distinct", "requested", "FLOP", "saved")),
-        (GATED_DELTA, ("requested", "FLOP")),
+        (GATED_DELTA, ("distinct", "requested", "FLOP", "saved")),
         (CHANNEL, ("distinct", "requested", "saved")),
         (CHANNEL_DELTA, ("requested", "saved")),
     ],

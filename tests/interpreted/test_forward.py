@@ -89,7 +89,13 @@ def error(got: Tensor, want: Tensor) -> float:
     return float((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-9))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.float32, id="float32"),
+        pytest.param(torch.float16, id="float16", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("kind", CASES)
 def test_forward(kind: RecurrenceKind, dtype: torch.dtype, tmp_path: Path) -> None:
     """Dense rows without a state, and packed ones that continue; among them empty sequences and one of one token."""

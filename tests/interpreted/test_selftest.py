@@ -98,7 +98,7 @@ CLASSES = [("head", "delta"), ("head", "none"), ("key", "delta"), ("key", "none"
 
 @pytest.mark.parametrize(
     "selftest",
-    [pytest.param(case, marks=[] if case == CLASSES[0] else pytest.mark.slow) for case in CLASSES],
+    [pytest.param(case, marks=[] if case == CLASSES[0] else pytest.mark.library) for case in CLASSES],
     indirect=True,
     ids="-".join,
 )
@@ -107,6 +107,7 @@ def test_kernels_are_within_the_limits(selftest: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("selftest", CLASSES[:1], indirect=True, ids="-".join)
+@pytest.mark.slow
 def test_a_kernel_that_errs_by_a_little_is_named(
     selftest: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
