@@ -125,11 +125,11 @@ class ForwardWriter:
             self._bind(node, code)
 
     def _product(self, product: Product) -> Code:
-        """`self.y_norm(o, gate=z, activation="silu")`, or `glu(gate, up, "silu")`."""
+        """`self.y_norm(o, gate=z, activation="silu")`, or `gated(gate, up, "silu")`."""
         value, gate = self.codes[product.value], self.codes[product.gate]
         if product.norm is None:
-            self.printer.use("fused_glu", "glu")
-            return call("glu", gate, value, f'"{product.activation}"')
+            self.printer.use("fused_glu", "gated")
+            return call("gated", gate, value, f'"{product.activation}"')
         rmsnorm = cast(RmsNorm, operations()["rmsnorm"])
         return rmsnorm.emit_gated(product.norm, value, gate, product.activation, self.printer)
 

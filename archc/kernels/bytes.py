@@ -17,17 +17,17 @@ from archc.tiles.program import SEGMENT
 from archc.tiles.triton_source import walk_form
 from archc.tiles.views import arguments
 
-Schedule = Literal["walk", "parallel"]
+Schedule = Literal["walk", "chunks"]
 
 REQUESTED = 2.0  # requested bytes over distinct ones
 FLOP = 1.3  # executed FLOP over those of the class's chunk form
 
 # (decay along, erase) -> schedule -> distinct bytes over the minimum, forward and backward. K = V = 128, two bytes.
 _LIMITS: dict[tuple[str, bool], dict[Schedule, tuple[float, float]]] = {
-    ("head", False): {"walk": (1.1, 1.8), "parallel": (2.6, 2.8)},
-    ("key", False): {"walk": (2.0, 2.2), "parallel": (3.1, 4.0)},
-    ("head", True): {"walk": (1.8, 2.4), "parallel": (3.3, 3.6)},
-    ("key", True): {"walk": (2.3, 2.8), "parallel": (3.5, 4.5)},
+    ("head", False): {"walk": (1.1, 1.8), "chunks": (2.6, 2.8)},
+    ("key", False): {"walk": (2.0, 2.2), "chunks": (3.1, 4.0)},
+    ("head", True): {"walk": (1.8, 2.4), "chunks": (3.3, 3.6)},
+    ("key", True): {"walk": (2.3, 2.8), "chunks": (3.5, 4.5)},
 }
 
 

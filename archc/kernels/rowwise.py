@@ -133,7 +133,7 @@ def glu_kernels(
     warps = ENTRIES // (ENTRIES_A_THREAD * warp_size)
     strides = ("gate_row", "up_row") if width % 16 == 0 else ()
     names = ("glu_kernel", "glu_backward_kernel")
-    return [_kernel("glu", name, constants, strides, dtype, warps, span) for name in names]
+    return [_kernel("gated", name, constants, strides, dtype, warps, span) for name in names]
 
 
 def scan_kernels(
@@ -170,7 +170,7 @@ def _kernel(
     span: Span | None,
 ) -> Kernel:
     """Pointers and `strides` are multiples of 16."""
-    file = f"{role}_kernels"
+    file = "glu_kernels" if role == "gated" else f"{role}_kernels"
     source = (Path(operations_file).parent / FILES[file]).read_text(encoding="utf-8")
     signature = {key: _type(key, dtype) for key in _ARGUMENTS[name].split() if key not in constants}
     aligned = tuple(key for key in signature if key.endswith("_ptr") or key in strides)

@@ -64,7 +64,7 @@ def inputs(kind: RecurrenceKind, T: int, K: int = 128, V: int = 128, H: int = 1)
 def test_the_minimum_is_what_the_costs_say(kind: RecurrenceKind) -> None:
     costs = count(kind, 128, 64)
     assert minimum(kind, 128, 64) == Minimum(costs.forward.bytes, costs.backward.bytes)
-    assert limits(kind, "walk").forward < limits(kind, "parallel").forward
+    assert limits(kind, "walk").forward < limits(kind, "chunks").forward
 
 
 def test_the_minimum_of_shared_heads_and_other_types() -> None:

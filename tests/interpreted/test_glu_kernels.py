@@ -45,7 +45,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 def kernels(package: SimpleNamespace, activation: str, given: list[Tensor]) -> list[Tensor]:
     """The product and the gradients of both."""
     inputs = [x.detach().requires_grad_() for x in given[:2]]
-    y = package.fused_glu.glu(*inputs, activation)
+    y = package.fused_glu.gated(*inputs, activation)
     return [y, *gradients([y], inputs, given[2:])]
 
 
@@ -88,7 +88,7 @@ def test_extremes(package: SimpleNamespace, activation: str) -> None:
 def test_pieces_of_a_wider_tensor(package: SimpleNamespace, activation: str) -> None:
     """Halves of one product are read where they lie; turned values too."""
     gate, up = torch.randn(2, 9, 200).split([100, 100], -1)
-    glu = package.fused_glu.glu
+    glu = package.fused_glu.gated
     whole = glu(gate.contiguous(), up.contiguous(), activation)
     with counting() as counted:
         apart = glu(gate, up, activation)

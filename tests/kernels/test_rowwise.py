@@ -49,20 +49,20 @@ def forward(spec: Any, target: str = "h100") -> list[str]:
         ),
         (
             {"o": X, "z": X, "gated": "o * silu(z)", "y": "linear(rmsnorm(gated), d_model)"},
-            ['glu(z_BTHK, o_BTHK, "silu")', "self.y_norm(gated_BTHK)"],
+            ['gated(z_BTHK, o_BTHK, "silu")', "self.y_norm(gated_BTHK)"],
         ),
         (  # of two norms the first has the second as its gate
             {"o": X, "y": "linear(rmsnorm(o, name=a) * rmsnorm(o, name=b), d_model)"},
             ["self.a(o_BTHK, gate=self.b(o_BTHK))"],
         ),
-        ({"o": X, "y": "linear(gelu(o) * o, d_model)"}, ['glu(o_BTHK, o_BTHK, "gelu")']),
+        ({"o": X, "y": "linear(gelu(o) * o, d_model)"}, ['gated(o_BTHK, o_BTHK, "gelu")']),
     ],
 )
 def test_products(body: Mapping[str, str], lines: list[str]) -> None:
     text = "".join(forward(own(**body)))
     for line in lines:
         assert line in text, text
-    assert "glu(" not in "".join(forward(own(**body), "cpu"))
+    assert "gated(" not in "".join(forward(own(**body), "cpu"))
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,9 @@ def test_products(body: Mapping[str, str], lines: list[str]) -> None:
 def test_no_products(body: dict[str, str]) -> None:
     text = "".join(forward(own(**body)))
     if body["y"] == "linear(a * o, d_model)":  # the equation is there for who looks at it
-        assert "glu(" in text and "if place.patterns:a_BTHK = F.silu(o_BTHK)place.keep_all" in text
+        assert "gated(" in text and "if place.patterns:a_BTHK = F.silu(o_BTHK)place.keep_all" in text
     else:
-        assert "glu(" not in text and "gate=" not in text
+        assert "gated(" not in text and "gate=" not in text
 
 
 def test_equations_inside_are_there_to_look_at() -> None:

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 # One package may be imported several times, and each import registers its own operations.
 _NAMESPACE = re.sub(r"\W", "_", __name__)
-while hasattr(getattr(torch.ops, _NAMESPACE), "glu"):
+while hasattr(getattr(torch.ops, _NAMESPACE), "gated"):
     _NAMESPACE += "_"
 
 
-def glu(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """`activation(gate) * up` for two values of one shape. Activations: silu, gelu, gelu_tanh, relu, sigmoid."""
     if not _has_kernel(gate, up):
         return _activated(gate, activation) * up
@@ -36,7 +36,7 @@ def _activated(gate: Tensor, activation: str) -> Tensor:
     return torch.sigmoid(gate) if activation == "sigmoid" else F.silu(gate)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::glu", mutates_args=(), device_types="cuda")
+@torch.library.custom_op(f"{_NAMESPACE}::gated", mutates_args=(), device_types="cuda")
 def _forward(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     from .glu_kernels import launch_glu
 
