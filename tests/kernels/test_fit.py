@@ -82,7 +82,8 @@ def test_errors_name_the_line_of_the_spec(fits: dict[str, Fit]) -> None:
     )
 
 
-def test_the_second_time_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_time_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ARCHC_CACHE", str(tmp_path))
     told: list[tuple[int, int]] = []
     first = verify([samples.PLAIN, samples.PLAIN], H100, lambda *counts: told.append(counts))
     assert told == [(0, 2), (2, 2)]
