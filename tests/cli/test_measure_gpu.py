@@ -134,6 +134,7 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
+@pytest.mark.slow
 def test_every_path_is_walked(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure_gpu, "TIMED", (bench_operations.TIMED[0], bench_operations.TIMED[3]))
     # A CPU has no graphs of its own: the step itself stands for its replay.
@@ -181,6 +182,7 @@ def test_peers_that_are_missing_are_noted(spec: Path, monkeypatch: pytest.Monkey
     assert all("sdpa" in result.ratios and "fla" in result.why_not for result in found.results)
 
 
+@pytest.mark.slow
 def test_the_command(spec: Path, tmp_path: Path) -> None:
     def run(*options: str) -> Any:
         return CliRunner().invoke(app, ["bench", str(spec), *options])

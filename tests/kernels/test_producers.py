@@ -20,6 +20,7 @@ from archc.kernels.producers import Chain, conv_groups
 from archc.pipeline import build, graph_of, sources_of
 from tests.laws.subjects import LIBRARY, one_mixer
 from tests.support.packages import import_folder, package, randomise
+from tests.support.slow import mostly_slow
 
 CONVOLVED = [
     name for name, spec in LIBRARY.items() if "conv" in (Path("specs/mixers") / f"{name}.yaml").read_text()
@@ -160,7 +161,13 @@ def same(mine: nn.Module, theirs: nn.Module) -> None:
         assert (found[name][finite] - want).abs().max() <= allowed, name
 
 
-@pytest.mark.parametrize("mixer", [name for name in CONVOLVED if name in ("gated_deltanet", "mamba2", "mom")])
+@pytest.mark.parametrize(
+    "mixer",
+    mostly_slow(
+        [name for name in CONVOLVED if name in ("gated_deltanet", "mamba2", "mom")],
+        lambda name: name == "mamba2",
+    ),
+)
 @pytest.mark.parametrize("kernels", [False, True])
 def test_package(
     mixer: str, kernels: bool, gpu_package: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ import torch
 
 from archc.pipeline import build, sources_of
 from tests.support.packages import SPECS, import_folder
+from tests.support.slow import mostly_slow
 
 SPEC: dict[str, Any] = {
     "archc": 1,
@@ -84,7 +85,7 @@ def test_says_that_there_is_no_gpu(folder: Path) -> None:
     assert done.returncode == 2 and "no GPU" in done.stderr and not done.stdout
 
 
-@pytest.mark.parametrize("name", BREAKS)
+@pytest.mark.parametrize("name", mostly_slow(BREAKS, lambda name: name == "definition"))
 def test_a_broken_equation_is_named(folder: Path, tmp_path: Path, name: str) -> None:
     before, after, line = BREAKS[name]
     broken = tmp_path / f"broken_{name}"
