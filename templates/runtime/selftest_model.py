@@ -7,6 +7,7 @@ them. Layers are as many as show each kind of them; the vocabulary is small; wei
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,7 +21,8 @@ from .language_model import LanguageModel, form
 from .model import Model
 from .selftest_oracle import Results, RoundedProducts, errors_of, largest
 
-LARGEST = 3_000_000_000  # parameters of the layers that are checked
+LARGEST = 1_000_000_000  # parameters of the layers that are checked, where there is memory for them
+BYTES = 100  # of the host's memory for each: copies in three dtypes, gradients of five runs, and as much again
 VOCABULARY = 512
 STEPS = 4
 # What a kernel rounds inside comes on top of what the torch form rounds between operations, and is at most as much.
@@ -57,7 +59,8 @@ def reduced() -> LanguageModel | None:
             planned = Model(config, device="meta")
         except ValueError:  # the layers were listed one by one
             continue
-        if sum(parameter.numel() for parameter in planned.parameters()) > LARGEST:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if sum(parameter.numel() for parameter in planned.parameters()) > min(LARGEST, memory // BYTES):
             return None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
