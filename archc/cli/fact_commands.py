@@ -124,7 +124,6 @@ def bench(
     if gpu:
         _bench_gpu(path, target, only, seconds, rounds, save, device, tiny, as_json)
         return
-    path = spec_path(spec)
     with answering(as_json):
         file = Path(weights) if weights else None
         if weights and not Path(weights).is_file():
@@ -162,7 +161,9 @@ def _bench_gpu(
     tiny: bool,
     as_json: bool,
 ) -> None:
-    from archc.cli.measure_gpu import GROUPS, lines, measure_gpu
+    from archc.kernels.bench.cases import GROUPS
+    from archc.kernels.bench.record import lines
+    from archc.kernels.bench.run import measure_gpu
     from archc.kernels.targets import target_names
 
     groups = tuple(only.split(","))

@@ -7,8 +7,8 @@ from typing import cast
 from archc.codegen.printer import Code, Printer, call
 from archc.codegen.reach import reached
 from archc.graph.types import Module, Node, Ref, ValueType
-from archc.kernels.producers import Chain, conv_groups
-from archc.kernels.select import Product, products
+from archc.kernels.fusing.producers import Chain, conv_groups
+from archc.kernels.fusing.select import Product, products
 from archc.operations.conv1d import Conv1d
 from archc.operations.norms import RmsNorm
 from archc.operations.registry import operations

@@ -12,7 +12,7 @@ from archc.codegen.printer import Printer
 from archc.codegen.views import MODEL_NUMBERS, ClassView, Names
 from archc.codegen.weights import declarations, initial_lines, owned_nodes, remembers, state_lines
 from archc.graph.types import Graph, Module
-from archc.kernels.fuse_decode import fuse_decode, joined_names, module_file
+from archc.kernels.fusing.decode import fuse_decode, joined_names, module_file
 from archc.kernels.targets import Target
 from archc.spec.axes import Axis
 

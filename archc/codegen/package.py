@@ -21,7 +21,7 @@ from archc.codegen.weights import declarations, initial_lines, owned_nodes
 from archc.data import data_folder
 from archc.graph.costs import Sizes
 from archc.graph.types import Graph, Module, Run
-from archc.kernels.select import FILES, WITH_KERNELS
+from archc.kernels.fusing.select import FILES, WITH_KERNELS
 from archc.kernels.selftest_cases import recurrence_cases
 from archc.kernels.targets import Target
 from archc.operations.registry import operations, runtime_folder
@@ -457,7 +457,7 @@ class _Package:
 
     def _fused_tokens(self) -> dict[str, str]:
         """The kernels of each body that decodes a token in a few launches."""
-        from archc.kernels.fuse_decode import fuse_decode, module_file, module_source
+        from archc.kernels.fusing.decode import fuse_decode, module_file, module_source
 
         bodies = [(module, fuse_decode(module)) for module in self.graph.modules.values()]
         return {

@@ -11,7 +11,7 @@ from archc.codegen.config import may_be_exact
 from archc.codegen.letters import RATE_AXES
 from archc.codegen.views import Names
 from archc.graph.types import Module, Node, Ref, ValueType
-from archc.kernels.select import WITH_KERNELS
+from archc.kernels.fusing.select import WITH_KERNELS
 from archc.kernels.targets import Target
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal, Protocol
 
-from archc.kernels.counted import Counted
+from archc.kernels.counting.counted import Counted
 from archc.tiles.costs import count
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import SEGMENT

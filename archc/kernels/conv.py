@@ -8,8 +8,8 @@ from typing import Any
 from archc.codegen.reach import reached
 from archc.graph.costs import Sizes
 from archc.graph.types import Graph
+from archc.kernels.fusing.producers import Chain, conv_groups
 from archc.kernels.kernel import Constant, Kernel
-from archc.kernels.producers import Chain, conv_groups
 from archc.operations.conv1d import __file__ as conv1d_file
 
 # As in the kernels' own file: entries of a program, tokens that each of its rows walks, what runs in the torch form.

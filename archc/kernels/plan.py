@@ -5,7 +5,7 @@ from __future__ import annotations
 from archc.codegen.package import recurrence_name
 from archc.graph.types import Graph
 from archc.kernels.conv import conv_kernels
-from archc.kernels.fuse_decode import token_kernels
+from archc.kernels.fusing.decode import token_kernels
 from archc.kernels.kernel import Kernel
 from archc.kernels.recurrence import recurrence_kernels, uses_of
 from archc.kernels.rowwise import rowwise_kernels

@@ -8,8 +8,8 @@ from pathlib import Path
 from archc.codegen.reach import reached
 from archc.graph.costs import Sizes
 from archc.graph.types import Graph, Node, Subgraph
+from archc.kernels.fusing.select import FILES, products
 from archc.kernels.kernel import Constant, Kernel
-from archc.kernels.select import FILES, products
 from archc.operations import __file__ as operations_file
 from archc.spec.axes import Axis
 from archc.spec.diagnostics import Span

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from archc.kernels.bytes import Minimum, Spent, exceeded, limits, minimum, planned, spent
-from archc.kernels.counted import Counted, Launch
-from archc.kernels.counter import counting
+from archc.kernels.counting.counted import Counted, Launch
+from archc.kernels.counting.counter import counting
 from archc.tiles.costs import count
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from archc.kernels.counter import counting
+from archc.kernels.counting.counter import counting
 from archc.pipeline import build
 from tests.laws.subjects import LIBRARY
 from tests.support.packages import import_folder, randomise

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from archc.kernels.counted import AccessError
-from archc.kernels.counter import counting
+from archc.kernels.counting.counted import AccessError
+from archc.kernels.counting.counter import counting
 
 
 @triton.jit

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from archc.codegen.package import package_files
 from archc.graph.types import Graph, Module
-from archc.kernels import fuse_decode as fuse
-from archc.kernels.fuse_decode import Fused, fuse_decode, module_file, token_kernels, why_not
+from archc.kernels.fusing import decode as fuse
+from archc.kernels.fusing.decode import Fused, fuse_decode, module_file, token_kernels, why_not
 from archc.kernels.targets import load_target
 from archc.pipeline import graph_of
 

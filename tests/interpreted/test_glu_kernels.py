@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from archc.kernels.counter import counting
+from archc.kernels.counting.counter import counting
 from tests.interpreted.modules import assert_near, gradients, load, poisoned
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")  # of NumPy, where a sigmoid goes to 0

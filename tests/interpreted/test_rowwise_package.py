@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from archc.kernels.counter import counting
+from archc.kernels.counting.counter import counting
 from archc.pipeline import build
 from tests.laws.subjects import one_mixer
 from tests.support.packages import import_folder, randomise

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from archc.kernels.counter import counting
+from archc.kernels.counting.counter import counting
 from tests.interpreted.modules import assert_near, gradients, load, poisoned
 
 FULL = (8, 5)

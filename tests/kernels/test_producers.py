@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from archc.codegen.reach import reached
 from archc.graph.types import Module
 from archc.kernels.conv import conv_kernels
-from archc.kernels.producers import Chain, conv_groups
+from archc.kernels.fusing.producers import Chain, conv_groups
 from archc.pipeline import build, graph_of, sources_of
 from tests.laws.subjects import LIBRARY, one_mixer
 from tests.support.packages import import_folder, package, randomise

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from archc.kernels.counted import AccessError, Counted, Launch, Traffic
+from archc.kernels.counting.counted import AccessError, Counted, Launch, Traffic
 
 Array = NDArray[Any]
 

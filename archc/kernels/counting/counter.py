@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from archc.kernels.counted import Counted, Other
-from archc.kernels.watch import Watch
+from archc.kernels.counting.counted import Counted, Other
+from archc.kernels.counting.watch import Watch
 from archc.spec.diagnostics import MachineError
 
 

@@ -201,6 +201,24 @@ def compare(
     return result
 
 
+def captured(step: Callable[[], object]) -> Callable[[], object]:
+    """The same step, recorded as a CUDA graph and replayed."""
+    import torch
+
+    cuda: Any = torch.cuda
+    stream = cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    replay: Callable[[], object] = graph.replay
+    return replay
+
+
 def copies_for(device: torch.device, bytes_of_inputs: int) -> int:
     """How many copies of the inputs the cache cannot hold: three times its size, at least two."""
     import torch

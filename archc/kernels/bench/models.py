@@ -61,24 +61,6 @@ def peer_decoding(model: Any, tokens: torch.Tensor) -> Callable[[], object]:
     return step
 
 
-def captured(step: Callable[[], object]) -> Callable[[], object]:
-    """The same step, recorded as a CUDA graph and replayed."""
-    import torch
-
-    cuda: Any = torch.cuda
-    stream = cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    replay: Callable[[], object] = graph.replay
-    return replay
-
-
 def peer_model(name: str, ours: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """A peer of our model's sizes: the same layers ("fla"), or softmax attention in all of them ("transformers").
 

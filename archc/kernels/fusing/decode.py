@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from archc.codegen.printer import Code
 from archc.data import data_folder
 from archc.graph.types import Graph, Module, Node, Ref
-from archc.kernels.fuse_tiles import At, Fused, Product, Tile, Tiles, Unfused, argument
+from archc.kernels.fusing.tiles import At, Fused, Product, Tile, Tiles, Unfused, argument
 from archc.kernels.kernel import Constant, Kernel
 from archc.kernels.triton_functions import HELPERS
 from archc.tiles.triton_decode import read_line, state_lines

@@ -13,9 +13,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from archc.cli import measure_gpu
 from archc.cli.app import app
-from archc.kernels import bench, bench_operations
+from archc.kernels.bench import cases, operations, record, session, timing
+from archc.kernels.bench.run import measure_gpu
 from archc.spec.diagnostics import MachineError
 
 SPEC = """\
@@ -46,14 +46,14 @@ class Ticks:
         self.times, self.order, self.now = times, [], ""
         self.forgotten = 0
 
-    def side(self, name: str, fails: bool = False) -> bench.Side:
+    def side(self, name: str, fails: bool = False) -> timing.Side:
         def run(number: int) -> None:
             self.order.append((name, number))
             self.now = name
             if fails:
                 raise RuntimeError("out of memory\nand more")
 
-        return bench.Side(name, run)
+        return timing.Side(name, run)
 
     def seconds(self, work: Callable[[], object]) -> float:
         before = len(self.order)
@@ -70,8 +70,12 @@ class Ticks:
 
 def test_sides_take_turns_and_copies_rotate() -> None:
     clock = Ticks({"ours": 0.01, "peer": 0.03})
-    result = bench.compare(
-        bench.Result("operations", "a case", "forward"), [clock.side("ours"), clock.side("peer")], 2, clock, 3
+    result = timing.compare(
+        timing.Result("operations", "a case", "forward"),
+        [clock.side("ours"), clock.side("peer")],
+        2,
+        clock,
+        3,
     )
     assert result.sides["ours"].seconds == pytest.approx(0.01) and result.sides["ours"].peak_bytes == 1000
     assert result.ratios["peer"].median == pytest.approx(3) and "ours" not in result.ratios
@@ -83,11 +87,11 @@ def test_sides_take_turns_and_copies_rotate() -> None:
 def test_a_side_that_fails_costs_its_own_figure_only() -> None:
     clock = Ticks({"ours": 0.01, "peer": 0.03})
     sides = [clock.side("ours"), clock.side("bad", fails=True), clock.side("peer")]
-    result = bench.compare(bench.Result("operations", "a case", "forward"), sides, 2, clock, 2)
+    result = timing.compare(timing.Result("operations", "a case", "forward"), sides, 2, clock, 2)
     assert result.why_not == {"bad": "RuntimeError: out of memory"} and clock.forgotten == 1
     assert set(result.sides) == {"ours", "peer"} and set(result.ratios) == {"peer"}
     sides = [clock.side("ours", fails=True), clock.side("peer")]
-    result = bench.compare(bench.Result("operations", "a case", "forward"), sides, 2, clock, 2)
+    result = timing.compare(timing.Result("operations", "a case", "forward"), sides, 2, clock, 2)
     assert set(result.sides) == {"peer"} and not result.ratios
 
 
@@ -119,7 +123,7 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         def forward(self, x: torch.Tensor) -> Any:
             return self.linear(x), None
 
-    names = [name for timed in bench_operations.TIMED for name in (timed.chunk, timed.recurrent)]
+    names = [name for timed in operations.TIMED for name in (timed.chunk, timed.recurrent)]
     modules: dict[str, dict[str, Any]] = {
         "fla": {},
         "fla.ops": dict.fromkeys(names, operation),
@@ -136,18 +140,18 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_every_path_is_walked(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure_gpu, "TIMED", (bench_operations.TIMED[0], bench_operations.TIMED[3]))
+    monkeypatch.setattr(cases, "TIMED", (operations.TIMED[0], operations.TIMED[3]))
     # A CPU has no graphs of its own: the step itself stands for its replay.
-    monkeypatch.setattr(measure_gpu, "captured", lambda step: step)
+    monkeypatch.setattr(timing, "captured", lambda step: step)
     calls = peers(monkeypatch)
     save = tmp_path / "found.json"
-    found = measure_gpu.measure_gpu(spec, device="cpu", tiny=True, rounds=1, save=save)
+    found = measure_gpu(spec, device="cpu", tiny=True, rounds=1, save=save)
     assert [(result.group, result.case, result.why_not) for result in found.results if result.why_not] == []
     for result in found.results:
         assert "ours" in result.sides and result.sides["ours"].seconds > 0
         assert "fla" in result.ratios or "decoding, CUDA graphs" in result.what
     whats = {(result.group, result.what) for result in found.results}
-    assert len(whats) == 8 and {group for group, _ in whats} == set(measure_gpu.GROUPS)
+    assert len(whats) == 8 and {group for group, _ in whats} == set(cases.GROUPS)
     assert all(test["failed"] == [] and test["checks"] for test in found.selftests.values())
     assert found.measured["copy_bandwidth"] > 0 and found.measured["matrix_rate"] > 0
     assert "trial" in found.surroundings["device"]
@@ -158,27 +162,27 @@ def test_every_path_is_walked(spec: Path, tmp_path: Path, monkeypatch: pytest.Mo
     written = json.loads(save.read_text())
     assert len(written["results"]) == len(found.results) and written["geometric_means"]
     assert not any(name.startswith("bench_model") for name in sys.modules), "packages are gone afterwards"
-    assert "times ours" in "\n".join(measure_gpu.lines(found))
+    assert "times ours" in "\n".join(record.lines(found))
 
 
 def test_what_fails_its_self_test_is_not_timed(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure_gpu, "TIMED", bench_operations.TIMED[:1])
-    monkeypatch.setattr(measure_gpu._Run, "_selftest", lambda self, name: f"FAIL {name}")
-    found = measure_gpu.measure_gpu(spec, device="cpu", tiny=True, rounds=1)
+    monkeypatch.setattr(cases, "TIMED", operations.TIMED[:1])
+    monkeypatch.setattr(session.Session, "selftest", lambda self, name: f"FAIL {name}")
+    found = measure_gpu(spec, device="cpu", tiny=True, rounds=1)
     assert found.results and not any(result.sides for result in found.results)
     reasons = {result.why_not["case"] for result in found.results}
-    assert reasons == {f"{measure_gpu.REFUSED}FAIL {name}" for name in ("gated_delta_2_16", "bench_model")}
+    assert reasons == {f"{session.REFUSED}FAIL {name}" for name in ("gated_delta_2_16", "bench_model")}
 
 
 def test_the_budget_ends_a_run(spec: Path) -> None:
-    found = measure_gpu.measure_gpu(spec, device="cpu", tiny=True, rounds=1, seconds=1e-9)
+    found = measure_gpu(spec, device="cpu", tiny=True, rounds=1, seconds=1e-9)
     assert {result.why_not["case"] for result in found.results} == {"the time was up"}
 
 
 def test_peers_that_are_missing_are_noted(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure_gpu, "TIMED", bench_operations.TIMED[:1])
+    monkeypatch.setattr(cases, "TIMED", operations.TIMED[:1])
     monkeypatch.setitem(sys.modules, "fla.ops", None)
-    found = measure_gpu.measure_gpu(spec, device="cpu", tiny=True, rounds=1, groups=("operations",))
+    found = measure_gpu(spec, device="cpu", tiny=True, rounds=1, groups=("operations",))
     assert all("sdpa" in result.ratios and "fla" in result.why_not for result in found.results)
 
 
@@ -203,7 +207,7 @@ def test_the_command(spec: Path, tmp_path: Path) -> None:
 def test_without_a_gpu_it_says_so(spec: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(MachineError, match="no GPU"):
-            measure_gpu.measure_gpu(spec)
+            measure_gpu(spec)
 
 
 def test_our_side_computes_the_recurrence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,11 +215,11 @@ def test_our_side_computes_the_recurrence(tmp_path: Path, monkeypatch: pytest.Mo
     from archc.pipeline import build
 
     monkeypatch.syspath_prepend(str(tmp_path))
-    timed, shape = bench_operations.TIMED[0], bench_operations.Shape(2, 5, 2, 16)
-    source = bench_operations.spec_of(timed, shape.H, shape.D)
+    timed, shape = operations.TIMED[0], operations.Shape(2, 5, 2, 16)
+    source = operations.spec_of(timed, shape.H, shape.D)
     build(source, tmp_path / "timed_alone", target="h100")
-    (raw,) = bench_operations.raw_inputs(timed, shape, torch.device("cpu"), torch.float64, 1)
-    ours = bench_operations.OurSide("timed_alone", torch.device("cpu"))
+    (raw,) = operations.raw_inputs(timed, shape, torch.device("cpu"), torch.float64, 1)
+    ours = operations.OurSide("timed_alone", torch.device("cpu"))
     got = ours(raw).view(2, 5, 2, 16)
     q, k = (torch.nn.functional.normalize(raw[name], dim=-1) for name in "qk")
     step = torch.nn.functional.softplus(raw["decay"] + raw["dt_bias"])
