@@ -6,8 +6,10 @@ from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import Row, Step, TileProgram
 
 
-def forward(kind: RecurrenceKind) -> TileProgram:
+def forward(kind: RecurrenceKind, *, weighted: bool = False) -> TileProgram:
     """The program of one chunk of the class's core. Raises ValueError for a class without a chunk form.
+
+    weighted: what writes is `weight * k`, with a number a token.
 
     With the rows of normal form, `S_t = D_t S_(t-1) + sum over writes x_t y_t^T`:
 
@@ -21,13 +23,13 @@ def forward(kind: RecurrenceKind) -> TileProgram:
     verdict = form_of(kind)
     if verdict.form != "chunk":
         raise ValueError(verdict.reason)
-    build = _Builder(core)
+    build = _Builder(core, weighted)
     {"none": build.plain, "delta": build.delta, "pair": build.pair}[core.erase]()
     return build.program()
 
 
 class _Builder:
-    def __init__(self, kind: RecurrenceKind) -> None:
+    def __init__(self, kind: RecurrenceKind, weighted: bool = False) -> None:
         self.kind = kind
         self.steps: list[Step] = []
         self.axes: dict[str, str] = {"q": "CK", "k": "CK", "v": "CV", "S": "KV", "S_next": "KV", "o": "CV"}
@@ -41,11 +43,14 @@ class _Builder:
         self.q = Row("q", "" if on_value else read)
         self.out = read if on_value else ""
         write = "-" if decayed else ""
-        self.k = Row("k", "" if on_value else write, "beta" if kind.erase == "delta" else "")
+        scalar = "weight" if weighted else "beta" if kind.erase == "delta" else ""
+        self.k = Row("k", "" if on_value else write, scalar)
         self.v = Row("v", write if on_value else "")
         self.w = Row("w", write)
         self.r = Row("r", before if kind.erase_from == "previous" else after)
         self.key = Row("k", after)
+        if weighted:
+            self.axes["weight"] = "C"
         if decayed:
             self.axes["decay"] = {"head": "C", "key": "CK", "value": "CV"}[kind.decay]
             self.axes["G"] = self.axes["decay"]
@@ -106,6 +111,6 @@ class _Builder:
         self.add("o", "apply", erased, u, mask=self.mask)
 
     def program(self) -> TileProgram:
-        named = ["q", "k", "v", "decay", "beta", "w", "r"]
+        named = ["q", "k", "v", "decay", "beta", "w", "r", "weight"]
         inputs = tuple(name for name in named if name in self.axes)
         return TileProgram(tuple(self.steps), self.axes, inputs, "S", "o")

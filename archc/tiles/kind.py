@@ -57,6 +57,14 @@ class RecurrenceKind:
             decay = "head"
         return replace(self, decay=decay, normalize="none", log_input=False, factors=False, grouped=False)
 
+    @property
+    def beside(self) -> bool:
+        """Whether kernels carry the normaliser as a vector `[K]` beside the state, rather than as a column of it.
+
+        Under an erase that vector has a triangular system of its own.
+        """
+        return self.normalize != "none" and self.erase == "none" and not self.factors
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:

@@ -13,9 +13,10 @@ from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT, Step
 from archc.tiles.triton_lines import Lines, prepared
-from archc.tiles.views import TITLES, arguments, definition, public_facts
+from archc.tiles.triton_normaliser import Normaliser, normaliser
+from archc.tiles.views import TITLES, definition, kernel_arguments, public_facts
 
-INPUTS = ("q", "k", "v", "decay", "beta", "w", "r")
+INPUTS = ("q", "k", "v", "decay", "beta", "w", "r", "weight", "floor")
 BEFORE = {"in": "tl.cumsum(decay_CK, 0)", "before": "tl.cumsum(decay_CK, 0) - decay_CK"}
 
 
@@ -54,6 +55,7 @@ class Walk:
     kept: list[str]
     solved: bool
     helpers: list[str]
+    normaliser: Normaliser
 
 
 def kernels(
@@ -97,7 +99,7 @@ def _chunk_view(
     kind: RecurrenceKind, launches: dict[str, Launch], precision: str, segment: int, reverse: str
 ) -> dict[str, object]:
     """What the template shows of the form over chunks."""
-    found = arguments(kind)
+    found = kernel_arguments(kind)
     facts = public_facts(kind, found)
     form = walk_form(kind)
     return {
@@ -110,6 +112,7 @@ def _chunk_view(
         "prepare": form.prepare,
         "walk": form.walk,
         "solved": form.solved,
+        "normaliser": form.normaliser,
         "kept": form.kept,
         "kept_names": "".join(f", {n}" for n in form.kept),
         "typed": facts["typed"],
@@ -132,7 +135,7 @@ def _chunk_view(
 def walk_form(kind: RecurrenceKind) -> Walk:
     """Print the forward program as the kernels `prepare` and `walk`."""
     core = kind.core()
-    program = forward(kind)
+    program = forward(kind, weighted=kind.beside and kind.normalize == "max")
     ahead = prepared(kind, program)
     # With a decay along K the walk's scores come from `prepare`; else what X was made of is not needed again.
     made_ahead = {(step.result, step.operation) for step in ahead}
@@ -143,14 +146,16 @@ def walk_form(kind: RecurrenceKind) -> Walk:
         walk.made.add("o")
     body = walk.of(_short_lives([step for step in rest if step.operation != "update"]))
     update = walk.of([step for step in rest if step.operation == "update"])
-    inputs = {argument.name for argument in arguments(kind)}
+    names = [argument.name for argument in kernel_arguments(kind)]
+    beside = normaliser(kind, program, walk)
+    body += beside.lines
+    update += beside.update
 
     first = Lines(kind, program, "prepare")
-    written = [tile for tile in walk.loaded if tile.rsplit("_", 1)[0] not in inputs]
+    written = [tile for tile in walk.loaded if tile.rsplit("_", 1)[0] not in names]
     lines = _prepare_lines(first, ahead, written)
     letters = {"JC": "CC", "CK": "CK", "VC": "CV", "K": "K"}
     buffers = {_buffer_name(tile): letters[tile.rsplit("_", 1)[1]] for tile in written}
-    names = [argument.name for argument in arguments(kind)]
     walk_inputs = [name for name in names if any(tile.rsplit("_", 1)[0] == name for tile in walk.loaded)]
     if "q" not in walk_inputs:
         walk_inputs.insert(0, "q")  # whose type is that of the products
@@ -183,6 +188,7 @@ def walk_form(kind: RecurrenceKind) -> Walk:
         [name for name in ("U", "X") if name in program.axes],
         solved,
         helpers,
+        beside,
     )
 
 
@@ -252,10 +258,12 @@ def _walk_launch(form: Walk) -> str:
         *solved,
         "states",
         "final",
+        *form.normaliser.tensors,
         "cu_seqlens",
         "slots",
         "T",
         "scale",
+        *form.normaliser.numbers,
     ]
     given += _given(form.walk)
     return f"walk[(blocks, N * H)]({', '.join(given)}, num_warps=WALK_WARPS, num_stages=WALK_STAGES)"

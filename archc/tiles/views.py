@@ -65,6 +65,17 @@ def arguments(kind: RecurrenceKind) -> list[Argument]:
     return found
 
 
+def kernel_arguments(kind: RecurrenceKind) -> list[Argument]:
+    """The tensor arguments of a class's kernels over chunks: those of its operation, and the weight of a write.
+
+    Under a running maximum a token writes `weight * k (v, 1)^T`; its divisor is at least `floor`.
+    """
+    found = arguments(kind)
+    if kind.beside and kind.normalize == "max":
+        found += [Argument("weight", "BTH", "weight"), Argument("floor", "BTH", "floor")]
+    return found
+
+
 def wrap(text: str, indent: int = 0) -> str:
     """Fill a paragraph of prose to the width of the emitted code, later lines indented."""
     joined = " ".join(text.split())
