@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import hashlib
@@ -16,6 +17,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +96,44 @@ def _request(kernel: Kernel, target: Target) -> dict[str, Any]:
 
 
 def _key(request: dict[str, Any], version: str) -> str:
-    content = json.dumps([request, version, _WORKER.read_text(encoding="utf-8")], sort_keys=True)
+    own = request | {"source": _reached(request["source"], request["name"]), "file": ""}
+    content = json.dumps([own, version, _WORKER.read_text(encoding="utf-8")], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _reached(source: str, name: str) -> list[str]:
+    """A kernel's own text and that of all that it names in its module: other kernels beside it do not matter."""
+    defined = _definitions(source)
+    found: dict[str, str] = {}
+    waiting = [name, ""]
+    while waiting:
+        if (each := waiting.pop()) in defined and each not in found:
+            found[each], names = defined[each]
+            waiting += names
+    return [found[each] for each in sorted(found)]
+
+
+@cache
+def _definitions(source: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """What a module defines at its top: each name's text without comments, and the names in it; "": what else runs."""
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for node in ast.parse(source).body:
+        text = ast.unparse(node), tuple({each.id for each in ast.walk(node) if isinstance(each, ast.Name)})
+        match node:
+            case ast.FunctionDef(name=name):
+                found[name] = text
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                found |= dict.fromkeys((alias.asname or alias.name for alias in aliases), text)
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                found[name] = text
+            case ast.Assign(targets=[ast.Tuple(elts=targets)]):
+                found |= {each.id: text for each in targets if isinstance(each, ast.Name)}
+            case ast.Expr(value=ast.Constant()):
+                pass  # the module's docstring
+            case _:
+                before, names = found.get("", ("", ()))
+                found[""] = f"{before}\n{text[0]}", (*names, *text[1])
+    return found
 
 
 def _file(key: str) -> Path:

@@ -90,8 +90,27 @@ def test_the_second_time_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(compiling, "_Worker", None)
     assert verify([samples.PLAIN], H100) == first[:1]
     assert verify([samples.PLAIN], load_target("h200"))[0].found == first[0].found  # the same architecture
-    with pytest.raises(TypeError):  # another content is compiled
-        verify([replace(samples.PLAIN, num_warps=8)], H100)
+    beside = f"# A remark.\n{samples.PLAIN.source}\n\ndef another():\n    return 1\n"
+    assert verify([replace(samples.PLAIN, file="other.py", source=beside)], H100)[0].found == first[0].found
+    other = samples.PLAIN.source.replace("2.0 * x_C", "3.0 * x_C")
+    for changed in (replace(samples.PLAIN, num_warps=8), replace(samples.PLAIN, source=other)):
+        with pytest.raises(TypeError):  # another content is compiled
+            verify([changed], H100)
+
+
+def test_what_a_kernel_reaches_is_its_content() -> None:
+    source = "import triton.language as tl\nN = 2\nM = 3\n\ndef f():\n    return tl.arange(0, N)\n"
+    source += "\ndef g():\n    return f()\n"
+    assert compiling._reached(source, "g") == [
+        "N = 2",
+        "def f():\n    return tl.arange(0, N)",
+        "def g():\n    return f()",
+        "import triton.language as tl",
+    ]
+    assert compiling._reached(source, "g") == compiling._reached(
+        f"# Why.\n{source}".replace("M = 3", "M = 4"), "g"
+    )
+    assert compiling._reached(source, "g") != compiling._reached(source.replace("N = 2", "N = 4"), "g")
 
 
 def test_a_damaged_entry_of_the_cache_is_compiled_again(
