@@ -1,0 +1,403 @@
+"""Print the reverse of a tile program with a decay per key channel as two Triton kernels.
+
+First `prepare` of the forward makes scores and decayed rows again. `walk_back` carries dS from the end of a sequence to
+its start: gradients of values, and of the rows that write as far as they come through dS; it is cut along V. Then
+`walk_again` carries S from the start of every segment and makes all else. In it every channel is on its own, pairs of
+tokens included, so it is cut along K: its tiles are small, and no sum is left open.
+
+A decay receives what is read through it, less what pairs write from its token on, writes into the state before it,
+and e^G_end <S, dS_next>, channel by channel. The last is known exactly where a segment starts, and is carried from
+there: <S, dS> less what the chunk reads from S is e^G_end <S, dS_next>; with what it writes it is <S_next, dS_next>.
+Pairs that no decay touches join only after the decay has taken its part, and sums over some tokens of a chunk are
+products with a mask: nothing small is a difference of large numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from archc.data import data_folder
+from archc.tiles.forward import forward
+from archc.tiles.kind import RecurrenceKind, form_of
+from archc.tiles.program import Row, Step
+from archc.tiles.reverse import reverse
+from archc.tiles.triton_lines import FACTORS
+from archc.tiles.triton_source import INPUTS, walk_form
+from archc.tiles.triton_source import _buffer as buffer_line
+from archc.tiles.triton_source import _load as load_line
+from archc.tiles.triton_source import _open as open_lines
+from archc.tiles.triton_source import _prepare_launch as prepare_launch
+from archc.tiles.views import arguments, public_facts
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelLaunch:
+    """How the kernels are cut: value columns and key channels of a program; warps and stages of each kernel."""
+
+    columns: int
+    channels: int
+    back: tuple[int, int]
+    again: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the template shows of one kernel: tensors that it reads and makes, their descriptors, its lines."""
+
+    loaded: list[str]
+    made: list[str]
+    constants: list[str]
+    opening: list[str]
+    lines: list[str]
+
+
+def has_channel_reverse(kind: RecurrenceKind) -> bool:
+    """Whether a class has these kernels."""
+    return form_of(kind).form == "chunk" and kind.core().decay == "key"
+
+
+def channel_reverse_source(kind: RecurrenceKind, launch: ChannelLaunch) -> str:
+    """The text of `walk_back`, `walk_again` and their launcher `chunk_backward`, for the module of the forward kernels.
+
+    `chunk_backward` has the arguments and results of that of the torch form, with the states that the forward kernels
+    keep. Raises ValueError for a class without these kernels.
+    """
+    if not has_channel_reverse(kind):
+        raise ValueError(f"no reverse kernels by channel for a decay of the class {kind.core().decay}")
+    environment = Environment(
+        loader=FileSystemLoader(data_folder("templates")), undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    found = arguments(kind)
+    facts = public_facts(kind, found)
+    back, again = channel_kernels(kind)
+    form = walk_form(kind)
+    inputs = [argument.name for argument in found]
+    products = ("do", "k", "v", "w", "r")  # rows that meet in a product have one type
+    made = [*back.made, *again.made]
+    view = {
+        "launch": launch,
+        "back": back,
+        "again": again,
+        "inputs": inputs,
+        "typed": facts["typed"],
+        "typed_kept": "".join(f"{name}: Tensor, " for name in form.kept),
+        "heads": facts["heads"],
+        "contiguous": {
+            name: f"{name}{'.to(q.dtype)' if name in products else ''}.contiguous()"
+            for name in ("do", "dfinal", *inputs)
+        },
+        "buffers": [buffer_line(name, axes) for name, axes in form.buffers.items()],
+        "prepare_launch": prepare_launch(form),
+        "values": [name for name in made if name in ("dv", "dE")],
+        "parts": [name for name in made if name.endswith("_state")],
+        "rows": [name for name in made if name in ("dq", "dk", "dw", "dr", "ddecay")],
+        "given": _given,
+        "gradient": {name: "dE" if name == "v" and "dv" not in made else f"d{name}" for name in inputs},
+    }
+    return environment.get_template("recurrence/kernels_channel_reverse.py.jinja").render(view)
+
+
+def channel_kernels(kind: RecurrenceKind) -> tuple[View, View]:
+    """The two kernels of a class, `walk_back` and `walk_again`."""
+    return _Back(kind).view(), _Again(kind).view()
+
+
+def _given(name: str) -> str:
+    """The value of a compile-time argument at the launch."""
+    text = {"C": "CHUNK", "COLUMNS": "BACK_COLUMNS", "PACKED": "cu_seqlens is not None"}
+    return f"{name.removesuffix('_heads')}.shape[2]" if name.endswith("_heads") else text.get(name, name)
+
+
+class _Lines:
+    """The lines of one kernel as they are printed. A tile is loaded right before the first line that uses it."""
+
+    def __init__(self, kind: RecurrenceKind) -> None:
+        self.program = forward(kind)
+        self.steps = reverse(self.program).steps
+        self.scores = {step.result: step for step in self.program.steps if step.operation == "pair"}
+        update = next(step for step in self.program.steps if step.operation == "update")
+        self.writes = list(zip(update.operands[1::2], update.operands[2::2], strict=True))
+        self.out: list[str] = []
+        self.loaded: dict[str, None] = {}
+        self.made: dict[str, None] = {}
+        self.stored: dict[str, None] = {}
+
+    def load(self, tile: str) -> str:
+        """A tile that was made, or comes from memory."""
+        if tile not in self.made and tile not in self.loaded:
+            self.loaded[tile] = None
+            self.out.append(self.load_line(tile))
+        return tile
+
+    def load_line(self, tile: str) -> str:
+        return load_line(tile)
+
+    def put(self, tile: str, text: str, step: Step | None = None, minus: bool = False) -> None:
+        """`tile = text`, or added to it, with the number of the step that is undone."""
+        sign = ("-= " if minus else "+= ") if tile in self.made else "= -" if minus else "= "
+        if sign == "+= " and text.startswith("-"):
+            sign, text = "-= ", text[1:]
+        self.made[tile] = None
+        self.out.append(f"{tile} {sign}{text}{f'  # {step.number}' if step is not None else ''}")
+
+    def names(self) -> list[str]:
+        """The tensors that are read."""
+        return list(dict.fromkeys(tile.rsplit("_", 1)[0] for tile in self.loaded))
+
+    def heads(self) -> list[str]:
+        return [f"{name}_heads" for name in INPUTS if name in self.names()]
+
+
+class _Back(_Lines):
+    """`walk_back`: gradients of values, and of the rows that write through dS."""
+
+    def view(self) -> View:
+        self.values()
+        for step in self.steps:
+            if step.operation == "project" and step.operands[1].base == "dS_next":
+                y = self.load(f"{step.operands[0].base}_VC")
+                self.put(f"{step.result}_CK", f"dot(tl.trans({y}), dS_VK.to(dtype))", step)
+                self.store(f"{step.result}_CK")
+        self.update()
+        constants = ["H", *self.heads(), "K", "BLOCK_K", "V", "COLUMNS", "C", "PACKED", "SEGMENT"]
+        opening = open_lines([*self.loaded, *self.stored])
+        for tile in self.stored:
+            base = tile.removesuffix("_CK")
+            part = f"{base} + block.to(tl.int64) * total * H * K"
+            opening = [line.replace(f"tokens({base},", f"tokens({part},") for line in opening]
+        return View(
+            self.names(), [tile.rsplit("_", 1)[0] for tile in self.stored], constants, opening, self.out
+        )
+
+    def values(self) -> None:
+        """dv and dU = P^T dz + x dS, then dE = X^T dU."""
+        for step in self.steps:
+            target = f"{step.result}_VC"
+            if step.operation == "apply" and step.operands[0].base in self.scores:
+                dz = step.operands[1]
+                scores = self.load(f"{step.operands[0].base}_JC")
+                product = f"dot({self.narrow(dz)}, tl.trans({scores}))"
+                self.put(target, f"{product}{' * scale' if dz.base == 'do' else ''}", step)
+            elif step.operation == "read" and step.operands[1].base == "dS_next":
+                x = step.operands[0]
+                product = f"dot(dS_VK.to(dtype), tl.trans({self.load(f'{x.base}_out_CK')}))"
+                factor = f" * {self.scalar(x.scalar)}[None, :]" if x.scalar else ""
+                self.put(target, f"{product}{factor}", step)
+            elif step.operation == "solve":
+                inverse, dU = step.operands
+                text = f"dot({dU.base}_VC.to(dtype), tl.trans({self.load(f'{inverse.base}_JC')}))"
+                self.put(target, text, step)
+                self.store(target)
+        if "dv_VC" in self.made:
+            self.store("dv_VC")
+
+    def scalar(self, name: str) -> str:
+        if f"{name}_C" not in self.loaded:
+            self.out.append("inside_C = start + tl.arange(0, C) < end")
+        return self.load(f"{name}_C")
+
+    def narrow(self, row: Row) -> str:
+        """A tile of values as products take it."""
+        tile = self.load(f"{row.base}_VC")
+        return f"{tile}.to(dtype)" if tile in self.made else tile
+
+    def store(self, tile: str) -> None:
+        self.stored[tile] = None
+        name, axes = tile.rsplit("_", 1)
+        if axes == "VC":
+            self.out.append(
+                f"{name}_tiles.store([start, column], tl.trans({tile}).to({name}.dtype.element_ty))"
+            )
+        else:
+            self.out.append(f"{name}_tiles.store([start, 0], {tile}.to({name}.dtype.element_ty))")
+
+    def update(self) -> None:
+        step = next(step for step in self.steps if step.operation == "update")
+        self.out.append(f"dS_VK *= tl.exp({self.load('G_end_K')})[None, :]  # {step.number}")
+        for x, dz, sign in zip(step.operands[1::2], step.operands[2::2], step.signs, strict=True):
+            rows = self.load(f"{x.base}_{FACTORS[x.exponent]}_CK")
+            value = f"({dz.base}_VC * scale).to(dtype)" if dz.base == "do" else self.narrow(dz)
+            self.out.append(f"dS_VK {'-' if sign < 0 else '+'}= dot({value}, {rows})")
+
+
+class _Again(_Lines):
+    """`walk_again`: gradients of the rows that read, those of pairs within a chunk, and that of the decay."""
+
+    def __init__(self, kind: RecurrenceKind) -> None:
+        super().__init__(kind)
+        self.exponents = {row.exponent for P in self.scores.values() for row in P.operands}
+        self.reads = [
+            step for step in self.steps if step.operation == "project" and step.operands[1].base == "S"
+        ]
+        self.read_of = {step.result: step.result[1:].removesuffix("_read") for step in self.reads}
+
+    def view(self) -> View:
+        self.load("decay_CK")
+        self.through_state()
+        self.within()
+        self.decay()
+        self.untouched()
+        self.finish()
+        self.update()
+        opening = [self.open(tile) for tile in (*self.loaded, *self.stored) if not tile.endswith("_C")]
+        constants = ["H", *self.heads(), "K", "CHANNELS", "V", "BLOCK_V", "C", "PACKED", "SEGMENT"]
+        made = [tile.rsplit("_", 1)[0] for tile in self.stored]
+        return View(self.names(), made, constants, opening, self.out)
+
+    # Memory.
+
+    def open(self, tile: str) -> str:
+        name, axes = tile.rsplit("_", 1)
+        heads = f"{name}_heads" if name in INPUTS else "H"
+        width, block = ("K", "CHANNELS") if axes == "CK" else ("V", "BLOCK_V")
+        return f"{name}_tiles = tokens({name}, end, h, H, {heads}, {width}, C, {block})"
+
+    def load_line(self, tile: str) -> str:
+        name, axes = tile.rsplit("_", 1)
+        if axes == "C":
+            return load_line(tile)
+        column, wide = (
+            ("channel", ".to(tl.float32)" if name == "decay" else "") if axes == "CK" else ("0", "")
+        )
+        return f"{tile} = {name}_tiles.load([start, {column}]){wide}"
+
+    def store(self, tile: str) -> None:
+        name = tile.rsplit("_", 1)[0]
+        self.stored[tile] = None
+        self.out.append(f"{name}_tiles.store([start, channel], {tile}.to({name}.dtype.element_ty))")
+
+    # What the lines are made of.
+
+    def rows(self, row: Row) -> str:
+        """A row as it takes part: with its scalar, if it has one."""
+        if not row.scalar:
+            return self.load(f"{row.base}_CK")
+        tile = f"{row.scalar}_{row.base}_CK"
+        if tile not in self.made:
+            if f"{row.scalar}_C" not in self.loaded:
+                self.out.append("inside_C = start + tl.arange(0, C) < end")
+            scaled = f"{self.load(f'{row.base}_CK')} * {self.load(f'{row.scalar}_C')}[:, None]"
+            self.put(tile, f"({scaled}).to(dtype)")
+        return tile
+
+    def gradients(self, P: Step) -> tuple[str, str]:
+        """The names of what both rows of a score receive."""
+        applied = [
+            step
+            for step in self.steps
+            if step.operation == "apply" and step.operands[0].base == f"d{P.result}"
+        ]
+        x, y = sorted(applied, key=lambda step: step.transposed)
+        return x.result, y.result
+
+    def values(self, row: Row) -> str:
+        return self.load(f"{row.base}_CV")
+
+    # The lines.
+
+    def through_state(self) -> None:
+        """dx = dz S^T for rows that read, and dx_state of those that write; what the decay carries on."""
+        self.out.append("G_CK = tl.cumsum(decay_CK, 0)")
+        for exponent, text in (("+", "G_CK"), ("<", "G_CK - decay_CK")):
+            if any(step.into == exponent for step in self.reads):
+                self.out.append(f"{FACTORS[exponent]}_CK = tl.exp({text})")
+        for step in self.reads:
+            dz = step.operands[0]
+            scale = " * scale" if dz.base == "do" else ""
+            text = f"dot({self.values(dz)}, S_VK.to(dtype)) * {FACTORS[step.into]}_CK{scale}"
+            self.put(f"{step.result}_CK", text, step, step.sign < 0)
+        seen = " + ".join(
+            f"{self.load(f'{self.read_of[step.result]}_CK')} * {step.result}_CK" for step in self.reads
+        )
+        self.out += [
+            "G_end_K = tl.sum(tl.where(c_C1 == C - 1, G_CK, 0.0), 0)",
+            f"anchor_K = tl.where(tl.exp(G_end_K) > 0.0, anchor_K - tl.sum({seen}, 0), 0.0)",
+        ]
+
+    def within(self) -> None:
+        """dP = dz y^T, and what it gives to rows that a decay parts."""
+        for step in self.steps:
+            if step.operation != "pair":
+                continue
+            P, (dz, y) = self.scores[step.result[1:]], step.operands
+            text = f"dot({self.values(dz)}, tl.trans({self.values(y)}))"
+            self.put(
+                f"{step.result}_CJ", f"{text}{' * scale' if dz.base == 'do' else ''}", step, step.sign < 0
+            )
+            left, right = P.operands
+            far = "j_1J + 1 < c_C1" if left.exponent == "<" else "j_1J < c_C1"
+            pairs = f"tl.where({far}, {step.result}_CJ, 0.0)"
+            given = f"{pairs}, {self.rows(left)}, {self.rows(right)}, decay_CK, {left.exponent == '<'}, C"
+            self.out.append(f"read_CK, write_CK = pair_gradients({given})  # {P.number}")
+            for result, part in zip(self.gradients(P), ("read_CK", "write_CK"), strict=True):
+                self.put(f"{result}_CK", part)
+
+    def decay(self) -> None:
+        """What the decay receives, before pairs join that it does not touch."""
+        gather = next(step for step in self.steps if step.operation == "gather")
+        pairs = list(zip(gather.operands[1::2], gather.operands[2::2], strict=True))
+        for row, part in pairs:
+            if row.exponent == ">":
+                tile = f"{part.base}_CK"
+                self.load(tile)
+                self.out[-1] += " * tl.exp(G_end_K[None, :] - G_CK)"
+
+        def received(exponent: str, sign: str) -> str:
+            found = [f"{self.rows(row)} * {part.base}_CK" for row, part in pairs if row.exponent == exponent]
+            return sign + sign.join(found) if found else ""
+
+        plus, minus = received("+", " + ").removeprefix(" + "), received("-", " - ")
+        before, written = received("<", " + ").removeprefix(" + "), received(">", " + ").removeprefix(" + ")
+        if not plus:
+            minus = minus.strip().replace("- ", "-", 1)
+        self.out.append(f"written_CK = {written}")
+        self.out.append(f"ddecay_CK = anchor_K[None, :] + sums(j_1J >= c_C1, {plus}{minus})")
+        if before:
+            self.out.append(f"ddecay_CK += sums(j_1J > c_C1, {before})")
+        self.out.append("ddecay_CK += sums(j_1J < c_C1, written_CK)")
+        self.store("ddecay_CK")
+        self.out.append("anchor_K += tl.sum(written_CK, 0)")
+
+    def untouched(self) -> None:
+        """Pairs of a token with itself, or with the one before it, that meet without a decay; and the late parts."""
+        for x, _ in self.writes:
+            gradient = f"d{x.base}_write" if f"d{x.base}_read_CK" in self.made else f"d{x.base}"
+            self.put(f"{gradient}_CK", f"d{x.base}_state_CK")
+        for P in self.scores.values():
+            left, right = P.operands
+            if left.exponent != "<" and P.mask == "strict":
+                continue
+            near = "j_1J + 1 == c_C1" if left.exponent == "<" else "j_1J == c_C1"
+            own = f"own_{P.result}_CJ"
+            self.put(own, f"tl.where({near}, d{P.result}_CJ, 0.0).to(dtype)")
+            x, y = self.gradients(P)
+            self.put(f"{x}_CK", f"dot({own}, {self.rows(right)})", P)
+            self.put(f"{y}_CK", f"dot(tl.trans({own}), {self.rows(left)})")
+
+    def finish(self) -> None:
+        """Write the gradients; roles of one row come together."""
+        for step in self.steps:
+            if step.operation == "contract" and step.result != "anchor":
+                base = step.operands[0].base
+                self.out.append(f"dbeta_C = tl.sum({base}_CK * {step.operands[1].base}_CK, 1)")
+                self.stored["dbeta_C"] = None
+                put = "dbeta + tl.program_id(0).to(tl.int64) * total * H + h"
+                self.out.append(f"tl.store({put} + (start + tl.arange(0, C)) * H, dbeta_C, mask=inside_C)")
+            elif step.operation == "combine":
+                read, write = step.operands
+                scalar = self.load(f"{write.scalar}_C")
+                self.put(f"{step.result}_CK", f"{read.base}_CK + {scalar}[:, None] * {write.base}_CK")
+        for name in ("dq", "dk", "dw", "dr"):
+            if f"{name}_CK" in self.made:
+                self.store(f"{name}_CK")
+
+    def update(self) -> None:
+        number = next(step.number for step in self.program.steps if step.operation == "update")
+        self.out.append(f"S_VK *= tl.exp(G_end_K)[None, :]  # {number}")
+        self.out.append("out_CK = tl.exp(G_end_K[None, :] - G_CK)")
+        for x, y in self.writes:
+            rows = f"({self.rows(x)} * out_CK).to(dtype)"
+            self.out.append(f"S_VK += dot(tl.trans({self.values(y)}), {rows})")
