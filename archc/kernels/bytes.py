@@ -15,7 +15,7 @@ from archc.tiles.costs import count
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import SEGMENT
 from archc.tiles.triton_source import walk_form
-from archc.tiles.views import arguments
+from archc.tiles.views import arguments, kernel_arguments
 
 Schedule = Literal["walk", "chunks"]
 
@@ -116,12 +116,14 @@ def planned(
     sizes = {"B": 1, "T": 1, "H": 1, "K": K, "V": V}
     size = {
         argument.name: prod(sizes[axis] for axis in argument.axes)
-        * (4 if argument.name == "decay" else itemsize)
-        for argument in arguments(kind)
+        * (4 if argument.name in ("decay", "weight", "floor") else itemsize)
+        for argument in kernel_arguments(kind)
     }
     between = {"CC": itemsize * C, "CK": itemsize * K, "CV": itemsize * V, "K": 4 * K / C}
     buffers = {name: between[axes] for name, axes in form.buffers.items()}
     results = itemsize * V * (2 if form.solved else 1) + 4 * K * V / (segment * C)
+    if form.normaliser.tensors:  # what divides each token, and its vector beside the states
+        results += 4 + 4 * K / (segment * C)
     # Where `prepare` has decayed the queries, the walk is handed q for its type only.
     unread = {"q"} if {"q_in", "q_before"} & buffers.keys() else set()
     read = [name for name in form.walk.arguments if name not in unread]

@@ -32,6 +32,12 @@ FLOAT32 = (
     "dstates",
     "dinitial",
     "written",
+    "weight",
+    "floor",
+    "normaliser",
+    "normalisers",
+    "last",
+    "z",
 )
 # Rows of a tensor begin at multiples of 16 bytes, or descriptors cannot read them.
 ROW_BYTES = 16
@@ -70,10 +76,12 @@ def _use(node: Node, sizes: Sizes) -> Use:
     }
     for argument in arguments(kind):
         heads.setdefault(argument.name, held)
-    extra = 1 if kind.normalize != "none" else 0
+    if kind.normalize == "max":  # the running maximum joins decay and input
+        joined = max(heads["decay"] if node.attrs["decay"] else 1, heads["log_input"])
+        heads |= dict.fromkeys(("decay", "weight", "floor"), joined)
     return Use(
-        sizes.axis(node.attrs["key"]), sizes.axis(node.attrs["value"]) + extra, held if kind.grouped else widest,
-        heads, node.span,
+        sizes.axis(node.attrs["key"]), sizes.axis(node.attrs["value"]), held if kind.grouped else widest, heads,
+        node.span,
     )  # fmt: skip
 
 
@@ -82,8 +90,10 @@ def chunked(kind: RecurrenceKind, use: Use) -> str:
     verdict = form_of(kind)
     if verdict.form != "chunk":
         return verdict.reason
-    if kind.normalize != "none":
-        return "the normaliser is one more column of V, whose rows then begin at no multiple of 16 bytes"
+    if kind.normalize != "none" and not kind.beside:
+        return (
+            "under an erase, or with factors, the normaliser is one more column of V, whose rows do not align"
+        )
     if use.K * 2 % ROW_BYTES or use.V * 2 % ROW_BYTES:
         return "rows of K and V must be multiples of 16 bytes"
     return ""
@@ -119,7 +129,7 @@ def reverse_launch(
     K, V = max(sizes)
     facts = {"decay": kind.core().decay, "erase": kind.erase, "K": K, "V": V}
     back, again = target.tile("walk_back", **facts), target.tile("walk_again", **facts)
-    if back is None or again is None or kind.core().decay not in ("none", "head"):
+    if back is None or again is None or kind.core().decay not in ("none", "head") or kind.normalize != "none":
         return None
     columns = min(back.columns, max(16, _power(V)))
     return ReverseLaunch(columns, (back.num_warps, back.num_stages), (again.num_warps, again.num_stages))
@@ -144,10 +154,11 @@ def recurrence_kernels(
     back = reverse_launch(kind, sizes, target) if sizes else None
     for use in uses:
         queries = use.heads["q"] // use.H if kind.grouped else 1
-        yield replace(
-            decode_kernel(kind, use.K, use.V, dtype, heads=use.H, queries=queries, file=file, source=source),
-            span=use.span,
-        )
+        for V in (use.V, 1) if kind.normalize != "none" else (use.V,):  # the normaliser decodes as one column
+            step = decode_kernel(
+                kind, use.K, V, dtype, heads=use.H, queries=queries, file=file, source=source
+            )
+            yield replace(step, span=use.span)
         if form is None or chunked(kind, use):
             continue
         tiles = launches(kind, sizes, target)
@@ -183,7 +194,7 @@ def described(
             constants[name] = known[name]
         elif name in ("sequences", "length", "slots", "total"):
             signature[name] = "i32"
-        elif name == "scale":
+        elif name in ("scale", "eps"):
             signature[name] = "fp32"
         else:
             signature[name] = "*i64" if name == "cu_seqlens" else "*fp32" if name in FLOAT32 else f"*{dtype}"

@@ -16,7 +16,7 @@ from archc.tiles.reverse import reverse
 from archc.tiles.schedule import Schedule, schedule
 from archc.tiles.token_lines import decode_lines, token_lines
 from archc.tiles.torch_lines import Printer
-from archc.tiles.views import Argument, arguments, public_facts, steps, wrap
+from archc.tiles.views import Argument, arguments, beside_facts, public_facts, steps, wrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,8 @@ def emit(
         view["facts"] = {**public_facts(kind, found), **chunk_facts(kind, found, empty)}
         return environment.get_template("recurrence/scan.py.jinja").render(view)
     forms = chunk_forms(kind)
+    if kind.beside:
+        view["beside"] = beside_facts(kind, public_facts(kind, found))
     view["forms"] = forms
     view["facts"] = {**public_facts(kind, found), **chunk_facts(kind, found, forms), "steps": steps(kind)}
     return environment.get_template("recurrence/chunk.py.jinja").render(view)

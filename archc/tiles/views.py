@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
@@ -174,8 +176,35 @@ def public_facts(kind: RecurrenceKind, found: list[Argument]) -> dict[str, objec
         "typed_tokens": ", ".join(f"{argument.token}: Tensor" for argument in found),
         "typed_parameters": ", ".join(f"{parameter.full}: Tensor" for parameter in parameters),
         "short": ", ".join(argument.name for argument in found),
+        "count": len(found),
         "decay_m": "decay_MCV[m], rate, tiling.heads" if kind.decay_rate else "decay_MCKV[m]",
         "schema": ", ".join(f"Tensor {argument.name}" for argument in found),
+    }
+
+
+def beside_facts(kind: RecurrenceKind, facts: Mapping[str, Any]) -> dict[str, object]:
+    """What the form over chunks shows of a normaliser beside the state."""
+    found = kernel_arguments(kind)
+    weights = [argument for argument in found if argument.name in ("weight", "floor")]
+    group = list(facts["group"])
+    edge = "group - 1, 0" if kind.read == "exclusive" else "0, group - 1"
+    for argument in weights if kind.grouped else ():
+        padded = f"F.pad({argument.full}[:, :, None], (0, 0, {edge})).flatten(1, 2)"
+        repeated = f"{argument.full}.repeat_interleave(group, 1)"
+        group.append(f"{argument.full} = {padded if argument.name == 'weight' else repeated}")
+    inputs = [argument.name for argument in found if argument not in weights]
+    return {
+        "names": ", ".join(argument.full for argument in found),
+        "typed": ", ".join(f"{argument.name}: Tensor" for argument in found),
+        "typed_full": ", ".join(f"{argument.full}: Tensor" for argument in found),
+        "short": ", ".join(argument.name for argument in found),
+        "schema": ", ".join(f"Tensor {argument.name}" for argument in found),
+        "heads": f"max({', '.join(f'{argument.name}.shape[2]' for argument in found)})",
+        "widened": "v, weight" if weights else "v",
+        "wide": ", ".join("wide" if name == "v" else name for name in inputs),
+        "gradients": ", ".join(f"d{name}" for name in inputs),
+        "differentiated": ", ".join([*inputs, *(["weight"] if weights else [])]),
+        "group": group,
     }
 
 
