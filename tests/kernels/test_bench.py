@@ -39,6 +39,12 @@ def spec(tmp_path: Path) -> Path:
     return tmp_path / "tiny.yaml"
 
 
+@pytest.fixture(autouse=True)
+def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages are built as where Triton is missing: the same files, and no kernel is compiled first."""
+    monkeypatch.setattr("archc.kernels.check.triton_version", lambda: None)
+
+
 class Ticks:
     """A clock that believes a list: the n-th work takes the n-th number of seconds."""
 
