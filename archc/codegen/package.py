@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from archc.codegen.config import config_view
 from archc.codegen.format import format_files
 from archc.codegen.letters import assign_letters
@@ -26,6 +24,7 @@ from archc.kernels.selftest_cases import recurrence_cases
 from archc.kernels.targets import Target
 from archc.operations.registry import operations, runtime_folder
 from archc.spec.exact import __file__ as exact_file
+from archc.templates import environment
 from archc.tiles.kind import RecurrenceKind
 
 STANDARD = ("math",)
@@ -97,14 +96,7 @@ class _Package:
         self.model_imports: set[tuple[str, str]] = set()  # what those lines need
         self.names = self._names()
         self.class_names = self.names.classes
-        self.environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(data_folder("templates") / "package"),
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            keep_trailing_newline=True,
-            autoescape=False,
-        )
+        self.environment = environment(data_folder("templates") / "package")
 
     def files(self) -> dict[str, str]:
         """All files, unformatted."""

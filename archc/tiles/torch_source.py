@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from archc.data import data_folder
+from archc.templates import environment
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT, Step, TileProgram
@@ -52,12 +50,8 @@ def emit(
     verdict = form_of(kind)
     if verdict.form == "error":
         raise ValueError(verdict.reason)
-    root = templates or data_folder("templates")
-    environment = Environment(
-        loader=FileSystemLoader(root), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters["wrap"] = wrap
+    shared = environment(templates)
+    shared.filters["wrap"] = wrap
     found = arguments(kind)
     view: dict[str, object] = {
         "kind": kind,
@@ -75,13 +69,13 @@ def emit(
         empty = Forms([], [], [], [], [], [], [], [], [], frozenset())
         view["forms"] = empty
         view["facts"] = {**public_facts(kind, found), **chunk_facts(kind, found, empty)}
-        return environment.get_template("recurrence/scan.py.jinja").render(view)
+        return shared.get_template("recurrence/scan.py.jinja").render(view)
     forms = chunk_forms(kind)
     if kind.beside:
         view["beside"] = beside_facts(kind, public_facts(kind, found))
     view["forms"] = forms
     view["facts"] = {**public_facts(kind, found), **chunk_facts(kind, found, forms), "steps": steps(kind)}
-    return environment.get_template("recurrence/chunk.py.jinja").render(view)
+    return shared.get_template("recurrence/chunk.py.jinja").render(view)
 
 
 def chunk_facts(kind: RecurrenceKind, found: list[Argument], forms: Forms) -> dict[str, object]:

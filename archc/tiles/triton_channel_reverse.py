@@ -16,9 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from archc.data import data_folder
+from archc.templates import environment
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import Row, Step
@@ -66,10 +64,6 @@ def channel_reverse_source(kind: RecurrenceKind, launch: ChannelLaunch) -> str:
     """
     if not has_channel_reverse(kind):
         raise ValueError(f"no reverse kernels by channel for a decay of the class {kind.core().decay}")
-    environment = Environment(
-        loader=FileSystemLoader(data_folder("templates")), undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
     found = arguments(kind)
     facts = public_facts(kind, found)
     back, again = channel_kernels(kind)
@@ -97,7 +91,7 @@ def channel_reverse_source(kind: RecurrenceKind, launch: ChannelLaunch) -> str:
         "given": _given,
         "gradient": {name: "dE" if name == "v" and "dv" not in made else f"d{name}" for name in inputs},
     }
-    return environment.get_template("recurrence/kernels_channel_reverse.py.jinja").render(view)
+    return environment().get_template("recurrence/kernels_channel_reverse.py.jinja").render(view)
 
 
 def channel_kernels(kind: RecurrenceKind) -> tuple[View, View]:

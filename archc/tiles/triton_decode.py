@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from archc.data import data_folder
 from archc.kernels.kernel import Kernel
+from archc.templates import environment
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.views import Argument, arguments, public_facts
 
@@ -42,11 +40,7 @@ def decode_source(kind: RecurrenceKind) -> str:
     verdict = form_of(kind)
     if verdict.form == "error":
         raise ValueError(verdict.reason)
-    environment = Environment(
-        loader=FileSystemLoader(data_folder("templates")), undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    template = environment.get_template("recurrence/kernels_decode.py.jinja")
+    template = environment().get_template("recurrence/kernels_decode.py.jinja")
     found = arguments(kind)
     return template.render(
         kind=kind, operands=operands(kind), lines=decode_lines(kind), facts=public_facts(kind, found), tile=TILE,

@@ -18,9 +18,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from archc.data import data_folder
+from archc.templates import environment
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import Row, Step, TileProgram
@@ -69,10 +67,6 @@ def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch) -> str:
     core = kind.core()
     if form_of(kind).form != "chunk" or core.decay not in ("none", "head"):
         raise ValueError(f"no reverse kernels for a decay of the class {core.decay}")
-    environment = Environment(
-        loader=FileSystemLoader(data_folder("templates")), undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
     program = forward(kind)
     back, again = _Back(kind, program).view(), _Again(kind, program).view()
     found = arguments(kind)
@@ -98,7 +92,7 @@ def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch) -> str:
         "contiguous": ", ".join(f"{name}.contiguous()" for name in ("do", *inputs)),
         "gradient": {name: "dE" if name == "v" and "dv" not in made else f"d{name}" for name in inputs},
     }
-    return environment.get_template("recurrence/kernels_reverse.py.jinja").render(view)
+    return environment().get_template("recurrence/kernels_reverse.py.jinja").render(view)
 
 
 def _constants(inputs: list[str], view: View) -> list[str]:

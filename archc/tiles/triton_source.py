@@ -6,9 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from archc.data import data_folder
+from archc.templates import environment
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT, Step
@@ -77,13 +75,6 @@ def kernels(
     verdict = form_of(kind)
     if verdict.form == "error" or (launches and verdict.form != "chunk"):
         raise ValueError(verdict.reason)
-    environment = Environment(
-        loader=FileSystemLoader(templates or data_folder("templates")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     view = {
         "title": TITLES[kind.core().decay, kind.erase],
         "definition": definition(kind.core()),
@@ -92,7 +83,7 @@ def kernels(
         "decode": decode.rstrip("\n"),
         **(_chunk_view(kind, launches, precision, segment, reverse.rstrip("\n")) if launches else {}),
     }
-    return environment.get_template("recurrence/kernels.py.jinja").render(view)
+    return environment(templates).get_template("recurrence/kernels.py.jinja").render(view)
 
 
 def _chunk_view(

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from archc.codegen.printer import Code
-from archc.data import data_folder
 from archc.graph.types import Graph, Module, Node, Ref
 from archc.kernels.fusing.tiles import At, Fused, Product, Tile, Tiles, Unfused, argument
 from archc.kernels.kernel import Constant, Kernel
 from archc.kernels.triton_functions import HELPERS
+from archc.templates import environment
 from archc.tiles.triton_decode import read_line, state_lines
 
 GROUP = 32768  # elements of a state that several queries read: they are held at once
@@ -64,16 +62,14 @@ def why_not(module: Module) -> str:
 
 def fused_source(found: Fused) -> str:
     """The text of the kernels and of `decode_token(mixer, x_BTD, place)`, for a module that imported triton."""
-    environment = Environment(
-        loader=FileSystemLoader(data_folder("templates")), undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
     batched = [number for number, group in enumerate(found.second) if len(group) > 1]
     batches = {
         number: place for place, number in enumerate(batched, 1)
     }  # joined matrices after the first ones
-    return environment.get_template("kernels/decode_token.py.jinja").render(
-        view=found, helpers=HELPERS, batches=batches, tile=TILE, argument=argument
+    return (
+        environment()
+        .get_template("kernels/decode_token.py.jinja")
+        .render(view=found, helpers=HELPERS, batches=batches, tile=TILE, argument=argument)
     )
 
 
