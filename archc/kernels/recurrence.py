@@ -108,7 +108,8 @@ def launches(kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: Tar
         tile = target.tile(role, **facts)
         if tile is None:
             raise ValueError(f"{target.name} has no tile for {role} with {facts}")
-        found[role] = Launch(min(tile.columns, max(16, _power(V))), tile.num_warps, tile.num_stages)
+        columns, channels = min(tile.columns, max(16, _power(V))), min(tile.channels, max(16, _power(K)))
+        found[role] = Launch(columns, tile.num_warps, tile.num_stages, channels)
     return found
 
 
@@ -183,8 +184,10 @@ def described(
     columns: int,
 ) -> Kernel:
     """A kernel of a class as it is compiled: the types of its arguments follow from their names."""
+    BLOCK_K = max(_power(use.K), 16)
     known: dict[str, Constant] = {
-        "H": use.H, "K": use.K, "V": use.V, "BLOCK_K": max(_power(use.K), 16), "COLUMNS": columns,
+        "H": use.H, "K": use.K, "V": use.V, "BLOCK_K": BLOCK_K, "COLUMNS": columns,
+        "CHANNELS": min(launch.channels, BLOCK_K),
         "C": kind.chunk, "SEGMENT": SEGMENT, "PACKED": False, "INITIAL": False,
         **{f"{name}_heads": count for name, count in use.heads.items()},
     }  # fmt: skip

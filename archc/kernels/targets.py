@@ -14,17 +14,18 @@ from archc.spec.diagnostics import Reporter, Span
 from archc.spec.yaml_nodes import YMapping, YNode, YScalar, YSequence, core_value, parse
 from archc.tiles.kind import DECAYS, ERASES
 
-SETTINGS = ("role", "columns", "num_warps", "num_stages", "screened")
+SETTINGS = ("role", "columns", "channels", "num_warps", "num_stages", "screened")
 """What a row of `tiles` says of a kernel; everything else in it is a condition."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How one kernel is cut: value columns of a program and the launch's warps and stages."""
+    """How one kernel is cut: value columns of a program, the launch's warps and stages, key channels at once."""
 
     columns: int
     num_warps: int
     num_stages: int
+    channels: int = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,9 @@ class Target:
                 facts.get(key) in (value if isinstance(value, tuple) else (value,))
                 for key, value in _conditions(row).items()
             ):
-                return Tile(row.get("columns", 0), row["num_warps"], row["num_stages"])
+                return Tile(
+                    row.get("columns", 0), row["num_warps"], row["num_stages"], row.get("channels", 256)
+                )
         return None
 
 
@@ -266,6 +269,7 @@ _NEEDED: Iterable[str] = tuple(name for name in _FIELDS if name not in _OPTIONAL
 _ROW: dict[str, _Field] = {
     "role": _word(),
     "columns": _count(16, 32, 64, 128, 256),
+    "channels": _count(16, 32, 64, 128, 256),
     "num_warps": _count(1, 2, 4, 8, 16),
     "num_stages": _count(1, 2, 3, 4, 5),
     "screened": _versions,

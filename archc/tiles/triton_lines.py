@@ -48,6 +48,7 @@ class Lines:
         self.decay = kind.core().decay
         self.program = program
         self.kernel = kernel
+        self.blocked = kernel == "prepare" and self.decay == "key"  # by blocks of key channels
         self.factors: dict[str, str] = {}
         self.loaded: dict[str, None] = {}
         self.made: set[str] = set()
@@ -139,10 +140,11 @@ class Lines:
         left, right = self.load(f"{x.base}_CK"), self.load(f"{y.base}_CK")
         seen = f"j_J1 {'<' if step.mask == 'strict' else '<='} c_1C"
         target = f"{step.result}_JC"
+        put = f"{target} {'+=' if self.blocked else '='}"
         if self.decay == "key" and x.exponent:
             self.load("decay_CK")
             shift = "True" if x.exponent == "<" else "False"
-            yield f"{target} = pair({left}, {right}, decay_CK, {shift}, {step.mask == 'inclusive'}, C)"
+            yield f"{put} pair({left}, {right}, decay_CK, {shift}, {step.mask == 'inclusive'}, C)"
         elif self.decay == "head":
             self.load("decay_C")
             self.factor("G_C", "tl.cumsum(decay_C, 0)")
@@ -151,9 +153,9 @@ class Lines:
                 f"between_{'before_' if x.exponent == '<' else ''}{step.mask}_JC",
                 f"tl.exp(tl.where({seen}, {above}[None, :] - G_C[:, None], -float('inf')))",
             )
-            yield f"{target} = dot({right}, tl.trans({left})) * {between}"
+            yield f"{put} dot({right}, tl.trans({left})) * {between}"
         else:
-            yield f"{target} = tl.where({seen}, dot({right}, tl.trans({left})), 0.0)"
+            yield f"{put} tl.where({seen}, dot({right}, tl.trans({left})), 0.0)"
         if y.scalar:
             yield f"{target} *= {self.gate(y.scalar)}[:, None]"
 

@@ -20,11 +20,12 @@ BEFORE = {"in": "tl.cumsum(decay_CK, 0)", "before": "tl.cumsum(decay_CK, 0) - de
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How a kernel is cut: columns of values a program, warps and stages."""
+    """How a kernel is cut: columns of values a program, warps and stages; key channels that `prepare` has at once."""
 
     columns: int
     num_warps: int
     num_stages: int
+    channels: int = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def _chunk_view(
     return {
         "core": kind.core(),
         "segment": segment,
-        "launches": _launch_constants(launches),
+        "launches": _launch_constants(kind, launches),
         "precision": precision,
         "reverse": reverse,
         "helpers": form.helpers,
@@ -156,8 +157,8 @@ def walk_form(kind: RecurrenceKind) -> Walk:
         value_blocks = core.decay == "value"
         prepare = KernelView(
             [*reads, *buffers],
-            _constants(reads, value_blocks),
-            _open([*first.loaded, *written]),
+            _constants(reads, value_blocks, first.blocked),
+            _open([*first.loaded, *written], first.blocked),
             [*(["dtype: tl.constexpr = q.dtype.element_ty"] if value_blocks else []), *lines],
             [],
             value_blocks,
@@ -186,37 +187,60 @@ def walk_form(kind: RecurrenceKind) -> Walk:
 def _prepare_lines(first: Lines, steps: Sequence[Step], written: Sequence[str]) -> list[str]:
     """The lines of `prepare`: what the inverse needs comes first, and each tile is loaded late and written early.
 
-    Afterwards `first.loaded` holds all tiles that the lines load.
+    With a decay along K they go through blocks of key channels, several times rather than holding tiles in registers:
+    scores are sums over blocks. Afterwards `first.loaded` holds all tiles that the lines load.
     """
     sources = {row.base for step in steps if step.operation == "invert" for row in step.operands}
     ordered = [step for step in steps if step.result in sources]
     ordered += [step for step in steps if step.operation == "invert"]
     ordered += [step for step in steps if step not in ordered]
     lines: list[str] = []
+    sums: list[str] = []
+    inside: list[str] = []  # for each block of key channels
+    behind: list[str] = []  # after all of them, or without such blocks all there is
     shown: set[str] = set()
     loaded: dict[str, None] = {}
 
-    def show(text: Sequence[str]) -> None:
+    def show(text: Sequence[str], to: list[str]) -> None:
         """Lines, with the tiles and factors that they are the first to use ahead of them."""
-        loads = [_load(tile) for tile in first.loaded if tile not in shown]
-        factors = [f"{name} = {value}" for name, value in first.factors.items() if name not in shown]
-        lines.extend([*loads, *factors, *text])
+        for tile in first.loaded:
+            if tile not in shown:
+                (inside if first.blocked and tile.endswith("CK") else behind).append(
+                    _load(tile, first.blocked)
+                )
+        for name, value in first.factors.items():
+            if name not in shown:
+                (inside if first.blocked and name.endswith("CK") else behind).append(f"{name} = {value}")
+        to.extend(text)
         shown.update(first.loaded, first.factors)
         loaded.update(first.loaded)
 
+    def end_pass() -> None:
+        """What was shown is one pass; the next one reads again."""
+        lines.extend(f"{name} = tl.zeros([C, C], tl.float32)" for name in sums)
+        if inside:
+            lines.extend(["for channel in range(0, K, CHANNELS):", *(f"    {line}" for line in inside)])
+        lines.extend(behind)
+        for each in (sums, inside, behind, first.loaded, first.factors, shown):
+            each.clear()
+
     for step in ordered:
-        show(first.of([step]))
+        text = first.of([step])
+        if first.blocked and step.operation == "pair":
+            sums.append(f"{step.result}_JC")
+            show(text[:1], inside)
+            text = text[1:]
+        show(text, behind)
         for tile in written:
             if tile.rsplit("_", 1)[0] == step.result:
-                show(_store(first, tile))
+                show(_store(first, tile), behind)
         if step.operation == "invert" or (step.operation == "pair" and step.result not in sources):
-            shown.clear()  # read again, rather than held in registers
-            first.loaded.clear()
-            first.factors.clear()
+            end_pass()
     made = {step.result for step in ordered}
     for tile in written:
         if tile.rsplit("_", 1)[0] not in made:
-            show(_store(first, tile))
+            show(_store(first, tile), inside)
+    end_pass()
     first.loaded.update(loaded)
     return lines
 
@@ -262,7 +286,12 @@ def _walk_launch(form: Walk) -> str:
 
 def _given(view: KernelView) -> list[str]:
     """The constants of a launch by name."""
-    text = {"C": "CHUNK", "PACKED": "cu_seqlens is not None", "INITIAL": "state is not None"}
+    text = {
+        "C": "CHUNK",
+        "CHANNELS": "min(CHANNELS, BLOCK_K)",
+        "PACKED": "cu_seqlens is not None",
+        "INITIAL": "state is not None",
+    }
     found = []
     for constant in view.constants:
         name = constant.partition(":")[0]
@@ -271,20 +300,21 @@ def _given(view: KernelView) -> list[str]:
     return found
 
 
-def _launch_constants(launches: dict[str, Launch]) -> list[str]:
-    walk = launches["walk"]
-    lines = [f"COLUMNS = {walk.columns}  # value columns of a program"]
+def _launch_constants(kind: RecurrenceKind, launches: dict[str, Launch]) -> list[str]:
+    lines = [f"COLUMNS = {launches['walk'].columns}  # value columns of a program"]
+    if kind.core().decay == "key":
+        lines.append(f"CHANNELS = {launches['prepare'].channels}  # key channels at once")
     for role, launch in launches.items():
         lines.append(f"{role.upper()}_WARPS, {role.upper()}_STAGES = {launch.num_warps}, {launch.num_stages}")
     return lines
 
 
-def _constants(inputs: Sequence[str], values: bool) -> list[str]:
+def _constants(inputs: Sequence[str], values: bool, blocked: bool = False) -> list[str]:
     names = [
         "H",
         *(f"{name}_heads" for name in inputs),
         "K",
-        "BLOCK_K",
+        "CHANNELS" if blocked else "BLOCK_K",
         *(["V", "COLUMNS"] if values else []),
         "C",
     ]
@@ -304,22 +334,22 @@ def _buffer(name: str, axes: str) -> str:
     return f"{name} = q.new_empty(B, T, H, { {'CC': 'CHUNK', 'CK': 'K', 'CV': 'V'}[axes] })"
 
 
-def _open(tiles: Iterable[str]) -> list[str]:
+def _open(tiles: Iterable[str], blocked: bool = False) -> list[str]:
     """Descriptors of the tensors that tiles come from or go to, one for each."""
-    lines = []
+    lines, keys = [], "CHANNELS" if blocked else "BLOCK_K"
     for tile in tiles:
         base, axes = tile.rsplit("_", 1)
         if axes in ("C", "K"):
             continue
         many = f"{base}_heads" if base in INPUTS else "H"
-        width, block = {"CK": ("K", "BLOCK_K"), "VC": ("V", "COLUMNS"), "JC": ("C", "C")}[axes]
+        width, block = {"CK": ("K", keys), "VC": ("V", "COLUMNS"), "JC": ("C", "C")}[axes]
         name = _buffer_name(tile)
         lines.append(f"{name}_tiles = tokens({name}, end, h, H, {many}, {width}, C, {block})")
     return lines
 
 
-def _load(tile: str) -> str:
-    """The line that loads a tile."""
+def _load(tile: str, blocked: bool = False) -> str:
+    """The line that loads a tile; blocked: its block of key channels."""
     base, axes = tile.rsplit("_", 1)
     wide = ".to(tl.float32)" if base in ("decay", "o") else ""
     name = _buffer_name(tile)
@@ -327,7 +357,7 @@ def _load(tile: str) -> str:
         case "C":
             return f"{tile} = scalars({base}, start, inside_C, h, H, {base}_heads)"
         case "CK":
-            return f"{tile} = {name}_tiles.load([start, 0]){wide}"
+            return f"{tile} = {name}_tiles.load([start, {'channel' if blocked else 0}]){wide}"
         case "VC":
             return f"{tile} = tl.trans({name}_tiles.load([start, column])){wide}"
         case "JC":
@@ -343,7 +373,7 @@ def _store(first: Lines, tile: str) -> list[str]:
     if axes == "K":
         first.load("decay_CK")
         return [
-            "channel_K = tl.arange(0, BLOCK_K)",
+            "channel_K = channel + tl.arange(0, CHANNELS)",
             f"at_K = {base} + (tl.program_id(0) * H + h) * K + channel_K",
             "tl.store(at_K, tl.sum(decay_CK, 0), mask=channel_K < K)",
         ]
@@ -354,6 +384,6 @@ def _store(first: Lines, tile: str) -> list[str]:
         first.load("decay_CK")
         exponent = BEFORE.get(factor, "tl.sum(decay_CK, 0)[None, :] - tl.cumsum(decay_CK, 0)")
         made = first.factor(f"{factor}_CK", f"tl.exp({exponent})")
-        return [f"{name}_tiles.store([start, 0], ({row}_CK * {made}).to({row}_CK.dtype))"]
+        return [f"{name}_tiles.store([start, channel], ({row}_CK * {made}).to({row}_CK.dtype))"]
     column = "column" if axes == "VC" else "0"
     return [f"{name}_tiles.store([start, {column}], tl.trans({tile}).to({name}.dtype.element_ty))"]
