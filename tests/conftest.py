@@ -33,6 +33,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("ARCHC_CACHE", str(tmp_path_factory.getbasetemp() / "archc_cache"))
 
 
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages for a GPU are built as where Triton is missing: that their kernels compile is tested by others."""
+    monkeypatch.setattr("archc.kernels.check.unfit", lambda *_: None)
+
+
 # -- what the laws said of each mixer of the library --------------------------------------------------------------
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+from ruff import find_ruff_bin
 
 LINE_LENGTH = 110
 
@@ -19,9 +20,7 @@ def format_files(files: Mapping[str, str]) -> dict[str, str]:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(source, encoding="utf-8")
         options = ["--isolated", f"--line-length={LINE_LENGTH}", "--no-cache", "--quiet", folder]
-        done = subprocess.run(
-            [sys.executable, "-m", "ruff", "format", *options], capture_output=True, text=True
-        )
+        done = subprocess.run([find_ruff_bin(), "format", *options], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"the generated source does not parse: {done.stderr}")
         return {path: Path(folder, path).read_text(encoding="utf-8") for path in files}

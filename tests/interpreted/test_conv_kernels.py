@@ -308,6 +308,7 @@ def test_operation(package: SimpleNamespace, borders: list[int] | None, extra: b
     assert torch.autograd.gradcheck(run, flat)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A package whose operation runs the kernels gives the logits and the gradients of one without them."""
     spec = LIBRARY["gated_deltanet"]

@@ -36,6 +36,7 @@ def results(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.filterwarnings("ignore:overflow encountered")
 def test_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(SPEC, tmp_path / "package", target="h100")

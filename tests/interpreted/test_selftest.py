@@ -56,7 +56,7 @@ def spec(decay: str, erase: str) -> dict[str, Any]:
 
 @pytest.fixture
 def selftest(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, uncompiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ModuleType]:
     """The self-test of a package whose kernels run on the CPU."""
     source = spec(*request.param)

@@ -22,6 +22,8 @@ from tests.laws.subjects import LIBRARY, one_mixer
 from tests.support.packages import import_folder, package, randomise
 from tests.support.slow import mostly_slow
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
 CONVOLVED = [
     name for name, spec in LIBRARY.items() if "conv" in (Path("specs/mixers") / f"{name}.yaml").read_text()
 ]

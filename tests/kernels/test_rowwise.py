@@ -145,6 +145,7 @@ SUBJECTS = {
 }
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("name", mostly_slow(SUBJECTS, lambda name: name in ("attention_small", "fox")))
 def test_packages_mean_the_same(name: str, tmp_path: Path) -> None:
     """On a CPU a package for a GPU gives the logits, gradients, states and captured values of one for a CPU."""
