@@ -8,8 +8,8 @@ tokens included, so it is cut along K: its tiles are small, and no sum is left o
 A decay receives what is read through it, less what pairs write from its token on, writes into the state before it,
 and e^G_end <S, dS_next>, channel by channel. The last is known exactly where a segment starts, and is carried from
 there: <S, dS> less what the chunk reads from S is e^G_end <S, dS_next>; with what it writes it is <S_next, dS_next>.
-Pairs that no decay touches join only after the decay has taken its part, and sums over some tokens of a chunk are
-products with a mask: nothing small is a difference of large numbers.
+Pairs that no decay touches join only after the decay has taken its part, and no sum over some tokens of a
+chunk is the difference of two sums: nothing small is a difference of large numbers.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def channel_reverse_source(kind: RecurrenceKind, launch: ChannelLaunch) -> str:
         "parts": [name for name in made if name.endswith("_state")],
         "rows": [name for name in made if name in ("dq", "dk", "dw", "dr", "ddecay")],
         "given": _given,
+        "later": any("later(" in line for line in again.lines),
         "gradient": {name: "dE" if name == "v" and "dv" not in made else f"d{name}" for name in inputs},
     }
     return environment().get_template("recurrence/kernels_channel_reverse.py.jinja").render(view)
@@ -348,10 +349,10 @@ class _Again(_Lines):
         if not plus:
             minus = minus.strip().replace("- ", "-", 1)
         self.out.append(f"written_CK = {written}")
-        self.out.append(f"ddecay_CK = anchor_K[None, :] + sums(j_1J >= c_C1, {plus}{minus})")
+        self.out.append(f"ddecay_CK = anchor_K[None, :] + tl.cumsum({plus}{minus}, 0, reverse=True)")
         if before:
-            self.out.append(f"ddecay_CK += sums(j_1J > c_C1, {before})")
-        self.out.append("ddecay_CK += sums(j_1J < c_C1, written_CK)")
+            self.out.append(f"ddecay_CK += later({before})")
+        self.out.append("ddecay_CK += earlier(written_CK)")
         self.store("ddecay_CK")
         self.out.append("anchor_K += tl.sum(written_CK, 0)")
 
