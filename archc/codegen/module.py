@@ -104,7 +104,7 @@ class ModuleWriter:
         printer.use("joined", "Joined", "decodes", "join")
         view.constructor.append("self.joined: list[Joined] = []")
         for names in joined_names(fused):
-            view.joined.append(", ".join(f"self.{name}.weight" for name in names))
+            view.joined.append(", ".join(f'"{name}"' for name in names))
         x = arguments[0].split(":")[0]
         view.forward[:0] = [
             f"if self.joined and decodes(self.joined, {x}, place):",

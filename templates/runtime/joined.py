@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ class Joined:
     `[n, outputs, inputs]`. `rows`: of each of them, and of the zeros.
     """
 
-    def __init__(self, weights: Sequence[Tensor], batched: bool = False) -> None:
+    def __init__(self, owner: Any, names: Sequence[str], batched: bool = False) -> None:
+        matrices = [getattr(owner, name) for name in names]
+        weights: list[Tensor] = [matrix.weight for matrix in matrices]
         first = weights[0]
         self.rows = [weight.shape[0] for weight in weights]
         total = sum(self.rows)
@@ -28,18 +31,22 @@ class Joined:
             part.copy_(weight.detach())
             weight.data = part
         self.weight = torch.unflatten(joined, 0, (len(weights), -1)) if batched else joined
-        self._parts = [(weight, part.data_ptr()) for weight, part in zip(weights, parts, strict=True)]
+        self._modules = owner._modules
+        pointers = [part.data_ptr() for part in parts]
+        self._parts = list(zip(names, matrices, pointers, strict=True))
 
     def holds(self) -> bool:
-        """Whether the parameters still are views: not once they were moved, converted or replaced."""
-        return all(weight.data_ptr() == pointer for weight, pointer in self._parts)
+        """Whether the parameters still are views: not once they, or their modules, were moved, converted, replaced."""
+        modules = self._modules
+        return all(modules[name] is x and x.weight.data_ptr() == pointer for name, x, pointer in self._parts)
 
 
-def join(known: list[Joined], groups: Sequence[Sequence[Tensor]]) -> list[Joined]:
+def join(owner: Any, groups: Sequence[Sequence[str]]) -> list[Joined]:
     """The matrices of each group as one, those after the first group batched; what holds already stays."""
+    known: list[Joined] = owner.joined
     if known and all(joined.holds() for joined in known):
         return known
-    return [Joined(weights, batched=number > 0) for number, weights in enumerate(groups)]
+    return [Joined(owner, names, batched=number > 0) for number, names in enumerate(groups)]
 
 
 def decodes(joined: Sequence[Joined], x_BTD: Tensor, place: Place) -> bool:

@@ -288,3 +288,35 @@ def test_what_has_no_fused_step_says_why(tmp_path: Path) -> None:
         graph = graph_of(source)
         module = next(m for m in graph.modules.values() if m.body.kind == "mixer")
         assert fuse_decode(module) is None and reason in why_not(module), why_not(module)
+
+
+def replaced(model: Any, change: str) -> None:
+    """Change what `v` multiplies with, as users do."""
+    mixer = model.layers[0].mixer
+    new = torch.full_like(mixer.v.weight, 0.01)
+    if change == "parameter":
+        mixer.v.weight = torch.nn.Parameter(new)
+    elif change == "data":
+        mixer.v.weight.data = new
+    elif change == "assigned state":
+        model.load_state_dict({**model.state_dict(), "layers.0.mixer.v.weight": new}, assign=True)
+    else:
+        mixer.v = torch.nn.Linear(*reversed(new.shape), bias=False)
+        mixer.v.weight.data.copy_(new)
+
+
+@pytest.mark.parametrize("change", ["parameter", "data", "assigned state", "module"])
+@torch.no_grad()
+def test_a_replaced_weight_is_refused_until_joined_again(load: Callable[[str], Loaded], change: str) -> None:
+    """The fused step never reads what was there before: it gives way to the torch form, and comes back."""
+    loaded = load("gated_delta")
+    model = loaded.model(torch.float32)
+    loaded.join(model)
+    mixer = model.layers[0].mixer
+    assert all(joined.holds() for joined in mixer.joined)
+    replaced(model, change)
+    assert not all(joined.holds() for joined in mixer.joined)
+    loaded.join(model)
+    assert all(joined.holds() for joined in mixer.joined)
+    rows = mixer.joined[0].weight.split(mixer.joined[0].rows)
+    assert any(torch.equal(part, mixer.v.weight) for part in rows) and bool((mixer.v.weight == 0.01).all())
