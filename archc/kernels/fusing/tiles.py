@@ -397,7 +397,7 @@ class Tiles:
         """The arguments that find the past of these channels."""
         name = argument(node.name)
         self.arguments.histories[name] = node.name
-        channels = self._entries(node.type.axes, True)
+        channels = " * ".join(self._size(axis) for axis in node.type.axes) or "1"
         return f"{name}, b, {at.flat}, {MASKS[at.kind]}, {channels}, {self._width(node)}"
 
     def _width(self, node: Node) -> str:

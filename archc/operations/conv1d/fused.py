@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from .conv1d import _backward as conv_backward
 from .history import last_tokens
 from .norms import l2norm, rmsnorm
 from .place import Place
+
+if TYPE_CHECKING:
+    from .conv_kernels import Branches
 
 WIDEST, LARGEST_HEAD = 8, 1024  # of the kernels: taps, and entries of a norm
 
@@ -115,36 +118,16 @@ def _forward(
 
 
 @_forward.register_fake
-def _(
-    x: Sequence[Tensor],
-    weight: Sequence[Tensor],
-    bias: Sequence[Tensor],
-    past: Sequence[Tensor],
-    sequence: Tensor | None,
-    cu_seqlens: Tensor | None,
-    heads: Sequence[int],
-    steps: str,
-    eps: Sequence[float],
-) -> list[Tensor]:
+def _(x: Sequence[Tensor], *_: Any) -> list[Tensor]:
     return [piece.new_empty(piece.shape) for piece in x]
 
 
 @_forward.register_kernel("cuda")
-def _(
-    x: Sequence[Tensor],
-    weight: Sequence[Tensor],
-    bias: Sequence[Tensor],
-    past: Sequence[Tensor],
-    sequence: Tensor | None,
-    cu_seqlens: Tensor | None,
-    heads: Sequence[int],
-    steps: str,
-    eps: Sequence[float],
-) -> list[Tensor]:
-    from .conv_kernels import branches, launch_conv
+def _(x: Sequence[Tensor], weight: Sequence[Tensor], *given: Any) -> list[Tensor]:
+    from .conv_kernels import launch_conv
 
-    of = branches([piece.shape[2] for piece in x], heads, steps, eps, weight[0].shape[1])
-    return launch_conv(x, weight, bias, past, sequence, cu_seqlens, of)
+    bias, past, sequence, cu_seqlens, *of = given
+    return launch_conv(x, weight, bias, past, sequence, cu_seqlens, _branches(x, weight, *of))
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::conv_act_norm_backward", mutates_args=())
@@ -182,41 +165,18 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
-    dy: Sequence[Tensor],
-    x: Sequence[Tensor],
-    weight: Sequence[Tensor],
-    bias: Sequence[Tensor],
-    past: Sequence[Tensor],
-    sequence: Tensor | None,
-    cu_seqlens: Tensor | None,
-    heads: Sequence[int],
-    steps: str,
-    eps: Sequence[float],
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    dx, dweight, dbias, dpast = (
-        [piece.new_empty(piece.shape) for piece in of] for of in (x, weight, bias, past)
-    )
-    return dx, dweight, dbias, dpast
+def _(dy: Sequence[Tensor], *given: Any) -> tuple[list[Tensor], ...]:
+    return tuple([piece.new_empty(piece.shape) for piece in of] for of in given[:4])
 
 
 @_backward.register_kernel("cuda")
 def _(
-    dy: Sequence[Tensor],
-    x: Sequence[Tensor],
-    weight: Sequence[Tensor],
-    bias: Sequence[Tensor],
-    past: Sequence[Tensor],
-    sequence: Tensor | None,
-    cu_seqlens: Tensor | None,
-    heads: Sequence[int],
-    steps: str,
-    eps: Sequence[float],
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    from .conv_kernels import branches, launch_conv_backward
+    dy: Sequence[Tensor], x: Sequence[Tensor], weight: Sequence[Tensor], *given: Any
+) -> tuple[list[Tensor], ...]:
+    from .conv_kernels import launch_conv_backward
 
-    of = branches([piece.shape[2] for piece in x], heads, steps, eps, weight[0].shape[1])
-    return launch_conv_backward(dy, x, weight, bias, past, sequence, cu_seqlens, of)
+    bias, past, sequence, cu_seqlens, *of = given
+    return launch_conv_backward(dy, x, weight, bias, past, sequence, cu_seqlens, _branches(x, weight, *of))
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::conv_last", mutates_args=())
@@ -240,23 +200,18 @@ def _(x: Sequence[Tensor], past: Sequence[Tensor], cu_seqlens: Tensor | None) ->
     return launch_conv_last(x, past, cu_seqlens, of)
 
 
-def _save(
-    ctx: FunctionCtx,
-    inputs: tuple[
-        Sequence[Tensor],
-        Sequence[Tensor],
-        Sequence[Tensor],
-        Sequence[Tensor],
-        Tensor | None,
-        Tensor | None,
-        Sequence[int],
-        str,
-        Sequence[float],
-    ],
-    output: list[Tensor],
-) -> None:
+def _branches(
+    x: Sequence[Tensor], weight: Sequence[Tensor], heads: Sequence[int], steps: str, eps: Sequence[float]
+) -> Branches:
+    """What the kernels know of the branches."""
+    from .conv_kernels import branches
+
+    return branches([piece.shape[2] for piece in x], heads, steps, eps, weight[0].shape[1])
+
+
+def _save(ctx: FunctionCtx, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, weight, bias, past, sequence, cu_seqlens, *steps = inputs
-    ctx.save_for_backward(*x, *weight, *bias, *past, sequence, cu_seqlens)  # type: ignore[arg-type]
+    ctx.save_for_backward(*x, *weight, *bias, *past, sequence, cu_seqlens)
     ctx.counts = [len(x), len(weight), len(bias), len(past)]  # type: ignore[attr-defined]
     ctx.steps = steps  # type: ignore[attr-defined]
 

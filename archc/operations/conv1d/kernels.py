@@ -19,10 +19,8 @@ from torch import Tensor
 # Words in tuples are wrapped in `tl.constexpr` where they are passed on: Triton 3.6 does not do so itself.
 LENGTHS = ["tokens", "length", "sequences"]  # of the call: a new value is no reason to compile again
 FORWARD_ENTRIES, FORWARD_STEPS = 1024, 16  # rows times columns of a program, and how many tokens a row walks
-BACKWARD_ENTRIES, BACKWARD_STEPS = (
-    512,
-    32,
-)  # of twice the registers; longer, since it walks twice the taps further
+# The backward needs twice the registers, and walks further, since each strip goes beyond its end by the taps.
+BACKWARD_ENTRIES, BACKWARD_STEPS = 512, 32
 
 
 @triton.jit
@@ -131,9 +129,8 @@ def restart(
         before = 0.0
         if past is not None:
             past_at = past[b] + (row_R * (WIDTH - 1) + j)[:, None] * CHANNELS + channel_K
-            before = tl.load(past_at, begins_R1 & (row_R < sequences)[:, None] & known_K, other=0.0).to(
-                tl.float32
-            )
+            own_RK = begins_R1 & (row_R < sequences)[:, None] & known_K
+            before = tl.load(past_at, own_RK, other=0.0).to(tl.float32)
         found = found + (tl.where(begins_R1, before, taps[j]),)
     return found
 
@@ -315,9 +312,8 @@ def ends(row_R, length, cu_seqlens, sequences):
     if cu_seqlens is None:
         return row_R * length, tl.where(known_R, row_R + 1, row_R) * length
     else:
-        return tl.load(cu_seqlens + row_R, known_R, other=0), tl.load(
-            cu_seqlens + row_R + 1, known_R, other=0
-        )
+        first_R = tl.load(cu_seqlens + row_R, known_R, other=0)
+        return first_R, tl.load(cu_seqlens + row_R + 1, known_R, other=0)
 
 
 @triton.jit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,15 +82,7 @@ def _forward(
 
 
 @_forward.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor | None,
-    gate: Tensor | None,
-    eps: float,
-    width: int,
-    zero_centred: bool,
-    activation: str,
-) -> Tensor:
+def _(x: Tensor, weight: Tensor | None, gate: Tensor | None, *_: Any) -> Tensor:
     dtype = x.dtype if gate is None else torch.promote_types(x.dtype, gate.dtype)
     return x.new_empty(x.shape, dtype=dtype)
 
@@ -113,14 +106,7 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    gate: Tensor | None,
-    eps: float,
-    width: int,
-    zero_centred: bool,
-    activation: str,
+    dy: Tensor, x: Tensor, weight: Tensor | None, gate: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     dweight, dgate = (x.new_empty(0) if w is None else w.new_empty(w.shape) for w in (weight, gate))
     return x.new_empty(x.shape), dweight, dgate
