@@ -171,7 +171,6 @@ def test_every_path_is_walked(spec: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert "times ours" in "\n".join(record.lines(found))
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_what_fails_its_self_test_is_not_timed(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "TIMED", operations.TIMED[:1])
     monkeypatch.setattr(session.Session, "selftest", lambda self, name: f"FAIL {name}")
@@ -186,7 +185,6 @@ def test_the_budget_ends_a_run(spec: Path) -> None:
     assert {result.why_not["case"] for result in found.results} == {"the time was up"}
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_peers_that_are_missing_are_noted(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "TIMED", operations.TIMED[:1])
     monkeypatch.setitem(sys.modules, "fla.ops", None)
@@ -218,7 +216,6 @@ def test_without_a_gpu_it_says_so(spec: Path) -> None:
             measure_gpu(spec)
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_our_side_computes_the_recurrence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The emitted mixer with handed-out projections is the recurrence of the normed, gated inputs."""
     from archc.pipeline import build

@@ -13,6 +13,12 @@ from tests.laws.subjects import CORE, EVERY, HYBRIDS, LIBRARY, SHRUNK, others_of
 
 LENGTHS = (2, 3, 5, 8, 15, 16, 17, 33, 64, 65, 96, 129)
 FAST = ("mamba2",)
+# The hybrids have the mixers of the other published models; `make library` compiles those too.
+OWN = ("kda_small", "rwkv7_small", "xlstm_small")
+MODELS = [
+    pytest.param(name, marks=pytest.mark.slow if name in HYBRIDS or name in OWN else pytest.mark.library)
+    for name in (*SHRUNK, *HYBRIDS)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +55,7 @@ def test_twelve_lengths(name: str, law: Callable[..., None]) -> None:
             name, marks=pytest.mark.library if name in LIBRARY and name not in CORE else pytest.mark.slow
         )
         for name in EVERY
-        if name not in (*FAST, *SHRUNK) and "twelve lengths" in others_of(name)
+        if name not in (*FAST, *SHRUNK, *HYBRIDS) and "twelve lengths" in others_of(name)
     ],
 )
 def test_twelve_lengths_everywhere(name: str, law: Callable[..., None]) -> None:
@@ -57,16 +63,21 @@ def test_twelve_lengths_everywhere(name: str, law: Callable[..., None]) -> None:
     compiled(name, "aot_eager")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", ["attention_small", "gla_small", "windowed_hybrid"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("attention_small", marks=pytest.mark.library),
+        pytest.param("gla_small", marks=pytest.mark.library),
+        pytest.param("windowed_hybrid", marks=pytest.mark.slow),
+    ],
+)
 def test_inductor(name: str) -> None:
     compiled(name, "inductor")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", [*SHRUNK, *HYBRIDS])
+@pytest.mark.parametrize("name", MODELS)
 def test_training_compiles(name: str) -> None:
     """Loss and gradients of a compiled model, for several lengths in at most two graphs."""
     _, model = subject(name)
@@ -88,9 +99,8 @@ def test_training_compiles(name: str) -> None:
     assert 1 <= counter.frame_count <= 2
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", [*SHRUNK, *HYBRIDS])
+@pytest.mark.parametrize("name", MODELS)
 def test_packed_rows_compile(name: str) -> None:
     package, model = subject(name)
     counter = CompileCounterWithBackend("aot_eager")

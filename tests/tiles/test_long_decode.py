@@ -22,6 +22,7 @@ KINDS = {
     "key delta": RecurrenceKind("key", "delta"),
     "key pair": RecurrenceKind("key", "pair", "previous"),
 }
+SLOW = ("value", "head delta", "key pair")  # `make library` has the others as well
 
 
 def draws(kind: RecurrenceKind, count: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -61,9 +62,11 @@ def definition(kind: RecurrenceKind, S: Tensor, x: dict[str, Tensor]) -> Tensor:
     return S + k * v
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else pytest.mark.library) for name in KINDS],
+)
 def test_state_after_a_hundred_thousand_steps(
     name: str, load: Callable[[RecurrenceKind], ModuleType]
 ) -> None:
