@@ -22,6 +22,7 @@ from archc.spec.spec import Spec
 if TYPE_CHECKING:
     from archc.graph.totals import CostReport
     from archc.graph.types import Graph
+    from archc.kernels.targets import Target
     from archc.output.write import WriteReport
     from archc.sweeps import Point
 
@@ -111,14 +112,18 @@ def sweep(source: Source) -> list[Point]:
     return list(study(source).points)
 
 
-def graph_of(source: Source, after: str | None = None) -> Graph:
-    """The graph of a spec. Raises SpecError with everything that is wrong with it."""
+def graph_of(source: Source, after: str | None = None, target: Target | None = None) -> Graph:
+    """The graph of a spec, for a GPU as its kernels are cut. Raises SpecError with everything that is wrong with it."""
     report = Reporter()
     spec = load_spec(source, report)
     graph = None if spec is None else make_graph(spec, report, after)
     if graph is None or report.diagnostics:
         raise SpecError(sorted(report.diagnostics, key=lambda found: found.span))
-    return graph
+    if target is None:
+        return graph
+    from archc.kernels.chunks import fit_chunks
+
+    return fit_chunks(graph, target)
 
 
 def sources_of(
@@ -135,7 +140,7 @@ def sources_of(
 
     gpu = None if target == "cpu" else load_target(target)
     name = "" if isinstance(source, Mapping) else Path(source).name
-    graph = graph_of(source)
+    graph = graph_of(source, target=gpu)
     facts = cost_report(graph).facts()
     return package_files(graph, spec_name=name, facts=facts, target=gpu, torch_forms=torch_forms)
 
@@ -163,7 +168,8 @@ def build(
         from archc.kernels.check import unfit
         from archc.kernels.targets import load_target
 
-        torch_forms = unfit(graph_of(source), load_target(target), allow_torch, progress)
+        gpu = load_target(target)
+        torch_forms = unfit(graph_of(source, target=gpu), gpu, allow_torch, progress)
     files = sources_of(source, target, torch_forms or frozenset())
     written = write_package(files, Path(out), force=force, keep=keep)
     verified = None if target == "cpu" else torch_forms is not None

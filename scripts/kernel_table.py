@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from archc.graph.types import Graph
+from archc.kernels.chunks import fit_chunks
 from archc.kernels.compile import triton_version, verify
 from archc.kernels.fit import Fit
 from archc.kernels.kernel import Kernel
 from archc.kernels.plan import kernels_of
+from archc.kernels.report import recurrence_kinds
 from archc.kernels.targets import Target, load_target, target_names
 from archc.pipeline import graph_of
 
@@ -79,14 +81,14 @@ def model(name: str, K: int, V: int) -> Graph:
 
 
 def recurrence_kernels(graph: Graph, target: Target) -> list[Kernel]:
-    """The kernels of the recurrence of such a model."""
-    return [
-        kernel for kernel in kernels_of(graph, target) if kernel.file.removesuffix("_kernels.py") in CLASSES
-    ]
+    """The kernels of the recurrence of such a model, in chunks that fit the target."""
+    cut = fit_chunks(graph, target)
+    files = {f"{name}_kernels.py" for name in recurrence_kinds(cut)}
+    return [kernel for kernel in kernels_of(cut, target) if kernel.file in files]
 
 
-def entry(fits: Iterable[Fit]) -> dict[str, Any]:
-    """One cell: how the class runs, and each kernel's figures."""
+def entry(fits: Iterable[Fit], chunk: int | None = None) -> dict[str, Any]:
+    """One cell: how the class runs, and each kernel's figures. chunk: tokens of one where they are fewer than 64."""
     found = list(fits)
     form = "torch form" if not found else "walk" if all(fit.fits for fit in found) else "E501"
     if any(fit.found is None for fit in found):
@@ -106,7 +108,7 @@ def entry(fits: Iterable[Fit]) -> dict[str, Any]:
             }
         )
         kernels[fit.name] = figures | ({} if fit.fits else {"reason": fit.reason})
-    return {"form": form, "kernels": kernels}
+    return {"form": form, **({"chunk": chunk} if chunk else {}), "kernels": kernels}
 
 
 def entries(target: Target, cells: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
@@ -114,7 +116,12 @@ def entries(target: Target, cells: Sequence[tuple[str, int]]) -> list[dict[str, 
     planned = [recurrence_kernels(model(name, size, size), target) for name, size in cells]
     flat = [kernel for kernels in planned for kernel in kernels]
     fits = iter(verify(flat, target, lambda done, total: _tell(target, done, total)))
-    return [entry([next(fits) for _ in kernels]) for kernels in planned]
+    return [entry([next(fits) for _ in kernels], _chunk(kernels)) for kernels in planned]
+
+
+def _chunk(kernels: Sequence[Kernel]) -> int | None:
+    """The tokens of a chunk where a class has fewer of them than elsewhere."""
+    return next((int(C) for kernel in kernels if (C := kernel.constants.get("C")) not in (None, 64)), None)  # type: ignore[arg-type]
 
 
 def renew(found: dict[str, dict[str, Any]], target: Target, sizes: Sequence[int]) -> None:
@@ -139,7 +146,7 @@ def page(results: Mapping[str, Any]) -> str:
         "memory a thread (128 may be) and of shared memory a block. `archc kernels SPEC --target T` says the same",
         "of a model.",
         "",
-        "- **walk**: Triton kernels that carry the state from chunk to chunk.",
+        "- **walk**: Triton kernels that carry the state from chunk to chunk, of 64 tokens or as many as are named.",
         "- **torch form**: no kernels are made for it; the form over chunks in PyTorch runs.",
         "- **E501**: a kernel does not fit. `--allow-torch` builds the torch form instead.",
         "- **E502**: Triton does not compile a kernel, or not in the time that it has.",
@@ -170,7 +177,8 @@ def _cell(found: Mapping[str, Any] | None) -> str:
     if not figures:
         return str(found["form"])
     stack, shared = (max(kernel[name] for kernel in figures) for name in ("stack", "shared"))
-    return f"{found['form']}: {stack:,} B, {shared / 1024:.0f} KB"
+    form = f"{found['form']}, chunk {found['chunk']}" if "chunk" in found else found["form"]
+    return f"{form}: {stack:,} B, {shared / 1024:.0f} KB"
 
 
 def _tell(target: Target, done: int, total: int) -> None:

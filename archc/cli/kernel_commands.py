@@ -38,7 +38,8 @@ def kernels(
         from archc.kernels.report import report
         from archc.pipeline import graph_of
 
-        gpu, graph = load_target(target), graph_of(path)
+        gpu = load_target(target)
+        graph = graph_of(path, target=gpu)
         planned = kernels_of(graph, gpu)
         with compiling() as progress:
             fits = verify(planned, gpu, progress) if planned else []

@@ -14,18 +14,22 @@ from archc.spec.diagnostics import Reporter, Span
 from archc.spec.yaml_nodes import YMapping, YNode, YScalar, YSequence, core_value, parse
 from archc.tiles.kind import DECAYS, ERASES
 
-SETTINGS = ("role", "columns", "channels", "num_warps", "num_stages", "screened")
+SETTINGS = ("role", "columns", "channels", "chunk", "num_warps", "num_stages", "screened")
 """What a row of `tiles` says of a kernel; everything else in it is a condition."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How one kernel is cut: value columns of a program, the launch's warps and stages, key channels at once."""
+    """How one kernel is cut: value columns of a program, the launch's warps and stages, key channels at once.
+
+    chunk: the most tokens of a chunk, in rows of walks; None where the class's own fits.
+    """
 
     columns: int
     num_warps: int
     num_stages: int
     channels: int = 256
+    chunk: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,11 @@ class Target:
                 for key, value in _conditions(row).items()
             ):
                 return Tile(
-                    row.get("columns", 0), row["num_warps"], row["num_stages"], row.get("channels", 256)
+                    row.get("columns", 0),
+                    row["num_warps"],
+                    row["num_stages"],
+                    row.get("channels", 256),
+                    row.get("chunk"),
                 )
         return None
 
@@ -270,6 +278,7 @@ _ROW: dict[str, _Field] = {
     "role": _word(),
     "columns": _count(16, 32, 64, 128, 256),
     "channels": _count(16, 32, 64, 128, 256),
+    "chunk": _count(16, 32, 64),
     "num_warps": _count(1, 2, 4, 8, 16),
     "num_stages": _count(1, 2, 3, 4, 5),
     "screened": _versions,
@@ -277,6 +286,5 @@ _ROW: dict[str, _Field] = {
     "erase": _some(_word(*ERASES)),
     "K": _some(_count(multiple=16)),
     "V": _some(_count(multiple=16)),
-    "chunk": _some(_count(16, 32, 64, 128)),
     "dtype": _some(_word("bf16", "fp16", "fp32")),
 }
