@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +18,7 @@ def environment(folder: Path | None = None) -> Environment:
 
     An unknown name is an error; a line that holds control alone leaves nothing behind.
     """
-    return Environment(
+    found = Environment(
         loader=FileSystemLoader(folder or data_folder("templates")),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -24,3 +26,12 @@ def environment(folder: Path | None = None) -> Environment:
         keep_trailing_newline=True,
         autoescape=False,
     )
+    found.filters["packed"] = packed
+    return found
+
+
+def packed(items: Iterable[str], indent: int = 4) -> str:
+    """Arguments with commas between, as many to a line as there is room for: for what the formatter skips."""
+    text = ", ".join(item.replace(" ", "\0") for item in items)
+    lines = textwrap.wrap(text, 110 - indent, break_long_words=False, break_on_hyphens=False)
+    return ("\n" + " " * indent).join(lines).replace("\0", " ")

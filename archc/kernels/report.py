@@ -64,6 +64,7 @@ def kernel_bounds(kernel: Kernel, kinds: Mapping[str, RecurrenceKind], target: T
     if kind is None or K is None:
         return None
     V = V or K  # a kernel that is not told V has nothing of that size
-    dtype = str(kernel.signature.get("q", "*bf16")).removeprefix("*")
+    rows = next((kernel.signature[name] for name in ("q", "k", "v") if name in kernel.signature), "*bf16")
+    dtype = str(rows).removeprefix("*")
     work = work_of(kind, kernel.role, K, V, columns, itemsize=4 if dtype == "fp32" else 2)
     return None if work is None else bounds(target, work, dtype=dtype, heads=heads or 1)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from archc.templates import environment
+from archc.templates import environment, packed
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT, Step
@@ -39,13 +39,26 @@ class KernelView:
     update: list[str]
     value_blocks: bool = False
 
+    @property
+    def masks(self) -> bool:
+        """Whether tokens behind the end of a sequence are hidden one by one."""
+        return self._uses("inside_C")
+
+    @property
+    def scores(self) -> bool:
+        """Whether scores are hidden by who writes and who reads."""
+        return self._uses("j_J1")
+
+    def _uses(self, name: str) -> bool:
+        return any(name in line for line in (*self.lines, *self.update))
+
 
 @dataclass(frozen=True, slots=True)
 class Walk:
     """The forward form of a class: the kernels `prepare` (or none) and `walk`, and the buffers between them.
 
     buffers: name -> axes, of what `prepare` writes for the walk: "CC" scores, "CK" rows, "CV" values, "K" a chunk.
-    kept: what the backward needs besides the states.
+    typed_by: the tensor whose type is that of the products. kept: what the backward needs besides the states.
     """
 
     prepare: KernelView | None
@@ -55,6 +68,7 @@ class Walk:
     solved: bool
     helpers: list[str]
     normaliser: Normaliser
+    typed_by: str
 
 
 def kernels(
@@ -119,6 +133,7 @@ def _chunk_view(
             *(["U = q.new_empty(B, T, H, V)"] if form.solved else []),
             *(_buffer(buffer, axes) for buffer, axes in form.buffers.items()),
         ],
+        "typed_by": form.typed_by,
         "prepare_launch": _prepare_launch(form),
         "walk_launch": _walk_launch(form),
     }
@@ -149,8 +164,6 @@ def walk_form(kind: RecurrenceKind) -> Walk:
     letters = {"JC": "CC", "CK": "CK", "VC": "CV", "K": "K"}
     buffers = {_buffer_name(tile): letters[tile.rsplit("_", 1)[1]] for tile in written}
     walk_inputs = [name for name in names if any(tile.rsplit("_", 1)[0] == name for tile in walk.loaded)]
-    if "q" not in walk_inputs:
-        walk_inputs.insert(0, "q")  # whose type is that of the products
     prepare = None
     if lines:
         reads = [name for name in names if any(tile.rsplit("_", 1)[0] == name for tile in first.loaded)]
@@ -181,6 +194,7 @@ def walk_form(kind: RecurrenceKind) -> Walk:
         solved,
         helpers,
         beside,
+        "q" if "q" in walk_inputs else next(name for name, axes in buffers.items() if axes == "CK"),
     )
 
 
@@ -259,9 +273,9 @@ def _short_lives(steps: Sequence[Step]) -> list[Step]:
 def _prepare_launch(form: Walk) -> str:
     if form.prepare is None:
         return ""
-    grid = "(pieces, H, blocks)" if form.prepare.value_blocks else "(pieces, H)"
+    grid = "pieces, H, blocks" if form.prepare.value_blocks else "pieces, H"
     given = [*form.prepare.arguments, "cu_seqlens", "N", "T", *_given(form.prepare)]
-    return f"prepare[{grid}]({', '.join(given)}, num_warps=PREPARE_WARPS, num_stages=PREPARE_STAGES)"
+    return _launched("prepare", grid, given)
 
 
 def _walk_launch(form: Walk) -> str:
@@ -279,9 +293,15 @@ def _walk_launch(form: Walk) -> str:
         "T",
         "scale",
         *form.normaliser.numbers,
+        *_given(form.walk),
     ]
-    given += _given(form.walk)
-    return f"walk[(blocks, N * H)]({', '.join(given)}, num_warps=WALK_WARPS, num_stages=WALK_STAGES)"
+    return _launched("walk", "blocks, N * H", given)
+
+
+def _launched(name: str, grid: str, given: Sequence[str]) -> str:
+    """A launch in the body of a function."""
+    cut = [f"num_warps={name.upper()}_WARPS", f"num_stages={name.upper()}_STAGES"]
+    return f"{name}[{grid}](\n        {packed([*given, *cut], 8)},\n    )  # fmt: skip"
 
 
 def _given(view: KernelView) -> list[str]:
