@@ -1,0 +1,167 @@
+"""One decoded token of whole models on a GPU, traced without one: launches of a mixer, and whether a graph captures it.
+
+The tensors have no values and say that they lie on a GPU, so packages go the way that they go there. Kernels of Triton
+are written down instead of launched. Whatever reads a value raises.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from archc.codegen.package import package_files
+from archc.kernels.targets import load_target
+from archc.pipeline import graph_of
+from tests.support.slow import mostly_slow
+
+pytest.importorskip("triton")
+MIXERS = {
+    "gated_deltanet": "{use: gated_deltanet, n_heads: 2, head_dim: 32}",
+    "gated_deltanet_grouped": "{use: gated_deltanet, n_heads: 2, n_v_heads: 4, head_dim: 32, expand_v: 1}",
+    "kda": "{use: kda, n_heads: 2, head_dim: 32}",
+}
+TOKENS = torch.zeros(3, 1, dtype=torch.int64, device="meta")
+VIEWS = "view split slice transpose ::t new_empty detach select alias unbind unsqueeze expand permute".split()
+
+
+class Trace(TorchDispatchMode):
+    """Everything that runs: operations of torch with the shapes and numbers that they get, kernels with theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[str] = []
+        self.elsewhere: list[str] = []
+
+    @property
+    def launches(self) -> list[str]:
+        return [call for call in self.calls if not any(view in call.split("(")[0] for view in VIEWS)]
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        self.calls.append(f"{function.name()}({described(args)} {described(kwargs)}) -> {described(result)}")
+        found = result if isinstance(result, tuple | list) else [result]
+        if any(isinstance(x, Tensor) and x.device.type != "meta" for x in found):
+            self.elsewhere.append(self.calls[-1])
+        return result
+
+
+def described(x: Any) -> str:
+    """Arguments without values of tensors: all that a graph bakes in."""
+    if isinstance(x, Tensor):
+        return f"{x.dtype}{list(x.shape)}{list(x.stride())}"
+    if isinstance(x, tuple | list):
+        return f"[{', '.join(map(described, x))}]"
+    if isinstance(x, dict):
+        return f"{{{', '.join(f'{key}: {described(value)}' for key, value in x.items())}}}"
+    return repr(x)
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`with traced() as trace:` writes down what runs, as if a CUDA graph were being captured."""
+    from triton.runtime.jit import JITFunction
+
+    @contextmanager
+    def trace() -> Iterator[Trace]:
+        found = Trace()
+
+        def launch(self: Any, grid: Any) -> Any:
+            return lambda *args, **kwargs: found.calls.append(
+                f"{self.fn.__name__}{described(grid)}({described(args)} {described(kwargs)})"
+            )
+
+        with monkeypatch.context() as patch, found:
+            patch.setattr(JITFunction, "__getitem__", launch)
+            patch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+            patch.setattr(torch.cuda, "current_device", lambda: None)
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            yield found
+
+    return trace
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A model with the kernels of the H100."""
+    made: list[str] = []
+
+    def load(name: str) -> Any:
+        spec = tmp_path / f"{name}.yaml"
+        spec.write_text(
+            f"archc: 1\nname: step_{name}\nmodel: {{vocab_size: 64, d_model: 64, n_layers: 2, context: 128, "
+            f"norm: rmsnorm}}\nblocks:\n  main:\n    mixer: {MIXERS[name]}\n    mlp: {{use: swiglu}}\n"
+        )
+        folder = tmp_path / f"step_{name}"
+        folder.mkdir()
+        for path, text in package_files(graph_of(spec), target=load_target("h100")).items():
+            (folder / path).write_text(text)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        made.append(f"step_{name}")
+        return importlib.import_module(f"step_{name}").Model().bfloat16().eval().to("meta")
+
+    yield load
+    for module in [key for key in sys.modules if key.split(".")[0] in made]:
+        del sys.modules[module]
+
+
+@pytest.mark.parametrize("name", mostly_slow(MIXERS, lambda name: name == "kda"))
+@torch.no_grad()
+def test_a_token_of_a_mixer_takes_at_most_four_launches(name: str, load: Any, traced: Any) -> None:
+    """As `model.prepare_decode()` leaves it, matrix products included."""
+    model = load(name)
+    state = model.init_state(batch_size=3)
+    inside: list[int] = []
+    with traced() as trace:
+        model.prepare_decode()
+        mixer = model.layers[1].mixer
+        mixer.register_forward_pre_hook(lambda *_: inside.append(len(trace.launches)))
+        mixer.register_forward_hook(lambda *_: inside.append(len(trace.launches)))
+        model(TOKENS, state=state)
+    first, last = inside
+    assert 3 <= last - first <= 4, trace.launches[first:last]
+    assert any(call.startswith("token_kernel") for call in trace.launches[first:last])
+
+
+@pytest.mark.parametrize("name", mostly_slow(MIXERS, lambda name: name == "gated_deltanet"))
+@torch.no_grad()
+def test_a_graph_can_capture_the_step(name: str, load: Any, traced: Any) -> None:
+    """Nothing reads back, nothing lies on the host, and a later token runs the same calls with the same numbers."""
+    model = load(name)
+    state = model.init_state(batch_size=3)
+    steps = []
+    storage = {key: id(tensor) for key, tensor in state.tensors().items()}
+    with traced():
+        model.prepare_decode()
+    for _ in range(2):
+        with traced() as trace:
+            model(TOKENS, state=state)
+        assert trace.elsewhere == []
+        steps.append(trace.calls)
+    assert {key: id(tensor) for key, tensor in state.tensors().items()} == storage, "the state moved"
+    assert steps[0] == steps[1] and len(steps[0]) > 20
+
+
+@torch.no_grad()
+def test_a_step_that_reads_back_is_noticed(load: Any, traced: Any) -> None:
+    """The same trace of a model that looks at a value, and of one that makes a tensor on the host."""
+    model = load("gated_deltanet")
+    state = model.init_state(batch_size=3)
+    with traced():
+        model.prepare_decode()
+    looking = model.norm.register_forward_hook(lambda module, args, y: y * float(y.sum()))
+    with pytest.raises(RuntimeError, match="meta"), traced():
+        model(TOKENS, state=state)
+    looking.remove()
+    model.norm.register_forward_hook(lambda module, args, y: y + torch.ones(64).to("meta"))
+    with traced() as trace:
+        model(TOKENS, state=state)
+    assert trace.elsewhere
