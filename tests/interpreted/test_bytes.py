@@ -24,6 +24,7 @@ from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch as Cut
 from archc.tiles.triton_source import kernels
 from archc.tiles.views import arguments
+from tests.support.slow import mostly_slow
 from tests.tiles.cases import all_kinds, label
 
 HEADER = "import torch\nimport triton\nimport triton.language as tl\nfrom torch import Tensor\n\n\n"
@@ -178,7 +179,7 @@ def spend(load: Callable[[str, str], ModuleType]) -> Spend:
         (SCALAR, ("distinct", "requested", "FLOP", "saved")),
         (GATED_DELTA, ("distinct", "requested", "FLOP", "saved")),
         (CHANNEL, ("distinct", "requested", "saved")),
-        (CHANNEL_DELTA, ("requested", "saved")),
+        pytest.param(CHANNEL_DELTA, ("requested", "saved"), marks=pytest.mark.slow),
     ],
     ids=["scalar decay", "gated delta", "channel decay", "gated delta with channel decay"],
 )
@@ -187,12 +188,12 @@ def test_the_forward_keeps_its_limits(spend: Spend, kind: RecurrenceKind, kept: 
     assert [line for line in missed if line.removeprefix("forward: ").startswith(kept)] == []
 
 
-@pytest.mark.parametrize("kind", [SCALAR, GATED_DELTA], ids=["scalar decay", "gated delta"])
+@pytest.mark.parametrize("kind", mostly_slow([SCALAR, GATED_DELTA], 2), ids=["scalar decay", "gated delta"])
 def test_the_backward_keeps_its_limits(spend: Spend, kind: RecurrenceKind) -> None:
     assert exceeded(kind, 128, 128, None, spend(kind, "backward")) == []
 
 
-@pytest.mark.parametrize("kind", PLAIN, ids=label)
+@pytest.mark.parametrize("kind", mostly_slow(PLAIN, 2), ids=label)
 def test_kernels_stay_inside_their_arguments(
     load: Callable[[str, str], ModuleType], kind: RecurrenceKind
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -19,6 +20,7 @@ from archc.pipeline import build
 from tests.laws.subjects import LIBRARY
 from tests.support.packages import import_folder, randomise
 from tests.support.packages import package as package_of
+from tests.support.slow import mostly_slow
 
 FILES = {
     "fused_conv": "archc/operations/conv1d/fused.py",
@@ -178,36 +180,41 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty_like", lambda *given, **named: nan(empty_like(*given, **named)))
 
 
-@pytest.mark.parametrize("width", [2, 3, 4, 8])
+@pytest.mark.parametrize("width", mostly_slow([2, 3, 4, 8], 2))
 @pytest.mark.parametrize("T", [1, 3, 15, 17])
 def test_widths_and_lengths(package: SimpleNamespace, width: int, T: int) -> None:
     Case(package, width=width, T=T).check()
 
 
-@pytest.mark.parametrize("T", [64, 130])
+@pytest.mark.parametrize("T", mostly_slow([64, 130], 2))
 def test_several_blocks(package: SimpleNamespace, T: int) -> None:
     Case(package, T=T, B=1, sizes=(128, 128, 128), steps=QKV[1:]).check()
 
 
-@pytest.mark.parametrize("size", [24, 64, 96, 128])
+@pytest.mark.parametrize("size", mostly_slow([24, 64, 96, 128], 4))
 def test_head_sizes(package: SimpleNamespace, size: int) -> None:
     Case(package, sizes=(size, 2 * size), steps=QKV[1:], heads=2, T=34, past=True, bias=True).check()
 
 
 @pytest.mark.parametrize("past", [False, True])
-@pytest.mark.parametrize("width", [2, 4, 8])
+@pytest.mark.parametrize("width", mostly_slow([4, 2, 8], 3))
 @pytest.mark.parametrize("borders", [[0, 0, 1, 1, 4, 30, 30, 61, 61], [0, 3], [0, 0, 0]])
 def test_packed(package: SimpleNamespace, borders: list[int], width: int, past: bool) -> None:
     Case(package, T=64, borders=borders, width=width, past=past, steps=QKV[1:]).check()
 
 
-@pytest.mark.parametrize("T", [1, 2, 3, 40])
+@pytest.mark.parametrize("T", mostly_slow([1, 2, 3, 40], lambda T: T in (1, 40)))
 def test_past(package: SimpleNamespace, T: int) -> None:
     Case(package, T=T, B=3, past=True).check()
 
 
-@pytest.mark.parametrize("activation", ["silu", "relu", "gelu", "none"])
-@pytest.mark.parametrize("norm", ["l2norm", "rmsnorm", "none"])
+@pytest.mark.parametrize(
+    ("activation", "norm"),
+    mostly_slow(
+        itertools.product(["silu", "relu", "gelu", "none"], ["l2norm", "rmsnorm", "none"]),
+        lambda steps: steps[0] == "silu" or steps[1] == "none",
+    ),
+)
 def test_steps(package: SimpleNamespace, activation: str, norm: str) -> None:
     Case(package, steps=((activation, norm),), heads=2, bias=True).check()
 
@@ -239,6 +246,7 @@ def test_zeros(package: SimpleNamespace) -> None:
     case.check()
 
 
+@pytest.mark.slow
 def test_bytes(package: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """x is read once, but for the taps before a strip, and y written once: at most twice what is distinct."""
     monkeypatch.undo()  # strips as long as on a GPU
@@ -285,7 +293,7 @@ def operation(case: Case) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("borders", [None, [0, 2, 2, 5]])
-@pytest.mark.parametrize("extra", [False, True])
+@pytest.mark.parametrize("extra", mostly_slow([True, False], 2))
 def test_operation(package: SimpleNamespace, borders: list[int] | None, extra: bool) -> None:
     """torch's own checks of an operation, and its derivative against differences."""
     steps = (("silu", "l2norm"), ("gelu", "rmsnorm"), ("relu", "none"))

@@ -21,6 +21,7 @@ from archc.tiles.step import Memory, recurrence
 from archc.tiles.torch_source import emit
 from archc.tiles.triton_decode import decode_kernel, decode_source
 from archc.tiles.views import arguments
+from tests.support.slow import mostly_slow
 from tests.tiles.cases import all_kinds, label
 
 HEADER = "import torch\nimport triton\nimport triton.language as tl\nfrom torch import Tensor\n\n\n"
@@ -29,6 +30,7 @@ STEPS = 4
 # Factors, normalisers and constant decays call the decode step of another class.
 KINDS = sorted({kind.core() for kind in all_kinds()}, key=label)
 KINDS += [replace(kind, grouped=True) for kind in KINDS]
+SAMPLE = [kind for kind in KINDS if not kind.grouped or kind.erase == "delta" and kind.read == "inclusive"]
 
 
 @pytest.fixture(scope="module")
@@ -152,19 +154,21 @@ def some_heads(kind: RecurrenceKind) -> tuple[int, int, int]:
     return (6, 1, 2) if kind.grouped else (1, 2, 4)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=label)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, lambda kind: kind in SAMPLE), ids=label)
 def test_every_class(load: Callable[[str, str], ModuleType], kind: RecurrenceKind) -> None:
     check(load, kind, 2, some_heads(kind), 24, 40)
 
 
 @pytest.mark.parametrize("kind", [KINDS[0], *KINDS[3::9]], ids=label)
-@pytest.mark.parametrize(("K", "V"), [(24, 96), (96, 24), (128, 128), (16, 1)])
+@pytest.mark.parametrize(
+    ("K", "V"), mostly_slow([(24, 96), (96, 24), (128, 128), (16, 1)], lambda sizes: sizes != (128, 128))
+)
 def test_sizes(load: Callable[[str, str], ModuleType], kind: RecurrenceKind, K: int, V: int) -> None:
     check(load, kind, 1, some_heads(kind), K, V)
 
 
 @pytest.mark.parametrize("kind", KINDS[2::6], ids=label)
-@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("batch", mostly_slow([1, 5], 2))
 def test_half_precision(load: Callable[[str, str], ModuleType], kind: RecurrenceKind, batch: int) -> None:
     check(load, kind, batch, some_heads(kind), 16, 24, torch.float16)
 
@@ -175,7 +179,7 @@ def test_extreme_decay(load: Callable[[str, str], ModuleType], kind: RecurrenceK
     check(load, kind, 1, some_heads(kind), 16, 24, decay=decay)
 
 
-@pytest.mark.parametrize("kind", KINDS[1::5], ids=label)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS[1::5], 2), ids=label)
 def test_slices_of_a_wider_tensor(load: Callable[[str, str], ModuleType], kind: RecurrenceKind) -> None:
     check(load, kind, 3, some_heads(kind), 16, 24, views=True)
 

@@ -20,6 +20,7 @@ from archc.kernels.fusing import decode as fuse
 from archc.kernels.fusing.decode import Fused, fuse_decode, module_file, token_kernels, why_not
 from archc.kernels.targets import load_target
 from archc.pipeline import graph_of
+from tests.support.slow import mostly_slow
 
 GATED_DELTA = """
     body:
@@ -165,10 +166,16 @@ def logits(model: Any, tokens: Tensor, state: Any) -> list[Tensor]:
 
 
 HALF = ("gated_delta_grouped", "channel_delta", "joint")
+LATER = ("gated_delta_grouped", "own_delta", "channel_delta", "channel_delta_biased", "channel_decay_grouped")
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [(n, torch.float32) for n in MIXERS] + [(n, torch.float16) for n in HALF], ids=str
+    ("name", "dtype"),
+    mostly_slow(
+        [(n, torch.float32) for n in MIXERS] + [(n, torch.float16) for n in HALF],
+        lambda case: case[1] == torch.float16 or case[0] not in LATER,
+    ),
+    ids=str,
 )
 @torch.no_grad()
 def test_tokens_after_a_prefill(load: Callable[[str], Loaded], name: str, dtype: torch.dtype) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from archc.kernels.counting.counter import counting
 from tests.interpreted.modules import assert_near, gradients, load, poisoned
+from tests.support.slow import mostly_slow
 
 FULL = (8, 5)
 
@@ -106,18 +107,19 @@ class Case:
         assert_near(self.kernels(), self.loop(torch.float32), self.loop(torch.float64))
 
 
-@pytest.mark.parametrize("T", [0, 1, 15, 17, 63, 65])
+@pytest.mark.parametrize("T", mostly_slow([0, 1, 15, 17, 63, 65], lambda T: T not in (15, 63)))
 @pytest.mark.parametrize("state", [False, True])
 def test_lengths(package: SimpleNamespace, T: int, state: bool) -> None:
     Case(package, T, state=state).check()
 
 
+@pytest.mark.slow
 def test_many_steps(package: SimpleNamespace) -> None:
     Case(package, 130, (9,), state=True, batch=1).check()
     Case(package, 130, (9,), borders=[0, 60, 60, 61, 127], state=True).check()
 
 
-@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize("state", mostly_slow([True, False], 2))
 @pytest.mark.parametrize("borders", [[0, 0, 5, 5, 38], [0, 16, 32], [0, 0], [0, 39]], ids=str)
 def test_packed(package: SimpleNamespace, borders: list[int], state: bool) -> None:
     """Empty sequences, a border where a step ends, none with tokens at all; tokens after the last one."""
@@ -125,7 +127,9 @@ def test_packed(package: SimpleNamespace, borders: list[int], state: bool) -> No
 
 
 @pytest.mark.parametrize(
-    "decay", [(), (5,), (8, 1), (8, 5), (1, 19, 8, 5), (2, 19, 8, 1), (2, 19, 1, 5)], ids=str
+    "decay",
+    mostly_slow([(s,) for s in [(), (5,), (8, 1), (8, 5), (1, 19, 8, 5), (2, 19, 8, 1), (2, 19, 1, 5)]], 2),
+    ids=str,
 )
 def test_smaller_decays(package: SimpleNamespace, decay: tuple[int, ...]) -> None:
     """A decay that is the same for channels, tokens or sequences is read as it is stored."""
@@ -201,7 +205,7 @@ def test_bytes(package: SimpleNamespace) -> None:
     assert backward.requested_written == 2 * entries
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", mostly_slow([True, False], 2))
 def test_operation(package: SimpleNamespace, packed: bool) -> None:
     batch, cu_seqlens = (1, torch.tensor([0, 2, 2, 7])) if packed else (2, None)
     x = torch.randn(batch, 9, 8, requires_grad=True)

@@ -98,7 +98,10 @@ CLASSES = [("head", "delta"), ("head", "none"), ("key", "delta"), ("key", "none"
 
 @pytest.mark.parametrize(
     "selftest",
-    [pytest.param(case, marks=[] if case == CLASSES[0] else pytest.mark.library) for case in CLASSES],
+    [
+        pytest.param(case, marks=pytest.mark.slow if case == CLASSES[0] else pytest.mark.library)
+        for case in CLASSES
+    ],
     indirect=True,
     ids="-".join,
 )
