@@ -8,6 +8,7 @@ tokens included, so it is cut along K: its tiles are small, and no sum is left o
 A decay receives what is read through it, less what pairs write from its token on, writes into the state before it,
 and e^G_end <S, dS_next>, channel by channel. The last is known exactly where a segment starts, and is carried from
 there: <S, dS> less what the chunk reads from S is e^G_end <S, dS_next>; with what it writes it is <S_next, dS_next>.
+Where that difference is no more than rounding, nothing is left.
 Pairs that no decay touches join only after the decay has taken its part, and no sum over some tokens of a
 chunk is the difference of two sums: nothing small is a difference of large numbers.
 """
@@ -24,9 +25,9 @@ from archc.tiles.reverse import reverse
 from archc.tiles.triton_lines import FACTORS
 from archc.tiles.triton_source import INPUTS, walk_form
 from archc.tiles.triton_source import _buffer as buffer_line
+from archc.tiles.triton_source import _given as constants_given
 from archc.tiles.triton_source import _load as load_line
 from archc.tiles.triton_source import _open as open_lines
-from archc.tiles.triton_source import _prepare_launch as prepare_launch
 from archc.tiles.views import arguments, public_facts
 
 
@@ -53,7 +54,7 @@ class View:
 
 def has_channel_reverse(kind: RecurrenceKind) -> bool:
     """Whether a class has these kernels."""
-    return form_of(kind).form == "chunk" and kind.core().decay == "key"
+    return form_of(kind).form == "chunk" and kind.core().decay == "key" and kind.normalize == "none"
 
 
 def channel_reverse_source(kind: RecurrenceKind, launch: ChannelLaunch) -> str:
@@ -68,6 +69,7 @@ def channel_reverse_source(kind: RecurrenceKind, launch: ChannelLaunch) -> str:
     facts = public_facts(kind, found)
     back, again = channel_kernels(kind)
     form = walk_form(kind)
+    assert form.prepare is not None
     inputs = [argument.name for argument in found]
     products = ("do", "k", "v", "w", "r")  # rows that meet in a product have one type
     made = [*back.made, *again.made]
@@ -84,7 +86,7 @@ def channel_reverse_source(kind: RecurrenceKind, launch: ChannelLaunch) -> str:
             for name in ("do", "dfinal", *inputs)
         },
         "buffers": [buffer_line(name, axes) for name, axes in form.buffers.items()],
-        "prepare_launch": prepare_launch(form),
+        "prepare": [*form.prepare.arguments, "cu_seqlens", "N", "T", *constants_given(form.prepare)],
         "values": [name for name in made if name in ("dv", "dE")],
         "parts": [name for name in made if name.endswith("_state")],
         "rows": [name for name in made if name in ("dq", "dk", "dw", "dr", "ddecay")],
@@ -102,7 +104,12 @@ def channel_kernels(kind: RecurrenceKind) -> tuple[View, View]:
 
 def _given(name: str) -> str:
     """The value of a compile-time argument at the launch."""
-    text = {"C": "CHUNK", "COLUMNS": "BACK_COLUMNS", "PACKED": "cu_seqlens is not None"}
+    text = {
+        "C": "CHUNK",
+        "COLUMNS": "BACK_COLUMNS",
+        "CHANNELS": "min(AGAIN_CHANNELS, BLOCK_K)",
+        "PACKED": "cu_seqlens is not None",
+    }
     return f"{name.removesuffix('_heads')}.shape[2]" if name.endswith("_heads") else text.get(name, name)
 
 
@@ -231,8 +238,7 @@ class _Again(_Lines):
 
     def view(self) -> View:
         self.load("decay_CK")
-        self.through_state()
-        self.within()
+        self.reads_and_pairs()
         self.decay()
         self.untouched()
         self.finish()
@@ -293,47 +299,42 @@ class _Again(_Lines):
 
     # The lines.
 
-    def through_state(self) -> None:
-        """dx = dz S^T for rows that read, and dx_state of those that write; what the decay carries on."""
+    def reads_and_pairs(self) -> None:
+        """One row that reads after the other: dx = dz S^T, then dP = dz y^T and what it gives to x and y."""
         self.out.append("G_CK = tl.cumsum(decay_CK, 0)")
-        for exponent, text in (("+", "G_CK"), ("<", "G_CK - decay_CK")):
-            if any(step.into == exponent for step in self.reads):
-                self.out.append(f"{FACTORS[exponent]}_CK = tl.exp({text})")
         for step in self.reads:
-            dz = step.operands[0]
+            x, dz = self.read_of[step.result], step.operands[0]
             scale = " * scale" if dz.base == "do" else ""
-            text = f"dot({self.values(dz)}, S_VK.to(dtype)) * {FACTORS[step.into]}_CK{scale}"
+            factor = f"tl.exp({'G_CK' if step.into == '+' else 'G_CK - decay_CK'})"
+            text = f"dot({self.values(dz)}, S_VK.to(dtype)) * {factor}{scale}"
             self.put(f"{step.result}_CK", text, step, step.sign < 0)
-        seen = " + ".join(
-            f"{self.load(f'{self.read_of[step.result]}_CK')} * {step.result}_CK" for step in self.reads
-        )
-        self.out += [
-            "G_end_K = tl.sum(tl.where(c_C1 == C - 1, G_CK, 0.0), 0)",
-            f"anchor_K = tl.where(tl.exp(G_end_K) > 0.0, anchor_K - tl.sum({seen}, 0), 0.0)",
-        ]
+            self.put("seen_K", f"tl.sum({self.load(f'{x}_CK')} * {step.result}_CK, 0)")
+            for score in self.steps:
+                if score.operation == "pair" and self.scores[score.result[1:]].operands[0].base == x:
+                    self.within(score)
 
-    def within(self) -> None:
-        """dP = dz y^T, and what it gives to rows that a decay parts."""
-        for step in self.steps:
-            if step.operation != "pair":
-                continue
-            P, (dz, y) = self.scores[step.result[1:]], step.operands
-            text = f"dot({self.values(dz)}, tl.trans({self.values(y)}))"
-            self.put(
-                f"{step.result}_CJ", f"{text}{' * scale' if dz.base == 'do' else ''}", step, step.sign < 0
-            )
-            left, right = P.operands
-            far = "j_1J + 1 < c_C1" if left.exponent == "<" else "j_1J < c_C1"
-            pairs = f"tl.where({far}, {step.result}_CJ, 0.0)"
-            given = f"{pairs}, {self.rows(left)}, {self.rows(right)}, decay_CK, {left.exponent == '<'}, C"
-            self.out.append(f"read_CK, write_CK = pair_gradients({given})  # {P.number}")
-            for result, part in zip(self.gradients(P), ("read_CK", "write_CK"), strict=True):
-                self.put(f"{result}_CK", part)
+    def within(self, step: Step) -> None:
+        """dP of one kind of pairs, and what it gives to rows that a decay parts."""
+        P, (dz, y) = self.scores[step.result[1:]], step.operands
+        text = f"dot({self.values(dz)}, tl.trans({self.values(y)}))"
+        self.put(f"{step.result}_CJ", f"{text}{' * scale' if dz.base == 'do' else ''}", step, step.sign < 0)
+        left, right = P.operands
+        before = left.exponent == "<"
+        pairs = f"tl.where(j_1J + 1 < c_C1, {step.result}_CJ, 0.0)" if before else f"{step.result}_CJ"
+        given = f"{pairs}, {self.rows(left)}, {self.rows(right)}, decay_CK, {before}, C"
+        self.out.append(f"read_CK, write_CK = pair_gradients({given})  # {P.number}")
+        for result, part in zip(self.gradients(P), ("read_CK", "write_CK"), strict=True):
+            self.put(f"{result}_CK", part)
 
     def decay(self) -> None:
         """What the decay receives, before pairs join that it does not touch."""
         gather = next(step for step in self.steps if step.operation == "gather")
         pairs = list(zip(gather.operands[1::2], gather.operands[2::2], strict=True))
+        self.out += [
+            "G_end_K = tl.sum(tl.where(c_C1 == C - 1, G_CK, 0.0), 0)",
+            "left_K = anchor_K - seen_K",
+            "anchor_K = tl.where((tl.exp(G_end_K) > 0.0) & (tl.abs(left_K) > eps * tl.abs(seen_K)), left_K, 0.0)",
+        ]
         for row, part in pairs:
             if row.exponent == ">":
                 tile = f"{part.base}_CK"

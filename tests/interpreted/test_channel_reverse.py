@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -90,4 +91,88 @@ def check(load: Load, case: Case, dtype: torch.dtype = torch.float32, **cut: int
 @pytest.mark.parametrize("kind", mostly_slow(KINDS, lambda kind: kind in (GATED, DELTA)), ids=label)
 def test_rows(kind: RecurrenceKind, load: Load) -> None:
     """Three segments, the last one with a rest, states before and after."""
-    check(load, make(kind, 300, K=16, V=16, batch=1, heads=(1, 1, 1)))
+    kind = replace(kind, chunk=16)
+    check(load, make(kind, 75, K=16, V=16, batch=1, heads=(1, 1, 1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("kind", mostly_slow(HARD, lambda kind: kind is EXCLUSIVE), ids=label)
+def test_small_chunks(kind: RecurrenceKind, dtype: torch.dtype, load: Load) -> None:
+    """Chunks of 16 tokens, two rows of the batch, widths that are no powers of two, blocks of values and of keys."""
+    check(load, make(replace(kind, chunk=16), 37, K=24, V=24, heads=(1, 1, 1)), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("kind", mostly_slow(HARD, lambda kind: kind is DELTA), ids=label)
+def test_packed(kind: RecurrenceKind, dtype: torch.dtype, load: Load) -> None:
+    """Sequences of one token, none, a chunk, and several segments; tokens behind the last one; shared heads."""
+    kind = replace(kind, chunk=16)
+    check(load, make(kind, 60, (0, 1, 1, 35, 58), K=16, V=16, heads=(2, 2, 1)), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", HARD, ids=label)
+def test_grouped_heads(kind: RecurrenceKind, load: Load) -> None:
+    check(load, make(kind, 70, K=16, V=32, heads=(1, 2, 4), batch=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decay", [0.0, -50.0])
+@pytest.mark.parametrize("kind", HARD, ids=label)
+def test_decays(kind: RecurrenceKind, decay: float, load: Load) -> None:
+    """No decay, and one so strong that its own gradient is nothing."""
+    check(load, make(kind, 150, K=16, V=16, decay=decay, batch=1, heads=(1, 1, 1)))
+
+
+@pytest.mark.parametrize("kind", mostly_slow(HARD, lambda kind: kind is GATED), ids=label)
+def test_the_gradient_of_a_strong_decay(kind: RecurrenceKind, load: Load) -> None:
+    """Channels that keep, lose half, and lose nearly all: no small gradient is the rest of larger numbers."""
+    case = make(replace(kind, chunk=16), 50, K=16, V=16, batch=1, heads=(1, 1, 1))
+    channel_K = torch.arange(16)
+    case.tensors["decay"].data[:] = torch.tensor([0.0, -0.7, -20.0, -80.0])[channel_K % 4].double()
+    case = rounded(case, torch.float32)
+    at = case.names().index("decay")
+    gradient, exact = found(load(case.kind), case, torch.float32)[at], expected(case)[at]
+    for rate in range(4):  # each on its own scale, down to e^-80
+        mine, theirs = (x[..., channel_K % 4 == rate].double() for x in (gradient, exact))
+        assert (mine - theirs).abs().max() < 2**-14 * theirs.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cosine", "beta"), [(0.99, 1.0), (1.0, 1.0), (0.5, 1.99)])
+@pytest.mark.parametrize("kind", [DELTA, PAIR], ids=label)
+def test_like_keys(kind: RecurrenceKind, cosine: float, beta: float, load: Load) -> None:
+    check(load, make(kind, 150, K=16, V=16, cosine=cosine, beta=beta, decay=-0.01, batch=1, heads=(1, 1, 1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [300, 3000])
+def test_a_long_sequence_in_half_precision(length: int, load: Load) -> None:
+    """The decay's gradient, anchored in every segment, errs no more in a long sequence than in a short one."""
+    case = rounded(make(DELTA, length, K=16, V=16, batch=1, heads=(1, 1, 1)), torch.float16)
+    case.tensors["decay"].data *= 0.02
+    at = case.names().index("decay")
+    gradient = found(load(DELTA), case, torch.float16)[at]
+    assert difference(gradient.double(), expected(case)[at]) < 8 * torch.finfo(torch.float16).eps
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("earlier(written_CK)", "written_CK"),
+        ("anchor_K - seen_K", "anchor_K + seen_K"),
+        ("+ block.to(tl.int64)", "+ 0 * block"),
+    ],
+)
+def test_a_wrong_line_is_found(line: str, wrong: str, folder: Path) -> None:
+    """One place of the kernels changed: some gradient is far off."""
+    kind = replace(GATED, chunk=16)
+    name = f"wrong_{abs(hash(line))}"
+    text = text_of(kind, name, 16, 16)
+    assert line in text
+    (folder / f"{name}.py").write_text(text.replace(line, wrong))
+    importlib.invalidate_caches()
+    case = rounded(make(kind, 70, K=16, V=32, batch=1, heads=(1, 1, 1)), torch.float32)
+    gradients = found(importlib.import_module(f"channel_package.{name}"), case, torch.float32)
+    pairs = zip(gradients, expected(case), strict=True)
+    assert max(difference(gradient.double().nan_to_num(1e9), exact) for gradient, exact in pairs) > 1e-2
