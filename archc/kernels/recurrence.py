@@ -14,6 +14,7 @@ from archc.kernels.targets import Target
 from archc.spec.diagnostics import Span
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT
+from archc.tiles.triton_channel_reverse import ChannelLaunch, channel_reverse_source, has_channel_reverse
 from archc.tiles.triton_decode import decode_kernel, decode_source
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, kernels, walk_form
@@ -32,6 +33,9 @@ FLOAT32 = (
     "dstates",
     "dinitial",
     "written",
+    "anchors",
+    "ddecay",
+    "dbeta",
     "weight",
     "floor",
     "normaliser",
@@ -125,15 +129,20 @@ def has_reverse(kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: 
 
 def reverse_launch(
     kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: Target
-) -> ReverseLaunch | None:
+) -> ReverseLaunch | ChannelLaunch | None:
     """The tiles of the backward, or None where the target has no rows that were seen to fit."""
     K, V = max(sizes)
     facts = {"decay": kind.core().decay, "erase": kind.erase, "K": K, "V": V}
     back, again = target.tile("walk_back", **facts), target.tile("walk_again", **facts)
-    if back is None or again is None or kind.core().decay not in ("none", "head") or kind.normalize != "none":
+    if back is None or again is None:
         return None
     columns = min(back.columns, max(16, _power(V)))
-    return ReverseLaunch(columns, (back.num_warps, back.num_stages), (again.num_warps, again.num_stages))
+    cuts = (back.num_warps, back.num_stages), (again.num_warps, again.num_stages)
+    if has_channel_reverse(kind):
+        return ChannelLaunch(columns, min(again.channels, max(16, _power(K))), *cuts)
+    if kind.core().decay not in ("none", "head") or kind.normalize != "none":
+        return None
+    return ReverseLaunch(columns, *cuts)
 
 
 def source_of(kind: RecurrenceKind, name: str, sizes: Sequence[tuple[int, int]], target: Target) -> str:
@@ -141,7 +150,11 @@ def source_of(kind: RecurrenceKind, name: str, sizes: Sequence[tuple[int, int]],
     precision = "tf32x3" if target.backend == "cuda" else "ieee"
     cut = launches(kind, sizes, target) if sizes else {}
     back = reverse_launch(kind, sizes, target) if sizes else None
-    reverse = reverse_source(kind, back) if back is not None else ""
+    reverse = ""
+    if isinstance(back, ChannelLaunch):
+        reverse = channel_reverse_source(kind, back)
+    elif back is not None:
+        reverse = reverse_source(kind, back)
     return kernels(kind, name, cut, precision, reverse=reverse, decode=decode_source(kind))
 
 
@@ -168,7 +181,8 @@ def recurrence_kernels(
             yield described(source, file, role, role, kind, use, tiles[role], dtype, columns)
         if back is not None:
             for role, (warps, stages) in (("walk_back", back.back), ("walk_again", back.again)):
-                cut = Launch(back.columns, warps, stages)
+                channels = back.channels if isinstance(back, ChannelLaunch) else 0
+                cut = Launch(back.columns, warps, stages, channels)
                 yield described(source, file, role, role, kind, use, cut, dtype, back.columns)
 
 
@@ -187,7 +201,7 @@ def described(
     BLOCK_K = max(_power(use.K), 16)
     known: dict[str, Constant] = {
         "H": use.H, "K": use.K, "V": use.V, "BLOCK_K": BLOCK_K, "COLUMNS": columns,
-        "CHANNELS": min(launch.channels, BLOCK_K),
+        "CHANNELS": min(launch.channels, BLOCK_K), "BLOCK_V": max(_power(use.V), 16),
         "C": kind.chunk, "SEGMENT": SEGMENT, "PACKED": False, "INITIAL": False,
         **{f"{name}_heads": count for name, count in use.heads.items()},
     }  # fmt: skip

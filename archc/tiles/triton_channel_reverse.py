@@ -369,9 +369,9 @@ class _Again(_Lines):
             near = "j_1J + 1 == c_C1" if left.exponent == "<" else "j_1J == c_C1"
             own = f"own_{P.result}_CJ"
             self.put(own, f"tl.where({near}, d{P.result}_CJ, 0.0).to(dtype)")
-            x, y = self.gradients(P)
-            self.put(f"{x}_CK", f"dot({own}, {self.rows(right)})", P)
-            self.put(f"{y}_CK", f"dot(tl.trans({own}), {self.rows(left)})")
+            dx, dy = self.gradients(P)
+            self.put(f"{dx}_CK", f"dot({own}, {self.rows(right)})", P)
+            self.put(f"{dy}_CK", f"dot(tl.trans({own}), {self.rows(left)})")
 
     def finish(self) -> None:
         """Write the gradients; roles of one row come together."""
