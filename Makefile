@@ -7,6 +7,8 @@ PIP_FLAGS ?=
 
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Many tests start processes of their own: what those import is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow check fix build docs library mutants kernels environment clean

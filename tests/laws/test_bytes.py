@@ -86,7 +86,6 @@ def test_clean_under_mypy_and_ruff(tmp_path: Path) -> None:
 SCRIPT = """
 import sys, torch
 from {name} import Config, Model
-from tests.support.slow import mostly_slow
 assert "archc" not in sys.modules and "triton" not in Model.__module__
 print(Model.__module__, Model()(torch.tensor([[1, 2, 3]])).shape)
 """

@@ -58,15 +58,19 @@ def test_same_tokens_as_transformers(tokenizer: Tokenizer, theirs: Any, name: st
     assert tokenizer.encode(TEXTS[name]) == theirs(TEXTS[name], add_special_tokens=False).input_ids
 
 
-def test_spaces_before_digits_stay_together(tokenizer: Tokenizer, theirs: Any) -> None:
-    """Digits are cut off first, so the spaces before them are one piece; transformers forgets that here."""
-    text = "a  12"
+def test_spaces_before_digits_stay_together(tokenizer: Tokenizer) -> None:
+    """Digits are cut off first, so the spaces before them are one piece."""
+    assert tokenizer.backend.token_to_id("ĠĠ") in tokenizer.encode("a  12")
+
+
+@pytest.mark.slow
+def test_transformers_takes_them_apart(tokenizer: Tokenizer, theirs: Any) -> None:
+    """Where this fails, transformers cuts as in training too, and a text with such spaces can be compared."""
     spaces = tokenizer.backend.token_to_id("ĠĠ")
-    assert spaces in tokenizer.encode(text)
-    assert spaces not in theirs(text, add_special_tokens=False).input_ids
+    assert spaces not in theirs("a  12", add_special_tokens=False).input_ids
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.text(st.characters(codec="utf-8"), max_size=60) | st.text(" \n\ta'1½x.é你", max_size=40))
 def test_any_text_is_cut_as_in_training_and_comes_back(
     tokenizer: Tokenizer, reference: tokenizers.Tokenizer, text: str
@@ -86,6 +90,7 @@ def test_control_tokens_are_left_out_of_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids, keep_control=True) == "<|im_start|>Hi<|im_end|>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [True, False])
 @pytest.mark.parametrize(
     "messages",
