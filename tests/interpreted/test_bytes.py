@@ -178,8 +178,8 @@ def spend(load: Callable[[str, str], ModuleType]) -> Spend:
     [
         (SCALAR, ("distinct", "requested", "FLOP", "saved")),
         (GATED_DELTA, ("distinct", "requested", "FLOP", "saved")),
-        (CHANNEL, ("distinct", "requested", "saved")),
-        pytest.param(CHANNEL_DELTA, ("requested", "saved"), marks=pytest.mark.slow),
+        (CHANNEL, ("distinct", "requested", "FLOP", "saved")),
+        pytest.param(CHANNEL_DELTA, ("requested", "FLOP", "saved"), marks=pytest.mark.slow),
     ],
     ids=["scalar decay", "gated delta", "channel decay", "gated delta with channel decay"],
 )

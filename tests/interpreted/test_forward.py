@@ -33,7 +33,7 @@ KINDS = [
 # One class for each rule of the printer; the slow tests have all.
 FEW = [
     RecurrenceKind("head", "delta", chunk=32),
-    RecurrenceKind("key", "pair", "previous", "exclusive", chunk=32),
+    RecurrenceKind("key", "pair", "previous", "exclusive", chunk=64),
     RecurrenceKind("value", chunk=32),
     RecurrenceKind("none", "delta", read="exclusive", chunk=64),
 ]
