@@ -30,8 +30,11 @@ def environment(folder: Path | None = None) -> Environment:
     return found
 
 
-def packed(items: Iterable[str], indent: int = 4) -> str:
-    """Arguments with commas between, as many to a line as there is room for: for what the formatter skips."""
-    text = ", ".join(item.replace(" ", "\0") for item in items)
+def packed(items: Iterable[str], indent: int = 4, suffix: str = "") -> str:
+    """Arguments with commas between, as many to a line as there is room for: for what the formatter skips.
+
+    suffix: behind each of them.
+    """
+    text = ", ".join(f"{item}{suffix}".replace(" ", "\0") for item in items)
     lines = textwrap.wrap(text, 110 - indent, break_long_words=False, break_on_hyphens=False)
     return ("\n" + " " * indent).join(lines).replace("\0", " ")

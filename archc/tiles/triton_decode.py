@@ -41,11 +41,28 @@ def decode_source(kind: RecurrenceKind) -> str:
     if verdict.form == "error":
         raise ValueError(verdict.reason)
     template = environment().get_template("recurrence/kernels_decode.py.jinja")
-    found = arguments(kind)
+    found, loaded = arguments(kind), operands(kind)
+    moving = [operand for operand in loaded if operand.argument.per_token]
+    fixed = [operand for operand in loaded if not operand.grouped]
+    heads = [f"{operand.argument.token}.shape[{int(operand.argument.per_token)}]" for operand in fixed]
+    constants = [*(f"{operand.name}_heads" for operand in fixed), "H", "K", "V", "BLOCK_K", "BLOCK_V"]
+    given = [*heads, "H", "K", "V", "block_K", "block_V"]
+    if kind.grouped:
+        constants.insert(-4, "Q")
+        given.insert(-4, "q_BHK.shape[1] // H")
     return template.render(
-        kind=kind, operands=operands(kind), lines=decode_lines(kind), facts=public_facts(kind, found), tile=TILE,
-        warps=WARPS,
-    )  # fmt: skip
+        kind=kind,
+        operands=loaded,
+        lines=decode_lines(kind),
+        facts=public_facts(kind, found),
+        tile=TILE,
+        arguments=[*(operand.name for operand in loaded), "S", "o", "scale"],
+        strides=[f"{operand.name}_{axis}" for operand in moving for axis in "BH"],
+        constants=constants,
+        given=[*(operand.argument.token for operand in loaded), "S_BHKV", "o_BHV", "scale"],
+        given_strides=[f"{operand.argument.token}.stride({axis})" for operand in moving for axis in (0, 1)],
+        given_constants=[*given, f"num_warps={WARPS}"],
+    )
 
 
 def operands(kind: RecurrenceKind) -> list[Operand]:

@@ -294,7 +294,7 @@ class _Writer(Tiles):
         q = self._clean(self._tile(self.query, self._natural(self.graph.type_of(self.query), "K")))
         scale = self.recurrence.attrs["scale"]
         if scale is None:
-            self.arguments.numbers["scale"] = f"{self._launched(self.printer.size(self.key).at(12))} ** -0.5"
+            self.arguments.numbers["scale"] = f"{self._launched(self.printer.size(self.key).at(12))}**-0.5"
         else:
             self.arguments.numbers["scale"] = self._launched(self.printer.number(scale).text)
         return self._variable(self.query, q, "q")
