@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +11,52 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+GPU_PACKAGES = sorted((ROOT / "generated").glob("*_h100"))
+LINES = 70  # of a kernel without its arguments; most have fewer than 50
 
 
 def test_committed_packages_are_up_to_date() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "rebuild_generated.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, f"run `make build`:\n{done.stdout}{done.stderr}"
+
+
+def test_committed_packages_are_clean_under_ruff() -> None:
+    """Every rule that archc's own sources keep, and the formatter's last word; kernels too."""
+    ruff = [sys.executable, "-m", "ruff"]
+    everything = ["--config", "extend-exclude = []", "--no-cache", "generated"]
+    for command in (["check", *everything], ["format", "--check", *everything]):
+        done = subprocess.run([*ruff, *command], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "No Python files" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_committed_packages_are_clean_under_mypy(tmp_path: Path) -> None:
+    """All at once: torch is analysed a single time. Kernels are not typed, their launchers are."""
+    for folder in GPU_PACKAGES:
+        shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
+    names = [folder.name for folder in GPU_PACKAGES]
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), *names]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("folder", GPU_PACKAGES, ids=lambda folder: folder.name)
+def test_kernels_read_as_if_written_by_hand(folder: Path) -> None:
+    """Short kernels; Triton imported in their files alone, and those only where a GPU takes them."""
+    for path in sorted(folder.glob("*.py")):
+        tree = ast.parse(path.read_text())
+        kernels = path.name.endswith("_kernels.py")
+        top = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        names = {alias.name for node in top for alias in node.names}
+        names |= {node.module or "" for node in top if isinstance(node, ast.ImportFrom)}
+        assert kernels or not any(name == "triton" or name.endswith("_kernels") for name in names), path
+        for node in ast.walk(tree) if kernels else ():
+            if isinstance(node, ast.FunctionDef) and node.decorator_list:
+                lines = (node.end_lineno or 0) - node.body[0].lineno + 1
+                assert lines <= LINES, f"{path.name}: {node.name} has {lines} lines"
 
 
 @pytest.mark.slow

@@ -1,0 +1,517 @@
+"""Delta rule with a decay per head.
+
+S' = exp(decay) S;  S_next = S' + beta k (v - S'^T k)^T;  o = scale S_next^T q.
+
+Axes: B rows of the batch, T tokens, H heads, K and V the two axes of the state S, N sequences, C tokens of
+a chunk.
+A tile is one chunk of one head of one sequence. M runs over all tiles, A over those of one step of the walk.
+Within a chunk, G is the running sum of the log decay; `in` is e^G, `out` is e^(G_end - G), `all` is e^G_end.
+One chunk, from the state S that enters it to the state S_next that leaves it:
+
+ 1. G = running sum of decay
+ 2. kk = [k_i . beta_j k_j e^(G_i - G_j) for j < i]
+ 3. qk = [q_i . beta_j k_j e^(G_i - G_j) for j <= i]
+ 4. X = (I + kk)^-1
+ 5. R = (k e^G) S
+ 6. E = v - R
+ 7. U = X E
+ 8. S_next = e^G_end S + (beta k e^(G_end - G))^T U
+ 9. o = (q e^G) S + qk U
+
+These numbers stand beside the lines; in the backward they name the step that is undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .place import Place
+from .tiling import tile_bound, tiling_of
+
+CHUNK = 64
+NAMESPACE = __name__.replace(".", "_")
+while hasattr(getattr(torch.ops, NAMESPACE), "decode"):
+    NAMESPACE += "_"  # imported once more under the same name
+
+
+def head_decay_delta(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    decay_BTH: Tensor,
+    beta_BTH: Tensor,
+    *,
+    scale: float,
+    place: Place,
+    key: str,
+) -> Tensor:
+    """The recurrence over all tokens of the call: prefill, continuation or one decode step.
+
+    q [B, T, H, K], k [B, T, H, K], v [B, T, H, V], decay [B, T, H], beta [B, T, H].
+    Head counts divide the largest one, H; head h of it uses head `h * n // H` of n. The memory of `place`
+    holds, in float32 or, in a float64 model, float64, `key`: S [N, H, K, V].
+    Without a state, sequences start from zero. Returns o [B, T, H, V].
+    """
+    if torch.is_autocast_enabled(v_BTHV.device.type):
+        v_BTHV = v_BTHV.to(torch.get_autocast_dtype(v_BTHV.device.type))
+    o_BTHV = _recurrence(q_BTHK, k_BTHK, v_BTHV, decay_BTH, beta_BTH, scale, place, key)
+    return o_BTHV
+
+
+def _recurrence(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    decay_BTH: Tensor,
+    beta_BTH: Tensor,
+    scale: float,
+    place: Place,
+    key: str,
+) -> Tensor:
+    """Read the state, take the form that fits the call, store the state."""
+    cu_seqlens = place.layout.cu_seqlens
+    state = place.read(key)
+    one_token = q_BTHK.shape[1] == 1 and cu_seqlens is None and place.form == "auto"
+    if state is not None and one_token and not torch.is_grad_enabled():
+        if not place.in_place:
+            state = state.clone()
+        o_BHV: Tensor = decode(
+            q_BTHK[:, 0], k_BTHK[:, 0], v_BTHV[:, 0], decay_BTH[:, 0], beta_BTH[:, 0], state, scale
+        )
+        place.write(key, state)
+        return o_BHV[:, None]
+    if place.form == "step":
+        o_BTHV, final = token_loop(q_BTHK, k_BTHK, v_BTHV, decay_BTH, beta_BTH, state, cu_seqlens, scale)
+    else:
+        o_BTHV, final = chunk(q_BTHK, k_BTHK, v_BTHV, decay_BTH, beta_BTH, state, cu_seqlens, scale)[:2]
+    place.write(key, final)
+    return o_BTHV
+
+
+# One token at a time: the definition, and the decode step.
+
+
+def token_loop(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    decay_BTH: Tensor,
+    beta_BTH: Tensor,
+    state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence as it is defined, token by token, for autograd to follow."""
+    if cu_seqlens is not None:
+        parts, finals = [], []
+        borders = cu_seqlens.tolist()
+        for n, (start, stop) in enumerate(zip(borders[:-1], borders[1:], strict=True)):
+            span = slice(start, stop)
+            before = None if state is None else state[n : n + 1]
+            o, final = token_loop(
+                q_BTHK[:, span],
+                k_BTHK[:, span],
+                v_BTHV[:, span],
+                decay_BTH[:, span],
+                beta_BTH[:, span],
+                before,
+                None,
+                scale,
+            )
+            parts.append(o)
+            finals.append(final)
+        parts.append(parts[0].new_zeros(1, v_BTHV.shape[1] - borders[-1], *parts[0].shape[2:]))
+        return torch.cat(parts, 1), torch.cat(finals)
+    H = max(q_BTHK.shape[2], k_BTHK.shape[2], v_BTHV.shape[2], decay_BTH.shape[2], beta_BTH.shape[2])
+    dtype = torch.float64 if v_BTHV.dtype == torch.float64 else torch.float32
+    q = q_BTHK.to(dtype).repeat_interleave(H // q_BTHK.shape[2], 2)
+    k = k_BTHK.to(dtype).repeat_interleave(H // k_BTHK.shape[2], 2)
+    v = v_BTHV.to(dtype).repeat_interleave(H // v_BTHV.shape[2], 2)
+    decay = decay_BTH.to(dtype).repeat_interleave(H // decay_BTH.shape[2], 2)
+    beta = beta_BTH.to(dtype).repeat_interleave(H // beta_BTH.shape[2], 2)
+    B, T, _, K = q.shape
+    S_BHKV = q.new_zeros(B, H, K, v.shape[3]) if state is None else state.to(dtype)
+    outputs = []
+    for t in range(T):
+        q_BHK = q[:, t] * scale
+        k_BHK = k[:, t]
+        v_BHV = v[:, t]
+        decay_BH = decay[:, t]
+        beta_BH = beta[:, t]
+        S_BHKV = S_BHKV * decay_BH.exp()[:, :, None, None]
+        seen_BHV = (S_BHKV * k_BHK[:, :, :, None]).sum(2)
+        u_BHV = beta_BH[:, :, None] * (v_BHV - seen_BHV)
+        S_BHKV = S_BHKV + k_BHK[:, :, :, None] * u_BHV[:, :, None, :]
+        o_BHV = (S_BHKV * q_BHK[:, :, :, None]).sum(2)
+        outputs.append(o_BHV)
+    o_BTHV = torch.stack(outputs, 1) if outputs else v[:, :, :, :]
+    return o_BTHV.to(v_BTHV.dtype), S_BHKV
+
+
+def decode_step(
+    q_BHK: Tensor,
+    k_BHK: Tensor,
+    v_BHV: Tensor,
+    decay_BH: Tensor,
+    beta_BH: Tensor,
+    S_BHKV: Tensor,
+    scale: float,
+) -> Tensor:
+    """One token for each sequence; the state is changed in place. Returns o [B, H, V]."""
+    B, H, K, V = S_BHKV.shape
+    S_AKV = S_BHKV.view(-1, K, V)
+    q_AK = _flat(q_BHK, S_BHKV)
+    k_AK = _flat(k_BHK, S_BHKV)
+    v_AV = _flat(v_BHV, S_BHKV)
+    decay_A = _flat(decay_BH, S_BHKV)
+    beta_A = _flat(beta_BH, S_BHKV)
+    S_AKV.mul_(decay_A.exp()[:, None, None])
+    seen_A1V = torch.bmm(k_AK[:, None], S_AKV)
+    u_A1V = (v_AV[:, None] - seen_A1V).mul_(beta_A[:, None, None])
+    S_AKV.baddbmm_(k_AK[:, :, None], u_A1V)
+    o_A1V = torch.bmm(q_AK[:, None], S_AKV)
+    return o_A1V.mul_(scale).view(B, H, V).to(v_BHV.dtype)
+
+
+def _flat(x: Tensor, S_BHKV: Tensor) -> Tensor:
+    """`[B, h, ...]` as `[B * H, ...]` in the state's dtype, heads shared by a group repeated."""
+    if x.shape[1] != S_BHKV.shape[1]:
+        x = x.repeat_interleave(S_BHKV.shape[1] // x.shape[1], 1)
+    return x.flatten(0, 1).to(S_BHKV.dtype)
+
+
+# The form over chunks.
+
+
+def chunk_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    beta: Tensor,
+    state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Outputs `[B, T, H, V]`, the final state `[N, H, K, V]`, and what the backward needs."""
+    tiling = tiling_of(
+        v, max(q.shape[2], k.shape[2], v.shape[2], decay.shape[2], beta.shape[2]), cu_seqlens, CHUNK
+    )
+    q_MCK = tiling.gather(q)
+    k_MCK = tiling.gather(k)
+    v_MCV = tiling.gather(v)
+    decay_MC = tiling.gather(decay)
+    beta_MC = tiling.gather(beta)
+    q_MCK.mul_(scale)
+    states = tiling.states(state, q_MCK, v_MCV)
+    G_MC = decay_MC.cumsum(1)  # 1
+    between_MCC = _between(G_MC, G_MC, diagonal=0)
+    beta_M1C = beta_MC[:, None, :]
+    beta_between_MCC = between_MCC * beta_M1C
+    in_MC1 = G_MC.exp()[:, :, None]
+    all_M11 = G_MC[:, -1:].exp()[:, :, None]
+    out_MC1 = (G_MC[:, -1:] - G_MC).exp()[:, :, None]
+    beta_MC1 = beta_MC[:, :, None]
+    beta_out_MC1 = beta_MC1 * out_MC1
+    kk_MCC = torch.bmm(k_MCK, k_MCK.mT).mul_(beta_between_MCC).tril_(-1)  # 2
+    qk_MCC = torch.bmm(q_MCK, k_MCK.mT).mul_(beta_between_MCC)  # 3
+    X_MCC = _inverse(kk_MCC)  # 4
+    U_MCV = torch.empty_like(v_MCV)
+    for m, enter, leave in tiling.walk:
+        S_AKV, S_next_AKV = states[enter], states[leave]
+        R_ACV = torch.bmm(k_MCK[m], S_AKV).mul_(in_MC1[m])  # 5
+        E_ACV = v_MCV[m] - R_ACV  # 6
+        torch.bmm(X_MCC[m], E_ACV, out=U_MCV[m])  # 7
+        torch.mul(S_AKV, all_M11[m], out=S_next_AKV)  # 8
+        S_next_AKV.baddbmm_(k_MCK[m].mT, U_MCV[m] * beta_out_MC1[m])
+    S_MKV = tiling.incoming(states)
+    o_MCV = torch.bmm(q_MCK, S_MKV).mul_(in_MC1)  # 9
+    o_MCV.baddbmm_(qk_MCC, U_MCV)  # 9
+    return (
+        tiling.scatter(o_MCV, v, tiling.heads),
+        tiling.final(states),
+        tiling.padded(states, state=True),
+        tiling.padded(U_MCV),
+        tiling.padded(X_MCC),
+    )
+
+
+def chunk_backward(
+    do: Tensor,
+    dfinal: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    beta: Tensor,
+    cu_seqlens: Tensor | None,
+    states: Tensor,
+    U: Tensor,
+    X: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, decay, beta and the initial state.
+
+    The forward's steps in reverse, dS carried from the end.
+    """
+    tiling = tiling_of(
+        v, max(q.shape[2], k.shape[2], v.shape[2], decay.shape[2], beta.shape[2]), cu_seqlens, CHUNK
+    )
+    q_MCK = tiling.gather(q)
+    k_MCK = tiling.gather(k)
+    v_MCV = tiling.gather(v)
+    decay_MC = tiling.gather(decay)
+    beta_MC = tiling.gather(beta)
+    q_MCK.mul_(scale)
+    U_MCV = U[: tiling.tiles]
+    X_MCC = X[: tiling.tiles]
+    do_MCV = tiling.gather(do)
+    S_MKV = tiling.incoming(states)
+    G_MC = decay_MC.cumsum(1)  # 1
+    between_MCC = _between(G_MC, G_MC, diagonal=0)
+    beta_M1C = beta_MC[:, None, :]
+    beta_between_MCC = between_MCC * beta_M1C
+    in_MC1 = G_MC.exp()[:, :, None]
+    out_MC1 = (G_MC[:, -1:] - G_MC).exp()[:, :, None]
+    beta_MC1 = beta_MC[:, :, None]
+    beta_out_MC1 = beta_MC1 * out_MC1
+    all_M11 = G_MC[:, -1:].exp()[:, :, None]
+    qk_MCC = torch.bmm(q_MCK, k_MCK.mT).mul_(beta_between_MCC)  # 3
+    dqk_MCC = torch.bmm(do_MCV, U_MCV.mT).mul_(between_MCC)  # 9
+    dU_MCV = torch.bmm(qk_MCC.mT, do_MCV)  # 9
+    dq_MCK = torch.bmm(do_MCV, S_MKV.mT).mul_(in_MC1)  # 9
+    own_qk_MC = dqk_MCC.diagonal(0, 1, 2).clone()  # 3
+    dqk_MCC.tril_(-1)
+    beta_own_qk_MC = beta_MC * own_qk_MC  # 3
+    dq_MCK.baddbmm_(dqk_MCC * beta_M1C, k_MCK)  # 3
+    dk_write_MCK = torch.bmm(dqk_MCC.mT, q_MCK)  # 3
+    dk_state_MCK = q_MCK.new_empty(tiling.tiles, CHUNK, q_MCK.shape[2])
+    dE_MCV = torch.empty_like(v_MCV)
+    anchor_M = q_MCK.new_empty(tiling.tiles)
+    dS = tiling.ranked(dfinal)
+    for m, enter, _ in reversed(tiling.walk):
+        S_AKV, dS_AKV = states[enter], dS[: m.stop - m.start]
+        torch.mul(torch.bmm(U_MCV[m], dS_AKV.mT), out_MC1[m], out=dk_state_MCK[m])  # 8
+        dU_MCV[m].addcmul_(torch.bmm(k_MCK[m], dS_AKV), beta_out_MC1[m])  # 8
+        torch.bmm(X_MCC[m].mT, dU_MCV[m], out=dE_MCV[m])  # 7
+        anchor_M[m] = (S_AKV * dS_AKV).sum((1, 2))  # 8
+        dS_AKV.mul_(all_M11[m])  # 8
+        dS_AKV.baddbmm_(q_MCK[m].mT, do_MCV[m] * in_MC1[m])
+        dS_AKV.baddbmm_(k_MCK[m].mT, dE_MCV[m] * in_MC1[m], alpha=-1)
+    dkk_MCC = torch.bmm(dE_MCV, U_MCV.mT).mul_(between_MCC).neg_().tril_(-1)  # 7
+    dk_read_MCK = torch.bmm(dE_MCV, S_MKV.mT).mul_(in_MC1).neg_()  # 5
+    dk_read_MCK.baddbmm_(dkk_MCC * beta_M1C, k_MCK)  # 2
+    dk_write_MCK.baddbmm_(dkk_MCC.mT, k_MCK)  # 2
+    dG_MC = (
+        (k_MCK * dk_read_MCK).sum(2) + (q_MCK * dq_MCK).sum(2) - beta_MC * (k_MCK * dk_write_MCK).sum(2)
+    )  # 1
+    dG_MC[:, -1] += anchor_M * all_M11[:, 0, 0]
+    ddecay_MC = dG_MC.flip(1).cumsum(1).flip(1)
+    dG_after_MC = beta_MC * (k_MCK * dk_state_MCK).sum(2)
+    ddecay_MC[:, 1:] += dG_after_MC[:, :-1].cumsum(1)
+    dk_write_MCK.add_(dk_state_MCK)  # 8
+    dq_MCK.addcmul_(k_MCK, beta_own_qk_MC[:, :, None])  # 3
+    dk_write_MCK.addcmul_(q_MCK, own_qk_MC[:, :, None])  # 3
+    dbeta_MC = (k_MCK * dk_write_MCK).sum(2)
+    dk_MCK = dk_read_MCK.addcmul_(dk_write_MCK, beta_MC1)
+    dq_MCK.mul_(scale)
+    return (
+        tiling.scatter(dq_MCK, q),
+        tiling.scatter(dk_MCK, k),
+        tiling.scatter(dE_MCV, v),
+        tiling.scatter(ddecay_MC, decay),
+        tiling.scatter(dbeta_MC, beta),
+        tiling.unranked(dS),
+    )
+
+
+# The operations behind it, as autograd, autocast and the compiler know them.
+
+_TENSORS = "Tensor q, Tensor k, Tensor v, Tensor decay, Tensor beta"
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+
+chunk = torch.library.custom_op(
+    f"{NAMESPACE}::chunk",
+    chunk_forward,
+    mutates_args=(),
+    schema=f"({_TENSORS}, Tensor? state, Tensor? cu_seqlens, float scale) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+chunk_reverse = torch.library.custom_op(
+    f"{NAMESPACE}::chunk_reverse",
+    chunk_backward,
+    mutates_args=(),
+    schema=f"(Tensor do, Tensor dfinal, {_TENSORS}, Tensor? cu_seqlens, "
+    "Tensor states, Tensor U, Tensor X, float scale) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+_library.define(  # type: ignore[no-untyped-call]
+    f"decode({_TENSORS}, Tensor(a!) state, float scale) -> Tensor"
+)
+_library.impl("decode", decode_step, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+decode = getattr(torch.ops, NAMESPACE).decode.default
+
+
+@chunk.register_fake
+def _chunk_shapes(*given: Any) -> tuple[Tensor, ...]:
+    q, k, v, decay, beta, _, cu_seqlens, _ = given
+    B, T, _, V = v.shape
+    K, H = q.shape[3], max(q.shape[2], k.shape[2], v.shape[2], decay.shape[2], beta.shape[2])
+    N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    M = tile_bound(B, T, H, cu_seqlens, CHUNK)
+    like = v.new_empty(0, dtype=torch.float64 if v.dtype == torch.float64 else torch.float32)
+    if _has_kernels(q, v):
+        return (
+            v.new_empty(B, T, H, V),
+            like.new_empty(N, H, K, V),
+            like.new_empty(B * T // (SEGMENT * CHUNK) + N, H, K, V),
+            q.new_empty(B, T, H, V),
+            q.new_empty(B, T, H, CHUNK),
+        )
+    return (
+        v.new_empty(B, T, H, V),
+        like.new_empty(N, H, K, V),
+        like.new_empty(N * H + M, K, V),
+        like.new_empty(M, CHUNK, V),
+        like.new_empty(M, CHUNK, CHUNK),
+    )
+
+
+@chunk_reverse.register_fake
+def _chunk_reverse_shapes(*given: Any) -> tuple[Tensor, ...]:
+    _, dfinal, *tensors = given
+    like = (*tensors[:5], dfinal)
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in like)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::decode", lib=_library)  # type: ignore[untyped-decorator]
+def _decode_shapes(*given: Any) -> Tensor:
+    v, state = given[2], given[-2]
+    shape = v.shape[0], state.shape[1], v.shape[2]
+    return torch.empty(shape, dtype=v.dtype, device=v.device)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, state, cu_seqlens, ctx.scale = inputs
+    _, final, *kept = output
+    ctx.save_for_backward(*tensors, cu_seqlens, *kept)
+    ctx.state_dtype = None if state is None else state.dtype
+    ctx.final = final.shape, final.dtype, final.device
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, do: Tensor | None, dfinal: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    rest = ctx.saved_tensors
+    v = rest[2]
+    if dfinal is None:
+        shape, dtype, device = ctx.final
+        dfinal = torch.zeros(shape, dtype=dtype, device=device)
+    if do is None:
+        do = v.new_zeros(*v.shape[:2], dfinal.shape[1], v.shape[3])
+    *gradients, dstate = chunk_reverse(do, dfinal, *rest, ctx.scale)
+    return *gradients, None if ctx.state_dtype is None else dstate.to(ctx.state_dtype), None, None
+
+
+chunk.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _without_autocast(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """Run an operation with autocast off: its own rule is float32 inside and the dtype of v outside."""
+
+    def run(_: Any, *arguments: Any) -> Any:
+        keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+        keys = keys | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return operation(*arguments)
+
+    return run
+
+
+for _name in ("chunk", "chunk_reverse", "decode"):
+    for _device in ("AutocastCPU", "AutocastCUDA"):
+        _rule = _without_autocast(getattr(getattr(torch.ops, NAMESPACE), _name).default)
+        _library.impl(_name, _rule, _device, with_keyset=True)  # type: ignore[no-untyped-call]
+
+
+# On a GPU: the kernels of head_decay_delta_kernels.py, which is imported there only, since it needs Triton.
+
+
+def _decode_on_gpu(*given: Any) -> Tensor:
+    from . import head_decay_delta_kernels as kernels
+
+    o: Tensor = kernels.decode_step(*given)
+    return o
+
+
+_library.impl("decode", _decode_on_gpu, "CUDA")  # type: ignore[no-untyped-call]
+
+# The (K, V) that there are kernels for, and the chunks between two states that they keep.
+KERNEL_SIZES = {(128, 256)}
+SEGMENT = 64
+
+
+def _has_kernels(q: Tensor, v: Tensor) -> bool:
+    """Whether these heads run in kernels; others take the torch form."""
+    types = torch.bfloat16, torch.float16, torch.float32
+    return v.is_cuda and (q.shape[-1], v.shape[-1]) in KERNEL_SIZES and q.dtype in types and v.dtype in types
+
+
+@chunk.register_kernel("cuda")
+def _chunk_on_gpu(*given: Any) -> tuple[Tensor, ...]:
+    if not _has_kernels(given[0], given[2]):
+        return chunk_forward(*given)
+    from . import head_decay_delta_kernels as kernels
+
+    found: tuple[Tensor, ...] = kernels.chunk_forward(*given)
+    return found
+
+
+@chunk_reverse.register_kernel("cuda")
+def _chunk_reverse_on_gpu(do: Tensor, dfinal: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    if not _has_kernels(given[0], given[2]):
+        return chunk_backward(do, dfinal, *given)
+    # There are no kernels for this backward: from the states that sequences start with, what it needs is made again.
+    *tensors, cu_seqlens, states = given[:7]
+    (B, T), N = given[2].shape[:2], dfinal.shape[0]
+    first_N = torch.arange(B, device=do.device) * T if cu_seqlens is None else cu_seqlens[:-1]
+    state = states[first_N // (SEGMENT * CHUNK) + torch.arange(N, device=do.device)]
+    again: list[Any] = [*tensors, state, cu_seqlens, given[-1]]
+    backward: list[Any] = [do, dfinal, *tensors, cu_seqlens, *chunk_forward(*again)[2:], given[-1]]
+    return chunk_backward(*backward)
+
+
+def _between(rows_MC: Tensor, columns_MC: Tensor, diagonal: int) -> Tensor:
+    """`e^(rows_i - columns_j)` where j <= i + diagonal, zero elsewhere."""
+    hidden_CC = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=rows_MC.device).triu_(1 + diagonal)
+    return (rows_MC[:, :, None] - columns_MC[:, None, :]).masked_fill_(hidden_CC, float("-inf")).exp_()
+
+
+def _inverse(A_MCC: Tensor) -> Tensor:
+    """`(I + A)^-1` of strictly lower triangular A.
+
+    By substitution: row by row within blocks of 16, then block by block in halves. A series in powers of A is
+    not used: the inverse is bounded where the powers are not.
+    """
+    tiles, blocks = A_MCC.shape[0], CHUNK // 16
+    A_IJB = A_MCC.view(tiles, blocks, 16, blocks, 16).diagonal(dim1=1, dim2=3).permute(1, 2, 0, 3).flatten(2)
+    X_IJB = torch.zeros_like(A_IJB, memory_format=torch.contiguous_format)
+    X_IJB[0, 0] = 1
+    for i in range(1, 16):
+        torch.sum(X_IJB[:i, :i] * -A_IJB[i, :i, None], 0, out=X_IJB[i, :i])
+        X_IJB[i, i] = 1
+    X_MCC = torch.zeros_like(A_MCC)
+    diagonal = X_MCC.view(tiles, blocks, 16, blocks, 16).diagonal(dim1=1, dim2=3)
+    diagonal.copy_(X_IJB.view(16, 16, tiles, blocks).permute(2, 0, 1, 3))
+    half = 16
+    while half < CHUNK:
+        # [[X_1, 0], [-X_2 L X_1, X_2]] inverts [[I + A_1, 0], [L, I + A_2]].
+        split = (tiles, CHUNK // (2 * half), 2 * half, CHUNK // (2 * half), 2 * half)
+        X = X_MCC.view(split).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+        L = A_MCC.view(split).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)[:, :, half:, :half]
+        X[:, :, half:, :half] = -(X[:, :, half:, half:] @ (L @ X[:, :, :half, :half]))
+        half *= 2
+    return X_MCC

@@ -1,0 +1,329 @@
+"""Delta rule with a decay per head, as Triton kernels.
+
+S' = exp(decay) S;  S_next = S' + beta k (v - S'^T k)^T;  o = scale S_next^T q.
+
+State and values are held transposed: `S_VK` with V value columns of a block and K keys, `v_VC` with C tokens of a
+chunk; scores are `[J, C]`, J the token that wrote and C the one that reads. G is the running sum of the log decay
+in a chunk. The numbers beside lines are those of the steps in `head_decay_delta.py`.
+"""
+
+# mypy: disable-error-code="import,no-untyped-def,untyped-decorator,no-untyped-call,no-any-return,attr-defined,misc"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+CHUNK = 64
+SEGMENT = 64  # chunks between two states that are kept for the backward
+COLUMNS = 128  # value columns of a program
+PREPARE_WARPS, PREPARE_STAGES = 4, 1
+WALK_WARPS, WALK_STAGES = 8, 2
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Memory of a launch for the descriptors that its programs make."""
+    return torch.empty(size, device="cuda", dtype=torch.int8)
+
+
+triton.set_allocator(_scratch)
+
+
+# Where a program's tokens lie. Sequences are rows of a batch, or packed into one row with borders `cu_seqlens`.
+
+
+@triton.jit
+def borders(n, cu_seqlens, length, PACKED: tl.constexpr):
+    """The first token of sequence n, and the first one behind it."""
+    if PACKED:
+        first, end = tl.load(cu_seqlens + n).to(tl.int32), tl.load(cu_seqlens + n + 1).to(tl.int32)
+    else:
+        first, end = n * length, (n + 1) * length
+    return first, end
+
+
+@triton.jit
+def piece_of(number, cu_seqlens, sequences, length, TOKENS: tl.constexpr, PACKED: tl.constexpr):
+    """The sequence of a piece of TOKENS tokens, and where the piece starts.
+
+    Piece m of sequence n has the number `first // TOKENS + n + m`: no two share one, and no table is needed.
+    """
+    low, high = 0, sequences
+    while high - low > 1:
+        middle = (low + high) // 2
+        first, end = borders(middle, cu_seqlens, length, PACKED)
+        below = first // TOKENS + middle <= number
+        low = tl.where(below, middle, low)
+        high = tl.where(below, high, middle)
+    first, end = borders(low, cu_seqlens, length, PACKED)
+    return low, first + (number - first // TOKENS - low) * TOKENS, end
+
+
+# Tiles. What lies behind the end of a sequence is never read, nor written. Heads are shared by groups of the H heads
+# of the state.
+
+
+@triton.jit
+def tokens(
+    x, end, h, H: tl.constexpr, heads: tl.constexpr, WIDTH: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One head's rows up to `end`, as a descriptor of tiles `[C, BLOCK]`; zeros from WIDTH on."""
+    first_row = x + h * heads // H * WIDTH
+    return tl.make_tensor_descriptor(first_row, [end, WIDTH], [heads * WIDTH, 1], [C, BLOCK])
+
+
+@triton.jit
+def matrices(x, count, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, COLUMNS: tl.constexpr):
+    """States `[count, K, V]` as a descriptor of tiles `[1, BLOCK_K, COLUMNS]`."""
+    return tl.make_tensor_descriptor(x, [count, K, V], [K * V, V, 1], [1, BLOCK_K, COLUMNS])
+
+
+@triton.jit
+def scalars(x, start, inside_C, h, H: tl.constexpr, heads: tl.constexpr):
+    """One number a token, `[C]`."""
+    at_C = (start + tl.arange(0, inside_C.shape[0])) * heads
+    return tl.load(x + h * heads // H + at_C, mask=inside_C, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def dot(a, b):
+    """A matrix product; of float32 with three products in tf32, which together have float32's accuracy."""
+    return tl.dot(a, b, input_precision="tf32x3")
+
+
+@triton.jit
+def cut(x_CC, row_R, column_R):
+    """The rows and columns of a matrix that are named."""
+    R: tl.constexpr = row_R.shape[0]
+    x_RC = tl.gather(x_CC, tl.broadcast_to(row_R[:, None], [R, x_CC.shape[1]]), 0)
+    return tl.gather(x_RC, tl.broadcast_to(column_R[None, :], [R, column_R.shape[0]]), 1)
+
+
+@triton.jit
+def inverse(A_JC, C: tl.constexpr):
+    """`(I + A)^-1` of strictly upper A `[C, C]`, C 16 times a power of two.
+
+    Column by column within blocks of 16, then block by block in halves: `[[X_1, -X_1 L X_2], [0, X_2]]` inverts
+    `[[I + A_1, L], [0, I + A_2]]`. Not a series in powers of A: the inverse is bounded where they are not. Both
+    loops run as loops, and products are of the rows and columns that meet: there are not enough registers.
+    """
+    B: tl.constexpr = C // 16
+    b_B, i_I, c_C, r_R = tl.arange(0, B), tl.arange(0, 16), tl.arange(0, C), tl.arange(0, C // 2)
+    own_BIBI = (b_B[:, None] == b_B[None, :])[:, None, :, None]
+    A_BII = tl.sum(tl.where(own_BIBI, tl.reshape(A_JC, [B, 16, B, 16]), 0.0), 2)
+    X_BII = tl.zeros([B, 16, 16], tl.float32) + (i_I[:, None] == i_I[None, :]).to(tl.float32)[None, :, :]
+    for c in range(1, 16):
+        here_11I = (i_I == c)[None, None, :]
+        column_BI = tl.sum(tl.where(here_11I, A_BII, 0.0), 2)
+        X_BII -= tl.where(here_11I, tl.sum(X_BII * column_BI[:, None, :], 2)[:, :, None], 0.0)
+    X_JC = tl.reshape(tl.where(own_BIBI, X_BII[:, :, None, :], 0.0), [C, C])
+    half = 16
+    while half < C:
+        first_R = r_R // half * 2 * half + r_R % half
+        met_RR = r_R[:, None] // half == r_R[None, :] // half
+        L_RR = tl.where(met_RR, cut(A_JC, first_R, first_R + half), 0.0)
+        between_RR = dot(dot(cut(X_JC, first_R, first_R), L_RR), cut(X_JC, first_R + half, first_R + half))
+        half_C, back_C = c_C // half, c_C // (2 * half) * half + c_C % half
+        between_JC = (half_C[:, None] + 1 == half_C[None, :]) & (half_C % 2 == 1)[None, :]
+        X_JC -= tl.where(between_JC, cut(between_RR, back_C, back_C), 0.0)
+        half *= 2
+    return X_JC
+
+
+# The form over chunks: what needs no state, for all chunks at once.
+
+
+@triton.jit(do_not_specialize=["sequences", "length"])
+def prepare(
+    k, decay, beta, X, cu_seqlens, sequences, length,
+    H: tl.constexpr, k_heads: tl.constexpr, decay_heads: tl.constexpr, beta_heads: tl.constexpr,
+    K: tl.constexpr, BLOCK_K: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """One program for each chunk and head."""
+    h = tl.program_id(1)
+    n, start, end = piece_of(tl.program_id(0), cu_seqlens, sequences, length, C, PACKED)
+    inside_C = start + tl.arange(0, C) < end
+    j_J1, c_1C = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    k_tiles = tokens(k, end, h, H, k_heads, K, C, BLOCK_K)
+    X_tiles = tokens(X, end, h, H, H, C, C, C)
+    k_CK = k_tiles.load([start, 0])
+    decay_C = scalars(decay, start, inside_C, h, H, decay_heads)
+    beta_C = scalars(beta, start, inside_C, h, H, beta_heads)
+    G_C = tl.cumsum(decay_C, 0)
+    between_strict_JC = tl.exp(tl.where(j_J1 < c_1C, G_C[None, :] - G_C[:, None], -float("inf")))
+    kk_JC = dot(k_CK, tl.trans(k_CK)) * between_strict_JC  # 2
+    kk_JC *= beta_C[:, None]
+    X_JC = inverse(kk_JC, C)  # 4
+    X_tiles.store([start, 0], tl.trans(X_JC).to(X.dtype.element_ty))
+
+
+# The walk from chunk to chunk.
+
+
+@triton.jit(do_not_specialize=["slots", "length"])
+def walk(
+    q, k, v, decay, beta, X, state, o, U, states, final,
+    cu_seqlens, slots, length, scale,
+    H: tl.constexpr, q_heads: tl.constexpr, k_heads: tl.constexpr, v_heads: tl.constexpr,
+    decay_heads: tl.constexpr, beta_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr,
+    V: tl.constexpr, COLUMNS: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
+    INITIAL: tl.constexpr,
+):  # fmt: skip
+    """Carry the state through a sequence: one program for each block of value columns, sequence and head."""
+    n, h = tl.program_id(1) // H, tl.program_id(1) % H
+    first, end = borders(n, cu_seqlens, length, PACKED)
+    column = tl.program_id(0) * COLUMNS
+    j_J1, c_1C = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    k_tiles = tokens(k, end, h, H, k_heads, K, C, BLOCK_K)
+    q_tiles = tokens(q, end, h, H, q_heads, K, C, BLOCK_K)
+    v_tiles = tokens(v, end, h, H, v_heads, V, C, COLUMNS)
+    X_tiles = tokens(X, end, h, H, H, C, C, C)
+    o_tiles = tokens(o, end, h, H, H, V, C, COLUMNS)
+    U_tiles = tokens(U, end, h, H, H, V, C, COLUMNS)
+    states_tiles = matrices(states, slots * H, K, V, BLOCK_K, COLUMNS)
+    final_tiles = matrices(final, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
+    dtype: tl.constexpr = q.dtype.element_ty
+    S_VK = tl.zeros([COLUMNS, BLOCK_K], tl.float32)
+    if INITIAL:
+        state_tiles = matrices(state, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
+        S_VK += tl.trans(tl.reshape(state_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS]))
+    segment = first // (SEGMENT * C) + n
+    for opening in range(first, end, SEGMENT * C):
+        states_tiles.store([segment * H + h, 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
+        segment += 1
+        for start in range(opening, tl.minimum(opening + SEGMENT * C, end), C):
+            inside_C = start + tl.arange(0, C) < end
+            k_CK = k_tiles.load([start, 0])
+            decay_C = scalars(decay, start, inside_C, h, H, decay_heads)
+            q_CK = q_tiles.load([start, 0])
+            v_VC = tl.trans(v_tiles.load([start, column]))
+            X_JC = tl.trans(X_tiles.load([start, 0]))
+            beta_C = scalars(beta, start, inside_C, h, H, beta_heads)
+            G_C = tl.cumsum(decay_C, 0)
+            in_C = tl.exp(G_C)
+            between_inclusive_JC = tl.exp(tl.where(j_J1 <= c_1C, G_C[None, :] - G_C[:, None], -float("inf")))
+            G_end = tl.sum(tl.where(tl.arange(0, C) == C - 1, G_C, 0.0), 0)
+            out_C = tl.exp(G_end - G_C)
+            beta_out_C = beta_C * out_C
+            R_VC = dot(S_VK.to(dtype), tl.trans(k_CK)) * in_C[None, :]  # 5
+            o_VC = dot(S_VK.to(dtype), tl.trans(q_CK)) * in_C[None, :]  # 9
+            E_VC = v_VC - R_VC  # 6
+            U_VC = dot(E_VC.to(dtype), X_JC.to(dtype))  # 7
+            qk_JC = dot(k_CK, tl.trans(q_CK)) * between_inclusive_JC  # 3
+            qk_JC *= beta_C[:, None]
+            o_VC += dot(U_VC.to(dtype), qk_JC.to(dtype))  # 9
+            o_tiles.store([start, column], tl.trans(o_VC * scale).to(o.dtype.element_ty))
+            U_tiles.store([start, column], tl.trans(U_VC).to(dtype))
+            S_VK *= tl.exp(G_end)  # 8
+            S_VK += dot((U_VC * beta_out_C[None, :]).to(dtype), k_CK)
+    final_tiles.store([tl.program_id(1), 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
+
+
+def chunk_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    beta: Tensor,
+    state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Outputs `[B, T, H, V]`, the final state `[N, H, K, V]`, and what the backward needs."""
+    q, k, v, decay, beta = (
+        q.contiguous(),
+        k.to(q.dtype).contiguous(),
+        v.contiguous(),
+        decay.contiguous(),
+        beta.contiguous(),
+    )
+    B, T, _, V = v.shape
+    K, H = q.shape[3], max(q.shape[2], k.shape[2], v.shape[2], decay.shape[2], beta.shape[2])
+    N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    o = v.new_empty(B, T, H, V) if cu_seqlens is None else v.new_zeros(B, T, H, V)
+    slots = B * T // (SEGMENT * CHUNK) + N
+    states = v.new_empty(slots, H, K, V, dtype=torch.float32)
+    final = v.new_empty(N, H, K, V, dtype=torch.float32)
+    BLOCK_K, blocks = max(triton.next_power_of_2(K), 16), triton.cdiv(V, COLUMNS)
+    pieces = B * T // CHUNK + N
+    U = q.new_empty(B, T, H, V)
+    X = q.new_empty(B, T, H, CHUNK)
+    prepare[pieces, H](
+        k, decay, beta, X, cu_seqlens, N, T, H=H, k_heads=k.shape[2], decay_heads=decay.shape[2],
+        beta_heads=beta.shape[2], K=K, BLOCK_K=BLOCK_K, C=CHUNK, PACKED=cu_seqlens is not None,
+        num_warps=PREPARE_WARPS, num_stages=PREPARE_STAGES,
+    )  # fmt: skip
+    walk[blocks, N * H](
+        q, k, v, decay, beta, X, state, o, U, states, final, cu_seqlens, slots, T, scale, H=H,
+        q_heads=q.shape[2], k_heads=k.shape[2], v_heads=v.shape[2], decay_heads=decay.shape[2],
+        beta_heads=beta.shape[2], K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=COLUMNS, C=CHUNK,
+        PACKED=cu_seqlens is not None, SEGMENT=SEGMENT, INITIAL=state is not None, num_warps=WALK_WARPS,
+        num_stages=WALK_STAGES,
+    )  # fmt: skip
+    return o, final, states, U, X
+
+
+# One token.
+
+
+@triton.jit
+def decode_kernel(
+    q, k, v, decay, beta, S, o, scale,
+    q_B, q_H, k_B, k_H, v_B, v_H, decay_B, decay_H, beta_B, beta_H,
+    q_heads: tl.constexpr, k_heads: tl.constexpr, v_heads: tl.constexpr, decay_heads: tl.constexpr,
+    beta_heads: tl.constexpr, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """One token of one head of one sequence, and some columns of V: the state is read once and written once."""
+    b = tl.program_id(0).to(tl.int64) // H
+    h = tl.program_id(0).to(tl.int64) % H
+    K_ = tl.arange(0, BLOCK_K)
+    V_ = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    KV_ = K_[:, None] * V + V_[None, :]
+    in_K, in_V = K_ < K, V_ < V
+    in_KV = in_K[:, None] & in_V[None, :]
+    at_KV = S + (b * H + h) * (K * V) + KV_
+    S_KV = tl.load(at_KV, in_KV, 0.0)
+    q_K = tl.load(q + b * q_B + h * q_heads // H * q_H + K_, in_K, 0.0).to(tl.float32)
+    k_K = tl.load(k + b * k_B + h * k_heads // H * k_H + K_, in_K, 0.0).to(tl.float32)
+    v_V = tl.load(v + b * v_B + h * v_heads // H * v_H + V_, in_V, 0.0).to(tl.float32)
+    decay_ = tl.load(decay + b * decay_B + h * decay_heads // H * decay_H).to(tl.float32)
+    beta_ = tl.load(beta + b * beta_B + h * beta_heads // H * beta_H).to(tl.float32)
+    S_KV *= tl.exp(decay_)
+    seen_V = tl.sum(S_KV * k_K[:, None], 0)
+    u_V = beta_ * (v_V - seen_V)
+    S_KV += k_K[:, None] * u_V[None, :]
+    o_V = tl.sum(S_KV * q_K[:, None], 0)
+    tl.store(at_KV, S_KV, in_KV)
+    tl.store(o + (b * H + h) * V + V_, o_V * scale, in_V)
+
+
+def decode_step(
+    q_BHK: Tensor,
+    k_BHK: Tensor,
+    v_BHV: Tensor,
+    decay_BH: Tensor,
+    beta_BH: Tensor,
+    S_BHKV: Tensor,
+    scale: float,
+) -> Tensor:
+    """One token for each sequence in one launch; the state is changed in place. Returns o [B, H, V]."""
+    B, H, K, V = S_BHKV.shape
+    if not S_BHKV.is_contiguous():
+        raise ValueError("the state is changed in place and must be contiguous")
+    q_BHK = q_BHK if q_BHK.stride(-1) == 1 else q_BHK.contiguous()
+    k_BHK = k_BHK if k_BHK.stride(-1) == 1 else k_BHK.contiguous()
+    v_BHV = v_BHV if v_BHV.stride(-1) == 1 else v_BHV.contiguous()
+    o_BHV = v_BHV.new_empty(B, H, V)
+    block_K = 1 << (K - 1).bit_length()
+    block_V = min(1 << (V - 1).bit_length(), max(4096 // block_K, 16))
+    decode_kernel[B * H, triton.cdiv(V, block_V)](
+        q_BHK, k_BHK, v_BHV, decay_BH, beta_BH, S_BHKV, o_BHV, scale,
+        q_BHK.stride(0), q_BHK.stride(1), k_BHK.stride(0), k_BHK.stride(1), v_BHV.stride(0), v_BHV.stride(1),
+        decay_BH.stride(0), decay_BH.stride(1), beta_BH.stride(0), beta_BH.stride(1),
+        q_BHK.shape[1], k_BHK.shape[1], v_BHV.shape[1], decay_BH.shape[1], beta_BH.shape[1], H, K, V, block_K,
+        block_V, num_warps=4,
+    )  # fmt: skip
+    return o_BHV

@@ -1,0 +1,324 @@
+"""Linear recurrence with a decay per key channel, as Triton kernels.
+
+S' = Diag(exp(decay)) S;  S_next = S' + k v^T;  o = scale S_next^T q.
+
+State and values are held transposed: `S_VK` with V value columns of a block and K keys, `v_VC` with C tokens of a
+chunk; scores are `[J, C]`, J the token that wrote and C the one that reads. G is the running sum of the log decay
+in a chunk. The numbers beside lines are those of the steps in `key_decay_grouped.py`.
+"""
+
+# mypy: disable-error-code="import,no-untyped-def,untyped-decorator,no-untyped-call,no-any-return,attr-defined,misc"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+CHUNK = 64
+SEGMENT = 64  # chunks between two states that are kept for the backward
+COLUMNS = 64  # value columns of a program
+CHANNELS = 32  # key channels at once
+PREPARE_WARPS, PREPARE_STAGES = 8, 1
+WALK_WARPS, WALK_STAGES = 4, 1
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Memory of a launch for the descriptors that its programs make."""
+    return torch.empty(size, device="cuda", dtype=torch.int8)
+
+
+triton.set_allocator(_scratch)
+
+
+# Where a program's tokens lie. Sequences are rows of a batch, or packed into one row with borders `cu_seqlens`.
+
+
+@triton.jit
+def borders(n, cu_seqlens, length, PACKED: tl.constexpr):
+    """The first token of sequence n, and the first one behind it."""
+    if PACKED:
+        first, end = tl.load(cu_seqlens + n).to(tl.int32), tl.load(cu_seqlens + n + 1).to(tl.int32)
+    else:
+        first, end = n * length, (n + 1) * length
+    return first, end
+
+
+@triton.jit
+def piece_of(number, cu_seqlens, sequences, length, TOKENS: tl.constexpr, PACKED: tl.constexpr):
+    """The sequence of a piece of TOKENS tokens, and where the piece starts.
+
+    Piece m of sequence n has the number `first // TOKENS + n + m`: no two share one, and no table is needed.
+    """
+    low, high = 0, sequences
+    while high - low > 1:
+        middle = (low + high) // 2
+        first, end = borders(middle, cu_seqlens, length, PACKED)
+        below = first // TOKENS + middle <= number
+        low = tl.where(below, middle, low)
+        high = tl.where(below, high, middle)
+    first, end = borders(low, cu_seqlens, length, PACKED)
+    return low, first + (number - first // TOKENS - low) * TOKENS, end
+
+
+# Tiles. What lies behind the end of a sequence is never read, nor written. Heads are shared by groups of the H heads
+# of the state.
+
+
+@triton.jit
+def tokens(
+    x, end, h, H: tl.constexpr, heads: tl.constexpr, WIDTH: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One head's rows up to `end`, as a descriptor of tiles `[C, BLOCK]`; zeros from WIDTH on."""
+    first_row = x + h * heads // H * WIDTH
+    return tl.make_tensor_descriptor(first_row, [end, WIDTH], [heads * WIDTH, 1], [C, BLOCK])
+
+
+@triton.jit
+def matrices(x, count, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, COLUMNS: tl.constexpr):
+    """States `[count, K, V]` as a descriptor of tiles `[1, BLOCK_K, COLUMNS]`."""
+    return tl.make_tensor_descriptor(x, [count, K, V], [K * V, V, 1], [1, BLOCK_K, COLUMNS])
+
+
+@triton.jit
+def scalars(x, start, inside_C, h, H: tl.constexpr, heads: tl.constexpr):
+    """One number a token, `[C]`."""
+    at_C = (start + tl.arange(0, inside_C.shape[0])) * heads
+    return tl.load(x + h * heads // H + at_C, mask=inside_C, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def dot(a, b):
+    """A matrix product; of float32 with three products in tf32, which together have float32's accuracy."""
+    return tl.dot(a, b, input_precision="tf32x3")
+
+
+@triton.jit
+def pair(x_CK, y_CK, decay_CK, BEFORE: tl.constexpr, INCLUSIVE: tl.constexpr, C: tl.constexpr):
+    """`P_ji = sum_k x_ik y_jk e^(G_ik - G_jk)` for j < i, and j = i where INCLUSIVE; BEFORE: without decay_ik.
+
+    Only blocks that meet, of 16 tokens, and no exponent is positive: within a block the second half's rows meet the
+    first half's with the decay counted from the border between them, and halves are halved again and again. A block
+    meets all before it with the decay counted from its own border.
+    """
+    B: tl.constexpr = C // 16
+    K: tl.constexpr = x_CK.shape[1]
+    b_B, i_I = tl.arange(0, B), tl.arange(0, 16)
+    x_BIK, y_BIK = tl.reshape(x_CK, [B, 16, K]), tl.reshape(y_CK, [B, 16, K])
+    decay_BIK = tl.reshape(decay_CK, [B, 16, K])
+    G_BIK = tl.cumsum(decay_BIK, 1)  # within each block
+    if BEFORE:
+        read_BIK = G_BIK - decay_BIK
+    else:
+        read_BIK = G_BIK
+    P_BII = tl.zeros([B, 16, 16], tl.float32)
+    if INCLUSIVE:
+        own_BI = tl.sum(x_BIK.to(tl.float32) * y_BIK.to(tl.float32), 2)
+        P_BII += tl.where((i_I[:, None] == i_I[None, :])[None, :, :], own_BI[:, None, :], 0.0)
+    half = 8
+    while half > 0:
+        half_I = i_I // half
+        border_I = half_I // 2 * 2 * half + half - 1
+        border_BIK = tl.gather(G_BIK, tl.broadcast_to(border_I[None, :, None], [B, 16, K]), 1)
+        second_1I1 = (half_I % 2 == 1)[None, :, None]
+        near_BIK = tl.exp(tl.where(second_1I1, read_BIK - border_BIK, border_BIK - G_BIK))
+        left_BIK, right_BIK = (x_BIK * near_BIK).to(x_CK.dtype), (y_BIK * near_BIK).to(y_CK.dtype)
+        met_II = (half_I[:, None] + 1 == half_I[None, :]) & (half_I % 2 == 1)[None, :]
+        P_BII += tl.where(met_II[None, :, :], dot(right_BIK, tl.permute(left_BIK, [0, 2, 1])), 0.0)
+        half //= 2
+    own_BIBI = (b_B[:, None] == b_B[None, :])[:, None, :, None]
+    P_JBI = tl.reshape(tl.where(own_BIBI, P_BII[:, :, None, :], 0.0), [C, B, 16])
+    G_end_BK = tl.sum(tl.where((i_I == 15)[None, :, None], G_BIK, 0.0), 1)
+    left_BIK = (x_BIK * tl.exp(read_BIK)).to(x_CK.dtype)
+    right_BIK = y_BIK * tl.exp(G_end_BK[:, None, :] - G_BIK)
+    seen_BIK = tl.zeros([B, 16, K], tl.float32)  # rows before block b, decayed up to it
+    for b in range(1, B):
+        last_BK = (b_B == b - 1)[:, None]
+        passed_K = tl.exp(tl.sum(tl.where(last_BK, G_end_BK, 0.0), 0))
+        seen_BIK = tl.where(last_BK[:, :, None], right_BIK, seen_BIK * passed_K[None, None, :])
+        left_IK = tl.sum(tl.where((b_B == b)[:, None, None], left_BIK, 0.0), 0).to(x_CK.dtype)
+        P_JI = dot(tl.reshape(seen_BIK, [C, K]).to(y_CK.dtype), tl.trans(left_IK))
+        P_JBI += tl.where((b_B == b)[None, :, None], P_JI[:, None, :], 0.0)
+    return tl.reshape(P_JBI, [C, C])
+
+
+# The form over chunks: what needs no state, for all chunks at once.
+
+
+@triton.jit(do_not_specialize=["sequences", "length"])
+def prepare(
+    q, k, decay, q_in, qk, G_end, k_out, cu_seqlens, sequences, length,
+    H: tl.constexpr, q_heads: tl.constexpr, k_heads: tl.constexpr, decay_heads: tl.constexpr, K: tl.constexpr,
+    CHANNELS: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """One program for each chunk and head."""
+    h = tl.program_id(1)
+    n, start, end = piece_of(tl.program_id(0), cu_seqlens, sequences, length, C, PACKED)
+    q_tiles = tokens(q, end, h, H, q_heads, K, C, CHANNELS)
+    k_tiles = tokens(k, end, h, H, k_heads, K, C, CHANNELS)
+    decay_tiles = tokens(decay, end, h, H, decay_heads, K, C, CHANNELS)
+    q_in_tiles = tokens(q_in, end, h, H, H, K, C, CHANNELS)
+    qk_tiles = tokens(qk, end, h, H, H, C, C, C)
+    k_out_tiles = tokens(k_out, end, h, H, H, K, C, CHANNELS)
+    qk_JC = tl.zeros([C, C], tl.float32)
+    for channel in range(0, K, CHANNELS):
+        q_CK = q_tiles.load([start, channel])
+        k_CK = k_tiles.load([start, channel])
+        decay_CK = decay_tiles.load([start, channel]).to(tl.float32)
+        qk_JC += pair(q_CK, k_CK, decay_CK, False, True, C)  # 2
+    qk_tiles.store([start, 0], tl.trans(qk_JC).to(qk.dtype.element_ty))
+    for channel in range(0, K, CHANNELS):
+        q_CK = q_tiles.load([start, channel])
+        decay_CK = decay_tiles.load([start, channel]).to(tl.float32)
+        in_CK = tl.exp(tl.cumsum(decay_CK, 0))
+        q_in_tiles.store([start, channel], (q_CK * in_CK).to(q_CK.dtype))
+        channel_K = channel + tl.arange(0, CHANNELS)
+        at_K = G_end + (tl.program_id(0) * H + h) * K + channel_K
+        tl.store(at_K, tl.sum(decay_CK, 0), mask=channel_K < K)
+        k_CK = k_tiles.load([start, channel])
+        out_CK = tl.exp(tl.sum(decay_CK, 0)[None, :] - tl.cumsum(decay_CK, 0))
+        k_out_tiles.store([start, channel], (k_CK * out_CK).to(k_CK.dtype))
+
+
+# The walk from chunk to chunk.
+
+
+@triton.jit(do_not_specialize=["slots", "length"])
+def walk(
+    v, q_in, qk, G_end, k_out, state, o, states, final,
+    cu_seqlens, slots, length, scale,
+    H: tl.constexpr, v_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr,
+    COLUMNS: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr, INITIAL: tl.constexpr,
+):  # fmt: skip
+    """Carry the state through a sequence: one program for each block of value columns, sequence and head."""
+    n, h = tl.program_id(1) // H, tl.program_id(1) % H
+    first, end = borders(n, cu_seqlens, length, PACKED)
+    column = tl.program_id(0) * COLUMNS
+    channel_K = tl.arange(0, BLOCK_K)
+    q_in_tiles = tokens(q_in, end, h, H, H, K, C, BLOCK_K)
+    v_tiles = tokens(v, end, h, H, v_heads, V, C, COLUMNS)
+    qk_tiles = tokens(qk, end, h, H, H, C, C, C)
+    k_out_tiles = tokens(k_out, end, h, H, H, K, C, BLOCK_K)
+    o_tiles = tokens(o, end, h, H, H, V, C, COLUMNS)
+    states_tiles = matrices(states, slots * H, K, V, BLOCK_K, COLUMNS)
+    final_tiles = matrices(final, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
+    dtype: tl.constexpr = q_in.dtype.element_ty
+    S_VK = tl.zeros([COLUMNS, BLOCK_K], tl.float32)
+    if INITIAL:
+        state_tiles = matrices(state, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
+        S_VK += tl.trans(tl.reshape(state_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS]))
+    segment = first // (SEGMENT * C) + n
+    for opening in range(first, end, SEGMENT * C):
+        states_tiles.store([segment * H + h, 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
+        segment += 1
+        for start in range(opening, tl.minimum(opening + SEGMENT * C, end), C):
+            q_in_CK = q_in_tiles.load([start, 0])
+            v_VC = tl.trans(v_tiles.load([start, column]))
+            qk_JC = tl.trans(qk_tiles.load([start, 0]))
+            G_end_K = tl.load(
+                G_end + ((first // C + n + (start - first) // C) * H + h) * K + channel_K,
+                mask=channel_K < K,
+                other=0.0,
+            )
+            k_out_CK = k_out_tiles.load([start, 0])
+            o_VC = dot(S_VK.to(dtype), tl.trans(q_in_CK))  # 4
+            o_VC += dot(v_VC.to(dtype), qk_JC.to(dtype))  # 4
+            o_tiles.store([start, column], tl.trans(o_VC * scale).to(o.dtype.element_ty))
+            S_VK *= tl.exp(G_end_K)[None, :]  # 3
+            S_VK += dot(v_VC.to(dtype), k_out_CK)
+    final_tiles.store([tl.program_id(1), 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
+
+
+def chunk_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs `[B, T, H, V]`, the final state `[N, H, K, V]`, and what the backward needs."""
+    q, k, v, decay = q.contiguous(), k.to(q.dtype).contiguous(), v.contiguous(), decay.contiguous()
+    B, T, _, V = v.shape
+    K, H = q.shape[3], max(q.shape[2], k.shape[2], v.shape[2], decay.shape[2])
+    N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    o = v.new_empty(B, T, H, V) if cu_seqlens is None else v.new_zeros(B, T, H, V)
+    slots = B * T // (SEGMENT * CHUNK) + N
+    states = v.new_empty(slots, H, K, V, dtype=torch.float32)
+    final = v.new_empty(N, H, K, V, dtype=torch.float32)
+    BLOCK_K, blocks = max(triton.next_power_of_2(K), 16), triton.cdiv(V, COLUMNS)
+    pieces = B * T // CHUNK + N
+    q_in = q.new_empty(B, T, H, K)
+    qk = q.new_empty(B, T, H, CHUNK)
+    G_end = v.new_empty(pieces, H, K, dtype=torch.float32)
+    k_out = q.new_empty(B, T, H, K)
+    prepare[pieces, H](
+        q, k, decay, q_in, qk, G_end, k_out, cu_seqlens, N, T, H=H, q_heads=q.shape[2], k_heads=k.shape[2],
+        decay_heads=decay.shape[2], K=K, CHANNELS=min(CHANNELS, BLOCK_K), C=CHUNK,
+        PACKED=cu_seqlens is not None, num_warps=PREPARE_WARPS, num_stages=PREPARE_STAGES,
+    )  # fmt: skip
+    walk[blocks, N * H](
+        v, q_in, qk, G_end, k_out, state, o, states, final, cu_seqlens, slots, T, scale, H=H,
+        v_heads=v.shape[2], K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=COLUMNS, C=CHUNK,
+        PACKED=cu_seqlens is not None, SEGMENT=SEGMENT, INITIAL=state is not None, num_warps=WALK_WARPS,
+        num_stages=WALK_STAGES,
+    )  # fmt: skip
+    return o, final, states
+
+
+# One token.
+
+
+@triton.jit
+def decode_kernel(
+    q, k, v, decay, S, o, scale,
+    q_B, q_H, k_B, k_H, v_B, v_H, decay_B, decay_H,
+    k_heads: tl.constexpr, v_heads: tl.constexpr, decay_heads: tl.constexpr, H: tl.constexpr, Q: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """One token of one head of one sequence, and some columns of V: the state is read once and written once."""
+    b = tl.program_id(0).to(tl.int64) // H
+    h = tl.program_id(0).to(tl.int64) % H
+    K_ = tl.arange(0, BLOCK_K)
+    V_ = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    KV_ = K_[:, None] * V + V_[None, :]
+    in_K, in_V = K_ < K, V_ < V
+    in_KV = in_K[:, None] & in_V[None, :]
+    at_KV = S + (b * H + h) * (K * V) + KV_
+    S_KV = tl.load(at_KV, in_KV, 0.0)
+    k_K = tl.load(k + b * k_B + h * k_heads // H * k_H + K_, in_K, 0.0).to(tl.float32)
+    v_V = tl.load(v + b * v_B + h * v_heads // H * v_H + V_, in_V, 0.0).to(tl.float32)
+    decay_K = tl.load(decay + b * decay_B + h * decay_heads // H * decay_H + K_, in_K, 0.0).to(tl.float32)
+    S_KV *= tl.exp(decay_K)[:, None]
+    S_KV += k_K[:, None] * v_V[None, :]
+    for i in range(Q):  # the queries of a group read one state
+        q_K = tl.load(q + b * q_B + (h * Q + i) * q_H + K_, in_K, 0.0).to(tl.float32)
+        o_V = tl.sum(S_KV * q_K[:, None], 0) * scale
+        tl.store(o + ((b * H + h) * Q + i) * V + V_, o_V, in_V)
+    tl.store(at_KV, S_KV, in_KV)
+
+
+def decode_step(
+    q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, decay_BHK: Tensor, S_BHKV: Tensor, scale: float
+) -> Tensor:
+    """One token for each sequence in one launch; the state is changed in place. Returns o [B, Q H, V]."""
+    B, H, K, V = S_BHKV.shape
+    if not S_BHKV.is_contiguous():
+        raise ValueError("the state is changed in place and must be contiguous")
+    q_BHK = q_BHK if q_BHK.stride(-1) == 1 else q_BHK.contiguous()
+    k_BHK = k_BHK if k_BHK.stride(-1) == 1 else k_BHK.contiguous()
+    v_BHV = v_BHV if v_BHV.stride(-1) == 1 else v_BHV.contiguous()
+    decay_BHK = decay_BHK if decay_BHK.stride(-1) == 1 else decay_BHK.contiguous()
+    o_BHV = v_BHV.new_empty(B, q_BHK.shape[1], V)
+    block_K = 1 << (K - 1).bit_length()
+    block_V = min(1 << (V - 1).bit_length(), max(4096 // block_K, 16))
+    decode_kernel[B * H, triton.cdiv(V, block_V)](
+        q_BHK, k_BHK, v_BHV, decay_BHK, S_BHKV, o_BHV, scale,
+        q_BHK.stride(0), q_BHK.stride(1), k_BHK.stride(0), k_BHK.stride(1), v_BHV.stride(0), v_BHV.stride(1),
+        decay_BHK.stride(0), decay_BHK.stride(1),
+        k_BHK.shape[1], v_BHV.shape[1], decay_BHK.shape[1], H, q_BHK.shape[1] // H, K, V, block_K, block_V,
+        num_warps=4,
+    )  # fmt: skip
+    return o_BHV

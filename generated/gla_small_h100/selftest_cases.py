@@ -1,0 +1,28 @@
+"""What `selftest` checks: the classes of recurrence in this package, with the sizes that the model calls them with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+TARGET = "h100"
+
+
+class Recurrence(NamedTuple):
+    """A class of recurrence as the model calls it."""
+
+    module: str
+    shapes: dict[str, tuple[int, ...]]  # of each argument behind [B, T]; `rate` has no [B, T]
+    queries: int  # heads of q in a decode step, a multiple of those in `shapes`
+    wide: tuple[str, ...]  # arguments that are float32 in every model
+    bounded: bool  # every log decay lies in [-5, 0]
+
+
+RECURRENCES: list[Recurrence] = [
+    Recurrence(
+        "key_decay_grouped",
+        {"q": (3, 32), "k": (3, 32), "v": (3, 64), "decay": (3, 32)},
+        3,
+        ("decay",),
+        False,
+    ),
+]
