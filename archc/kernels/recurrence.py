@@ -42,6 +42,13 @@ FLOAT32 = (
     "normalisers",
     "last",
     "z",
+    "dlast",
+    "dnormalisers",
+    "dfirst",
+    "dz",
+    "ddecay",
+    "dbeta",
+    "dweight",
 )
 # Rows of a tensor begin at multiples of 16 bytes, or descriptors cannot read them.
 ROW_BYTES = 16
@@ -140,7 +147,9 @@ def reverse_launch(
     cuts = (back.num_warps, back.num_stages), (again.num_warps, again.num_stages)
     if has_channel_reverse(kind):
         return ChannelLaunch(columns, min(again.channels, max(16, _power(K))), *cuts)
-    if kind.core().decay not in ("none", "head") or kind.normalize != "none":
+    if kind.core().decay not in ("none", "head"):
+        return None
+    if kind.normalize != "none" and not kind.beside:
         return None
     return ReverseLaunch(columns, *cuts)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from archc.tiles.kind import RecurrenceKind
-from archc.tiles.program import TileProgram
+from archc.tiles.program import Step, TileProgram
 from archc.tiles.triton_lines import Lines
 
 
@@ -37,13 +37,7 @@ def normaliser(kind: RecurrenceKind, program: TileProgram, walk: Lines) -> Norma
     step = next(step for step in program.steps if step.operation == "update")
     read = next(step for step in program.steps if step.operation == "read")
     q, within = walk.row(read.operands[0])
-    k, factor = walk.row(step.operands[1])
-    decay = {"none": "", "head": " * tl.exp(G_end)", "key": " * tl.exp(G_end_K)"}[walk.decay]
-    divisor = "z_C"
-    if kind.normalize == "max":
-        divisor = f"tl.maximum(tl.abs(z_C), {walk.gate('floor')})"
     sums = f"tl.sum({q} * n_K[None, :], 1)" + (f" * {within}" if within else "")
-    written = f"tl.sum({k} * {factor}[:, None], 0)" if factor else f"tl.sum({k}.to(tl.float32), 0)"
     return Normaliser(
         ["normaliser", "normalisers", "last", "z"],
         ["eps"],
@@ -59,8 +53,77 @@ def normaliser(kind: RecurrenceKind, program: TileProgram, walk: Lines) -> Norma
             f"z_C = ({sums} + tl.sum({walk.scores('qk')}.to(tl.float32), 0)) * scale",
             "at_C = (start + tl.arange(0, C)) * H + h",
             "tl.store(z + at_C, z_C, mask=inside_C & (column == 0))",
-            f"o_VC /= ({divisor} + eps)[None, :]",
+            f"o_VC /= {divisor(kind, walk)}[None, :]",
         ],
-        [f"n_K = n_K{decay} + {written}"],
+        [vector_update(walk, step)],
         ["tl.store(last + tl.program_id(1) * K + channel_K, n_K, mask=own_K)"],
     )
+
+
+def divisor(kind: RecurrenceKind, lines: Lines) -> str:
+    """What a token's values are divided by, `[C]`."""
+    if kind.normalize == "max":
+        return f"(tl.maximum(tl.abs(z_C), {lines.gate('floor')}) + eps)"
+    return "(z_C + eps)"
+
+
+def slope_of(lines: Lines) -> str:
+    """The derivative of the divisor after z, where it is not one."""
+    return f"tl.where(tl.abs(z_C) > {lines.gate('floor')}, tl.where(z_C < 0.0, -1.0, 1.0), 0.0)"
+
+
+def vector_update(lines: Lines, update: Step) -> str:
+    """The vector behind a chunk: what the state would have as one more column."""
+    decay = {"none": "", "head": " * tl.exp(G_end)", "key": " * tl.exp(G_end_K)"}[lines.decay]
+    k, factor = lines.row(update.operands[1])
+    written = f"tl.sum({k} * {factor}[:, None], 0)" if factor else f"tl.sum({k}.to(tl.float32), 0)"
+    return f"n_K = n_K{decay} + {written}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReverseNormaliser:
+    """What it adds to a walk of the backward, all of it empty where a class has none.
+
+    given, made: tensors that the walk reads and writes besides tiles. entry: lines before the first chunk. border:
+    where a segment of chunks starts. exit: behind the last chunk.
+    """
+
+    given: list[str] = field(default_factory=list)
+    made: list[str] = field(default_factory=list)
+    entry: list[str] = field(default_factory=list)
+    border: list[str] = field(default_factory=list)
+    exit: list[str] = field(default_factory=list)
+
+
+def back_normaliser(lines: Lines) -> ReverseNormaliser:
+    """The vector's gradient dn in `walk_back`: each block of value columns carries its own part of it."""
+    own = "(tl.program_id(0).to(tl.int64) * slots + segment) * H + h"
+    last = "tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)"
+    return ReverseNormaliser(
+        ["dlast"],
+        ["dnormalisers", "dfirst"],
+        [
+            "channel_K = tl.arange(0, BLOCK_K)",
+            "mine_K = (channel_K < K) & (column == 0)  # a part of the sum over blocks, of which one has it whole",
+            "dn_K = tl.load(dlast + tl.program_id(1) * K + channel_K, mask=mine_K, other=0.0)",
+        ],
+        [f"tl.store(dnormalisers + ({own}) * K + channel_K, dn_K, mask=channel_K < K)"],
+        [f"tl.store(dfirst + ({last}) * K + channel_K, dn_K, mask=channel_K < K)"],
+    )
+
+
+def walked_again(lines: Lines) -> ReverseNormaliser:
+    """The vector in `walk_again`."""
+    here = "tl.program_id(1) * H + h"
+    own = "(tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * H + h"
+    entry = [
+        "channel_K = tl.arange(0, BLOCK_K)",
+        f"n_K = tl.load(normalisers + ({here}) * K + channel_K, mask=channel_K < K, other=0.0)",
+    ]
+    if lines.decay == "none":
+        return ReverseNormaliser(["normalisers"], entry=entry)
+    entry += [
+        f"dn_K = tl.load(dnormalisers + ({own}) * K + channel_K, mask=channel_K < K, other=0.0)",
+        "anchor += tl.sum(n_K * dn_K)",
+    ]
+    return ReverseNormaliser(["normalisers", "dnormalisers"], entry=entry)

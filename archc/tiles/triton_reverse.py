@@ -24,9 +24,17 @@ from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import Row, Step, TileProgram
 from archc.tiles.reverse import reverse
 from archc.tiles.triton_lines import Lines
+from archc.tiles.triton_normaliser import (
+    ReverseNormaliser,
+    back_normaliser,
+    divisor,
+    slope_of,
+    vector_update,
+    walked_again,
+)
 from archc.tiles.triton_source import INPUTS
 from archc.tiles.triton_source import _load as load_line
-from archc.tiles.views import arguments, public_facts
+from archc.tiles.views import kernel_arguments, public_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ class View:
     """What the template shows of one kernel.
 
     loaded, made: tensors that it reads and that it writes. opening: their descriptors. lines: the kernel's steps.
-    update: how its state goes on.
+    update: how its state goes on. normaliser: what a vector beside the state adds.
     """
 
     loaded: list[str]
@@ -51,11 +59,12 @@ class View:
     opening: list[str]
     lines: list[str]
     update: list[str]
+    normaliser: ReverseNormaliser
 
 
 # Axes of what the kernels make: "CV" values, "CK" rows, "C" a number a token. All but values are sums over a block of
 # value columns.
-_AXES = {"dv": "CV", "dE": "CV", "written": "C", "dbeta": "C", "ddecay": "C"}
+_AXES = {"dv": "CV", "dE": "CV", "written": "C", "dbeta": "C", "dweight": "C", "ddecay": "C", "dz": "C"}
 
 
 def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch) -> str:
@@ -67,9 +76,9 @@ def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch) -> str:
     core = kind.core()
     if form_of(kind).form != "chunk" or core.decay not in ("none", "head"):
         raise ValueError(f"no reverse kernels for a decay of the class {core.decay}")
-    program = forward(kind)
+    program = forward(kind, weighted=kind.beside and kind.normalize == "max")
     back, again = _Back(kind, program).view(), _Again(kind, program).view()
-    found = arguments(kind)
+    found = kernel_arguments(kind)
     facts = public_facts(kind, found)
     inputs = [argument.name for argument in found]
     made = [*back.made, *again.made]
@@ -82,7 +91,8 @@ def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch) -> str:
             name: _constants(inputs, view) for name, view in (("walk_back", back), ("walk_again", again))
         },
         "axes": {name: _AXES.get(name, "CK") for name in made},
-        "inputs": inputs,
+        "inputs": [name for name in inputs if name != "floor"],
+        "beside": kind.beside,
         "kept": kept,
         "typed": facts["typed"],
         "typed_kept": "".join(f"{name}: Tensor, " for name in kept),
@@ -133,6 +143,9 @@ class _Gradients(Lines):
         self.placed: set[str] = set()
         self.stored: list[str] = []
         self.twins: list[str] = []
+        if kind.beside:
+            self.load("z_C")
+            self.factor("share_C", f"tl.where(inside_C, scale / {divisor(kind, self)}, 0.0)")
 
     def view(self) -> View:
         """The kernel's lines, each with the number of the step that it undoes."""
@@ -147,7 +160,11 @@ class _Gradients(Lines):
         opening = [self.open(tile) for tile in (*self.loaded, *self.stored)]
         names = list(dict.fromkeys(_name(tile) for tile in self.loaded))
         made = [_name(tile) for tile in self.stored]
-        return View(names, made, [*filter(None, opening), *self.twins], lines, last)
+        return View(names, made, [*filter(None, opening), *self.twins], lines, last, self.normaliser())
+
+    def normaliser(self) -> ReverseNormaliser:
+        """What a vector beside the state adds."""
+        return ReverseNormaliser()
 
     def groups(self) -> Iterator[tuple[list[Step], list[str]]]:
         """The steps in the order of the kernel, each group with the tiles that are finished then.
@@ -197,6 +214,21 @@ class _Gradients(Lines):
         """A number a token: loaded on first use, if it has one."""
         return self.load(name) if name else ""
 
+    def scale(self, dz: Row, axis: str = "") -> str:
+        """What multiplies do: the scale or, where a normaliser divides each token, its share of that."""
+        if dz.base != "do":
+            return ""
+        return f"share_C{axis}" if self.kind.beside else "scale"
+
+    def from_output(self, dz: Row, product: str) -> str:
+        """What a pair receives through o, and through what divides o."""
+        scaled = _times(product, self.scale(dz, "[None, :]"))
+        return f"({scaled} + {self.divided()}[None, :])" if self.kind.beside else scaled
+
+    def divided(self) -> str:
+        """What a token's normaliser receives, `[C]`."""
+        return self.load("dz_C")
+
     def decay_of(self, exponent: str) -> str:
         return self.decayed(exponent) if exponent and self.decayed_rows else ""
 
@@ -241,6 +273,8 @@ class _Gradients(Lines):
     def take_in(self, tile: str) -> str:
         """The line that loads a tile."""
         name, axes = tile.rsplit("_", 1)
+        if name == "z":
+            return "z_C = scalars(z, start, inside_C, h, H, H)"
         if axes == "C" and name not in INPUTS:
             return f"{tile} = scalars({name} + block, start, inside_C, h, H, H)"
         return load_line(tile)
@@ -300,7 +334,27 @@ class _Back(_Gradients):
             ]
             within = [step for step in self.steps if step.transposed and step.operands[0].base in scores]
             yield [*through, *within], [f"{self.gradient_of_write(x)}_KC"]
-        yield [], ["written_C"] if "written_C" in self.made else []
+        yield (
+            [],
+            [*(["written_C"] if "written_C" in self.made else []), *(["dz_C"] if self.kind.beside else [])],
+        )
+
+    def normaliser(self) -> ReverseNormaliser:
+        """The gradient of the vector, carried as dS is."""
+        return back_normaliser(self) if self.kind.beside else ReverseNormaliser()
+
+    def divided(self) -> str:
+        """What these columns give to a token's normaliser."""
+        self.load("do_VC"), self.load("result_VC")
+        slope = f" * {slope_of(self)}" if self.kind.normalize == "max" else ""
+        return self.factor("dz_C", f"-tl.sum(do_VC.to(tl.float32) * result_VC, 0) * share_C{slope}")
+
+    def put_out(self, tile: str) -> str:
+        """Rows that only write are finished here: times what each is weighted with."""
+        text = super().put_out(tile)
+        if tile == "dk_KC" and self.scalar:
+            return text.replace("dk_KC", f"dk_KC * {self.load(self.scalar)}[None, :]")
+        return text
 
     def _pair(self, step: Step) -> Iterator[str]:
         """P again, or dP_ij = dz_i . y_j."""
@@ -312,7 +366,7 @@ class _Back(_Gradients):
             return
         P, target = self.scores_of[step.result[1:]], f"{step.result}_JC"
         product = f"dot(tl.trans({self.value(y)}), {self.value(x)}{self.narrow(x)})"
-        product = ("-" if step.sign < 0 else "") + product + (" * scale" if x.base == "do" else "")
+        product = self.from_output(x, ("-" if step.sign < 0 else "") + product)
         yield from self.masked(target, P, product)
 
     def _apply(self, step: Step) -> Iterator[str]:
@@ -321,10 +375,11 @@ class _Back(_Gradients):
         if not step.transposed:
             return
         if P.base in self.scores_of:
-            scale = "scale" if x.base == "do" else ""
-            if self.scalar:
-                scale = _times(scale, self.load(self.scalar))
-                scores = _scaled(f"{P.base}_JC", scale, "[:, None]")
+            scale = self.scale(x, "[None, :]")
+            if self.scalar and self.kind.beside:
+                scores = _times(f"{P.base}_JC", f"{self.load(self.scalar)}[:, None]", scale)
+            elif self.scalar:
+                scores = _scaled(f"{P.base}_JC", _times(scale, self.load(self.scalar)), "[:, None]")
             else:
                 scores = _times(f"{P.base}_JC", scale)
             yield self.add(
@@ -349,6 +404,9 @@ class _Back(_Gradients):
             return
         yield f"{x.base}dS_VC = {product}"
         yield self.add("written_C", f"tl.sum({self.load(f'{y}_VC')} * {x.base}dS_VC, 0)")
+        if self.kind.beside:
+            rows = f"tl.sum({self.load(f'{x.base}_CK')} * dn_K[None, :], 1)"
+            yield self.add("written_C", _times(rows, decay))
         number = self.load(self.scalar) if self.scalar else ""
         yield self.add(f"{step.result}_VC", _scaled(f"{x.base}dS_VC", number, "[None, :]"))
 
@@ -359,6 +417,8 @@ class _Back(_Gradients):
             return
         base = next(x for x, value in self.writes.items() if value == y.base)
         product = f"dot(tl.trans(dS_VK.to(dtype)), {self.load(f'{y.base}_VC')})"
+        if self.kind.beside:
+            product = f"({product} + dn_K[:, None])"
         text = _scaled(product, self.decay_of(step.into), "[None, :]")
         yield self.add(f"{self.gradient_of_write(base)}_KC", text)
 
@@ -375,7 +435,7 @@ class _Back(_Gradients):
             self.end()
             yield "dS_VK *= tl.exp(G_end)"
         for x, dz, sign in zip(step.operands[1::2], step.operands[2::2], step.signs, strict=True):
-            factor = _times("scale" if dz.base == "do" else "", self.decay_of(x.exponent))
+            factor = _times(self.scale(dz), self.decay_of(x.exponent))
             value = self.value(dz)
             if factor and factor != "scale":
                 factor = f"({factor})" if " " in factor else factor
@@ -383,6 +443,11 @@ class _Back(_Gradients):
             elif factor or sign < 0:
                 value = f"({'-' if sign < 0 else ''}{_times(value, factor)})"
             yield f"dS_VK += dot({value}.to(dtype), {self.load(f'{x.base}_CK')})"
+        if self.kind.beside:
+            x = step.operands[1]
+            factor = _times(self.divided(), self.decay_of(x.exponent))
+            kept = " * tl.exp(G_end)" if self.decayed_rows else ""
+            yield f"dn_K = dn_K{kept} + tl.sum({self.load(f'{x.base}_CK')} * ({factor})[:, None], 0)"
 
     _combine = _gather = _contract = _Gradients._nothing
 
@@ -405,18 +470,22 @@ class _Again(_Gradients):
                 if step.result == result and step.operation in ("project", "apply")
             ]
             yield [*rows, *last], [f"{last[0].result if last else result}_CK"]
-        numbers = [step for step in self.steps if step.result in ("ddecay", "dbeta")]
+        numbers = [step for step in self.steps if step.result in ("ddecay", "dbeta", "dweight")]
         yield numbers, [f"{step.result}_C" for step in numbers]
 
     def value(self, row: Row) -> str:
         return self.load(f"{row.base}_VC")
+
+    def normaliser(self) -> ReverseNormaliser:
+        """The vector, carried once more."""
+        return walked_again(self) if self.kind.beside else ReverseNormaliser()
 
     def _pair(self, step: Step) -> Iterator[str]:
         """dP_ij = dz_i . y_j; its product with P is what a decay between i and j receives."""
         dz, y = step.operands
         P, target = self.scores_of[step.result[1:]], f"{step.result}_JC"
         product = f"dot(tl.trans({self.value(y)}), {self.value(dz)})"
-        product = ("-" if step.sign < 0 else "") + product + (" * scale" if dz.base == "do" else "")
+        product = self.from_output(dz, ("-" if step.sign < 0 else "") + product)
         yield from self.masked(target, P, product)
         if self.decayed_rows or self.scalar:
             left, right = (self.load(f"{row.base}_CK") for row in P.operands)
@@ -444,9 +513,14 @@ class _Again(_Gradients):
         if S.base != "S":
             return
         product = f"dot(tl.trans({self.value(dz)}), S_VK.to(dtype))"
-        scale = "scale" if dz.base == "do" else ""
+        scale = self.scale(dz)
         factor = self.decay_of(step.into)
-        text = _scaled(product, _times(scale, factor), "[:, None]") if factor else _times(product, scale)
+        if factor or self.kind.beside:
+            text = _scaled(product, _times(scale, factor), "[:, None]")
+        else:
+            text = _times(product, scale)
+        if self.kind.beside:
+            text += f" + ({_times(self.divided(), factor)})[:, None] * n_K[None, :]"
         yield self.add(f"{step.result}_CK", f"-{text}" if step.sign < 0 else text)
         if factor:
             x = step.result.removeprefix("d").removesuffix("_read")
@@ -488,10 +562,10 @@ class _Again(_Gradients):
         yield f"anchor += tl.sum({_times('written_C', self.scalar)})"
 
     def _contract(self, step: Step) -> Iterator[str]:
-        if step.result != "dbeta":
+        if step.result not in ("dbeta", "dweight"):
             return
         met = [f"tl.sum({name}, 1)" for name in ("met_JC", "met_before_JC") if name in self.made]
-        yield f"dbeta_C = {_plus(self.load('written_C'), *met)}"
+        yield f"{step.result}_C = {_plus(self.load('written_C'), *met)}"
 
     def _combine(self, step: Step) -> Iterator[str]:
         read, write = step.operands
@@ -501,8 +575,9 @@ class _Again(_Gradients):
         self.made.add(f"{step.result}_CK")
 
     def _update(self, step: Step) -> Iterator[str]:
-        yield from Lines._update(
-            self, next(step for step in self.program.steps if step.operation == "update")
-        )
+        update = next(step for step in self.program.steps if step.operation == "update")
+        yield from Lines._update(self, update)
+        if self.kind.beside:
+            yield vector_update(self, update)
 
     _read = _solve = _Gradients._nothing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
 
@@ -19,6 +19,7 @@ from archc.kernels.bytes import planned
 from archc.kernels.counting.counter import counting
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.torch_source import emit
+from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, kernels
 from tests.interpreted.modules import poisoned
 from tests.support.slow import mostly_slow
@@ -31,6 +32,7 @@ KINDS = {
     "maximum": RecurrenceKind("head", normalize="max", log_input=True, chunk=16),
     "channels": RecurrenceKind("key", normalize="sum", read="exclusive", chunk=16),
 }
+KINDS["heads"] = RecurrenceKind("head", normalize="sum", chunk=16)
 CASES = [*mostly_slow(KINDS, lambda name: name == "maximum")]
 Modules = tuple[ModuleType, ModuleType]
 
@@ -43,11 +45,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Modules]:
     def load(name: str, columns: int = COLUMNS, segment: int = SEGMENT) -> Modules:
         kind = KINDS[name]
         module = recurrence_name(kind)
+        reverse = reverse_source(kind, ReverseLaunch(columns, (4, 1), (4, 1))) if kind.decay != "key" else ""
         launches = {"prepare": Launch(0, 4, 1), "walk": Launch(columns, 4, 1)}
         files = {
             "__init__.py": "",
             f"{module}.py": emit(kind, module, kernel_sizes=[(K, V)]),
-            f"{module}_kernels.py": kernels(kind, module, launches, segment=segment),
+            f"{module}_kernels.py": kernels(kind, module, launches, segment=segment, reverse=reverse),
         }
         package = tmp_path_factory.mktemp("made") / f"normalized_{name}_{columns}_{segment}"
         package.mkdir()
@@ -169,19 +172,63 @@ def test_gradients_start_again_from_the_states_that_kernels_kept(
 
 def test_the_backward_reads_what_the_kernels_keep(made: Callable[..., Modules]) -> None:
     """States, sums and outputs of the kernels, given to the backward in the torch form."""
-    kind = KINDS["maximum"]
     torch_form, module = made("maximum")
     torch.manual_seed(2)
-    given, start = inputs(kind, 60), states(5)
+    given, start = inputs(KINDS["maximum"], 60), states(5)
     results = [form.normalized_forward(*given, *start, BORDERS, SCALE, EPS) for form in (torch_form, module)]
-    slopes = [torch.randn_like(x) for x in results[0][:3]]
-    slopes[0][:, BORDERS[-1] :] = 0
+    slopes = slopes_of(results[0])
     gradients = [
         torch_form.normalized_backward(*slopes, *given, BORDERS, found[0], *found[3:], SCALE, EPS)
         for found in results
     ]
     for theirs, ours in zip(*gradients, strict=True):
         assert error(ours, theirs.double()) < 1e-4
+
+
+def slopes_of(results: Sequence[Tensor]) -> list[Tensor]:
+    """What outputs and both final states receive; nothing behind the last sequence."""
+    found = [torch.randn_like(x) for x in results[:3]]
+    found[0][:, BORDERS[-1] :] = 0
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param("maximum", torch.float32, id="maximum-float32"),
+        pytest.param("sum", torch.float32, id="sum-float32", marks=pytest.mark.slow),
+        pytest.param("maximum", torch.float16, id="maximum-float16", marks=pytest.mark.slow),
+        pytest.param("heads", torch.float32, id="heads-float32", marks=pytest.mark.slow),
+    ],
+)
+def test_gradients_of_the_kernels(made: Callable[..., Modules], name: str, dtype: torch.dtype) -> None:
+    """Two walks, in two blocks of value columns, against the torch form in float64."""
+    kind = KINDS[name]
+    torch_form, module = made(name)
+    torch.manual_seed(4)
+    given, start = inputs(kind, 60), states(5)
+    given = [x.to(dtype) if i < 3 else x for i, x in enumerate(given)]
+
+    def gradients(form: ModuleType, wide: torch.dtype | None) -> list[Tensor]:
+        moved = [x if wide is None else x.to(wide) for x in given]
+        first = [x.float() if wide is None else x.to(wide) for x in start]
+        with poisoned():
+            found = form.normalized_forward(*moved, *first, BORDERS, SCALE, EPS)
+            torch.manual_seed(5)
+            slopes = [x.to(y.dtype) for x, y in zip(slopes_of([x.double() for x in found]), found)]
+            return list(form.normalized_backward(*slopes, *moved, BORDERS, found[0], *found[3:], SCALE, EPS))
+
+    want, theirs, ours = (
+        gradients(torch_form, torch.float64),
+        gradients(torch_form, torch.float32),
+        gradients(module, None),
+    )
+    hardness = max(error(got, exact) for got, exact in zip(theirs, want, strict=True))
+    assert hardness < 1e-4
+    rounding = 16 * torch.finfo(torch.float16).eps if dtype == torch.float16 else 0
+    for got, exact in zip(ours, want, strict=True):
+        allowed = 1.5 * hardness + rounding + torch.finfo(torch.float32).eps * (1 + reach(kind, given))
+        assert error(got, exact) <= allowed
 
 
 @pytest.mark.parametrize("name", CASES)
