@@ -24,7 +24,7 @@ from typing import Any
 from archc.kernels.fit import Fit, Found, judge
 from archc.kernels.kernel import Kernel
 from archc.kernels.targets import Target
-from archc.output.load import cache_folder
+from archc.output.cache import cache_folder
 from archc.spec.diagnostics import MachineError
 
 SECONDS = 120.0  # for one kernel; one that takes longer is given up

@@ -7,12 +7,12 @@ import importlib.util
 import itertools
 import json
 import keyword
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
+from archc.output.cache import cache_folder
 from archc.spec.diagnostics import MachineError
 
 
@@ -33,13 +33,6 @@ def load(source: str | Path | Mapping[str, object]) -> ModuleType:
     out = cache_folder() / key / name
     build(source, out, force=True)  # a cache is nobody's to edit
     return _import(out, f"{name}_{key}")
-
-
-def cache_folder() -> Path:
-    """Where `load` puts packages: `$ARCHC_CACHE`, else `$XDG_CACHE_HOME/archc`, else `~/.cache/archc`."""
-    if chosen := os.environ.get("ARCHC_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "archc"
 
 
 def _identity(source: Path | Mapping[str, object]) -> tuple[str, str]:

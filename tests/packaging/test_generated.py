@@ -60,10 +60,11 @@ def test_kernels_read_as_if_written_by_hand(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_committed_can_be_imported_and_runs() -> None:
+@pytest.mark.parametrize("name", ["slot_hybrid", "gla_small_h100", "mamba2_small_h100"])
+def test_what_is_committed_can_be_imported_and_runs(name: str) -> None:
     script = (
         "import torch\n"
-        "from generated.slot_hybrid import Config, Model\n"
+        f"from generated.{name} import Config, Model\n"
         "model = Model(Config(n_layers=2))\n"
         "tokens = torch.randint(0, 256, (2, 9))\n"
         "assert model(tokens).shape == (2, 9, 256)\n"
