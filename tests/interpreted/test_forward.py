@@ -19,6 +19,7 @@ from archc.tiles.kind import DECAYS, ERASES, RecurrenceKind, form_of
 from archc.tiles.torch_source import emit
 from archc.tiles.triton_source import Launch, kernels
 from tests.interpreted.modules import poisoned
+from tests.support.slow import mostly_slow
 
 K, V, COLUMNS, SEGMENT = 24, 40, 16, 2
 SCALE = 0.3
@@ -30,17 +31,14 @@ KINDS = [
     for kind in [RecurrenceKind(decay, erase, erase_from, read, chunk=32)]
     if decay != "constant" and form_of(kind).form == "chunk"
 ]
-# One class for each rule of the printer; the slow tests have all.
+# One class for each rule of the printer; the slow tests have all, `make library` has them in float16 too.
 FEW = [
     RecurrenceKind("head", "delta", chunk=32),
     RecurrenceKind("key", "pair", "previous", "exclusive", chunk=64),
     RecurrenceKind("value", chunk=32),
     RecurrenceKind("none", "delta", read="exclusive", chunk=64),
 ]
-CASES = [
-    *[pytest.param(kind, id=recurrence_name(kind)) for kind in FEW],
-    *[pytest.param(kind, id=f"all_{recurrence_name(kind)}", marks=pytest.mark.slow) for kind in KINDS],
-]
+CASES = [*FEW, *(kind for kind in KINDS if kind not in FEW)]
 
 
 def modules(kind: RecurrenceKind, folder: Path) -> tuple[ModuleType, ModuleType]:
@@ -90,13 +88,14 @@ def error(got: Tensor, want: Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    "dtype",
+    ("kind", "dtype"),
     [
-        pytest.param(torch.float32, id="float32"),
-        pytest.param(torch.float16, id="float16", marks=pytest.mark.slow),
+        *mostly_slow([(kind, torch.float32) for kind in CASES], lambda case: case[0] in FEW[::2]),
+        pytest.param(FEW[0], torch.float16, marks=pytest.mark.slow),
+        *mostly_slow([(kind, torch.float16) for kind in CASES[1:]], lambda case: False, "library"),
     ],
+    ids=lambda value: recurrence_name(value) if isinstance(value, RecurrenceKind) else str(value)[6:],
 )
-@pytest.mark.parametrize("kind", CASES)
 def test_forward(kind: RecurrenceKind, dtype: torch.dtype, tmp_path: Path) -> None:
     """Dense rows without a state, and packed ones that continue; among them empty sequences and one of one token."""
     torch_form, made = modules(kind, tmp_path)
