@@ -27,6 +27,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reader:
             del sys.modules[name]
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("name", NAMES)
 def test_examples(name: str, reader: Reader) -> None:
     """Every block of a page, in order."""
