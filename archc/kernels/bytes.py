@@ -105,10 +105,11 @@ def minimum(
 
 
 def planned(
-    kind: RecurrenceKind, K: int, V: int, itemsize: int = 2, segment: int = SEGMENT
+    kind: RecurrenceKind, K: int, V: int, itemsize: int = 2, segment: int = SEGMENT, span: int | None = None
 ) -> dict[str, float]:
     """Bytes of each kernel of a class's forward: every tensor once; and a state for each `segment` chunks.
 
+    span: chunks that are walked beside others, of a sequence that has many such; None for one that is walked whole.
     With as many value columns in a program as there are, the counter finds exactly this.
     """
     form = walk_form(kind)
@@ -128,9 +129,16 @@ def planned(
     unread = {"q"} if {"q_in", "q_before"} & buffers.keys() else set()
     read = [name for name in form.walk.arguments if name not in unread]
     walk = sum((size | buffers)[name] for name in read) + results
-    if form.prepare is None:
-        return {"walk": walk}
-    return {"prepare": sum((size | buffers)[name] for name in form.prepare.arguments), "walk": walk}
+    found = {}
+    if form.prepare is not None:
+        found["prepare"] = sum((size | buffers)[name] for name in form.prepare.arguments)
+    if span is not None:  # a state at the start of each; and what it does to one, by its decay or as a matrix
+        start, decays = 4 * K * V / (span * C), {"": 0, "1": 1, "K": K, "V": V}[form.ahead.sums]
+        between_spans = 4 * (K * V + (K * K if form.solved else decays)) / (span * C)
+        found["walk_ahead"] = sum((size | buffers)[name] for name in form.ahead.arguments) + between_spans
+        found["carry"] = between_spans + start
+        walk += start
+    return {**found, "walk": walk}
 
 
 def spent(

@@ -29,6 +29,9 @@ FLOAT32 = (
     "state",
     "states",
     "final",
+    "ends",
+    "decays",
+    "starts",
     "dfinal",
     "dstates",
     "dinitial",
@@ -50,6 +53,9 @@ FLOAT32 = (
     "dbeta",
     "dweight",
 )
+# From span to span: narrow, so that there are many programs of it. Where a span does to a state what a matrix does,
+# the matrix must fit beside it.
+CARRY, CARRIED = Launch(32, 8, 1), 128
 # Rows of a tensor begin at multiples of 16 bytes, or descriptors cannot read them.
 ROW_BYTES = 16
 
@@ -121,6 +127,8 @@ def launches(kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: Tar
             raise ValueError(f"{target.name} has no tile for {role} with {facts}")
         columns, channels = min(tile.columns, max(16, _power(V))), min(tile.channels, max(16, _power(K)))
         found[role] = Launch(columns, tile.num_warps, tile.num_stages, channels)
+    if not kind.beside and (kind.core().erase == "none" or K <= CARRIED):
+        found["carry"] = CARRY
     return found
 
 
@@ -164,7 +172,10 @@ def source_of(kind: RecurrenceKind, name: str, sizes: Sequence[tuple[int, int]],
         reverse = channel_reverse_source(kind, back)
     elif back is not None:
         reverse = reverse_source(kind, back)
-    return kernels(kind, name, cut, precision, reverse=reverse, decode=decode_source(kind))
+    return kernels(
+        kind, name, cut, precision, multiprocessors=target.multiprocessors, reverse=reverse,
+        decode=decode_source(kind),
+    )  # fmt: skip
 
 
 def recurrence_kernels(
@@ -188,6 +199,14 @@ def recurrence_kernels(
         columns = tiles["walk"].columns
         for role in ("prepare", "walk") if form.prepare is not None else ("walk",):
             yield described(source, file, role, role, kind, use, tiles[role], dtype, columns)
+        if "carry" in tiles:
+            yield described(
+                source, file, "walk_ahead", "walk_ahead", kind, use, tiles["walk"], dtype, columns
+            )
+            carry = described(source, file, "carry", "carry", kind, use, tiles["carry"], dtype, CARRY.columns)
+            values = {"VALUES": -(-use.V // columns) * columns} if form.solved else {}
+            # What products it has are small: any matrix instructions will do.
+            yield replace(carry, constants={**carry.constants, **values}, matrix=False)
         if back is not None:
             for role, (warps, stages) in (("walk_back", back.back), ("walk_again", back.again)):
                 channels = back.channels if isinstance(back, ChannelLaunch) else 0
@@ -210,7 +229,7 @@ def described(
     BLOCK_K = max(_power(use.K), 16)
     known: dict[str, Constant] = {
         "H": use.H, "K": use.K, "V": use.V, "BLOCK_K": BLOCK_K, "COLUMNS": columns,
-        "CHANNELS": min(launch.channels, BLOCK_K), "BLOCK_V": max(_power(use.V), 16),
+        "CHANNELS": min(launch.channels, BLOCK_K), "BLOCK_V": max(_power(use.V), 16), "VALUES": 0,
         "C": kind.chunk, "SEGMENT": SEGMENT, "PACKED": False, "INITIAL": False,
         **{f"{name}_heads": count for name, count in use.heads.items()},
     }  # fmt: skip
@@ -218,7 +237,7 @@ def described(
     for name in _arguments(source, function):
         if name in known:
             constants[name] = known[name]
-        elif name in ("sequences", "length", "slots", "total"):
+        elif name in ("sequences", "length", "slots", "span", "spans", "total"):
             signature[name] = "i32"
         elif name in ("scale", "eps"):
             signature[name] = "fp32"

@@ -46,17 +46,17 @@ def normaliser(kind: RecurrenceKind, program: TileProgram, walk: Lines) -> Norma
             "own_K = (channel_K < K) & (column == 0)  # the first block of value columns writes it",
             "n_K = tl.zeros([BLOCK_K], tl.float32)",
             "if INITIAL:",
-            "    n_K += tl.load(normaliser + tl.program_id(1) * K + channel_K, mask=channel_K < K, other=0.0)",
+            "    n_K += tl.load(normaliser + (n * H + h) * K + channel_K, mask=channel_K < K, other=0.0)",
         ],
         ["tl.store(normalisers + (segment * H + h) * K + channel_K, n_K, mask=own_K)"],
         [
             f"z_C = ({sums} + tl.sum({walk.scores('qk')}.to(tl.float32), 0)) * scale",
-            "at_C = (start + tl.arange(0, C)) * H + h",
-            "tl.store(z + at_C, z_C, mask=inside_C & (column == 0))",
+            "at_C = z + tl.cast(start, tl.int64) * H + h + tl.arange(0, C) * H",
+            "tl.store(at_C, z_C, mask=inside_C & (column == 0))",
             f"o_VC /= {divisor(kind, walk)}[None, :]",
         ],
         [vector_update(walk, step)],
-        ["tl.store(last + tl.program_id(1) * K + channel_K, n_K, mask=own_K)"],
+        ["tl.store(last + (n * H + h) * K + channel_K, n_K, mask=own_K)"],
     )
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from archc.templates import environment, packed
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
-from archc.tiles.program import SEGMENT, Step
+from archc.tiles.program import SEGMENT, Step, TileProgram
 from archc.tiles.triton_lines import Lines, prepared
 from archc.tiles.triton_normaliser import Normaliser, normaliser
+from archc.tiles.triton_spans import Ahead, ahead_of
 from archc.tiles.views import TITLES, definition, kernel_arguments, public_facts
 
 INPUTS = ("q", "k", "v", "decay", "beta", "w", "r", "weight", "floor")
@@ -69,6 +70,7 @@ class Walk:
     helpers: list[str]
     normaliser: Normaliser
     typed_by: str
+    ahead: Ahead
 
 
 def kernels(
@@ -78,14 +80,16 @@ def kernels(
     precision: str = "tf32x3",
     segment: int = SEGMENT,
     *,
+    multiprocessors: int = 1,
     reverse: str = "",
     decode: str = "",
     templates: Path | None = None,
 ) -> str:
     """The source of `<name>_kernels.py`: the form over chunks as `launches` cuts it, and the decode step.
 
-    `launches` has "prepare" and "walk"; without it there is the decode step alone. `reverse`, `decode`: the text of
-    those kernels. Raises ValueError, with the reason, for a class that has no such form.
+    `launches` has "prepare" and "walk", and "carry" where long sequences are cut into spans if there are fewer programs
+    than `multiprocessors`; without it there is the decode step alone. `reverse`, `decode`: the text of those kernels.
+    Raises ValueError, with the reason, for a class that has no such form.
     """
     verdict = form_of(kind)
     if verdict.form == "error" or (launches and verdict.form != "chunk"):
@@ -96,6 +100,7 @@ def kernels(
         "name": name,
         "chunked": bool(launches),
         "decode": decode.rstrip("\n"),
+        "multiprocessors": multiprocessors,
         **(_chunk_view(kind, launches, precision, segment, reverse.rstrip("\n")) if launches else {}),
     }
     return environment(templates).get_template("recurrence/kernels.py.jinja").render(view)
@@ -136,6 +141,7 @@ def _chunk_view(
         "typed_by": form.typed_by,
         "prepare_launch": _prepare_launch(form),
         "walk_launch": _walk_launch(form),
+        "ahead": form.ahead if "carry" in launches else None,
     }
 
 
@@ -195,7 +201,29 @@ def walk_form(kind: RecurrenceKind) -> Walk:
         helpers,
         beside,
         "q" if "q" in walk_inputs else next(name for name, axes in buffers.items() if axes == "CK"),
+        _ahead(kind, program, rest),
     )
+
+
+def _ahead(kind: RecurrenceKind, program: TileProgram, rest: Sequence[Step]) -> Ahead:
+    """The walk of which only the next state is wanted."""
+    wanted = {"S_next"}
+    steps: list[Step] = []
+    for step in reversed(rest):
+        if step.result in wanted:
+            steps.insert(0, step)
+            wanted |= {row.base for row in step.operands}
+    walk = Lines(kind, program, "walk")
+    body = walk.of(_short_lives([step for step in steps if step.operation != "update"]))
+    body += walk.of([step for step in steps if step.operation == "update"])
+    body = [*(_load(tile) for tile in walk.loaded), *(f"{n} = {t}" for n, t in walk.factors.items()), *body]
+    inputs = [argument.name for argument in kernel_arguments(kind)]
+    tensors = list(dict.fromkeys(_buffer_name(tile) for tile in walk.loaded))
+    given = [name for name in inputs if name in tensors]
+    rows = next(_buffer_name(tile) for tile in walk.loaded if tile.endswith("_CK"))
+    tensors = [*given, *(name for name in tensors if name not in given)]
+    constants = _constants(given, True)
+    return ahead_of(kind, tensors, rows, constants, _values(constants), _open(walk.loaded), body)
 
 
 def _prepare_lines(first: Lines, steps: Sequence[Step], written: Sequence[str]) -> list[str]:
@@ -289,13 +317,15 @@ def _walk_launch(form: Walk) -> str:
         "final",
         *form.normaliser.tensors,
         "cu_seqlens",
+        "N",
         "slots",
         "T",
+        "span",
         "scale",
         *form.normaliser.numbers,
         *_given(form.walk),
     ]
-    return _launched("walk", "blocks, N * H", given)
+    return _launched("walk", "blocks, spans * H", given)
 
 
 def _launched(name: str, grid: str, given: Sequence[str]) -> str:
@@ -306,6 +336,11 @@ def _launched(name: str, grid: str, given: Sequence[str]) -> str:
 
 def _given(view: KernelView) -> list[str]:
     """The constants of a launch by name."""
+    return _values(view.constants)
+
+
+def _values(constants: Sequence[str]) -> list[str]:
+    """Constants with the names that they have where a kernel is launched."""
     text = {
         "C": "CHUNK",
         "CHANNELS": "min(CHANNELS, BLOCK_K)",
@@ -313,7 +348,7 @@ def _given(view: KernelView) -> list[str]:
         "INITIAL": "state is not None",
     }
     found = []
-    for constant in view.constants:
+    for constant in constants:
         name = constant.partition(":")[0]
         heads = f"{name.removesuffix('_heads')}.shape[2]" if name.endswith("_heads") else name
         found.append(f"{name}={text.get(name, heads)}")
@@ -326,6 +361,8 @@ def _launch_constants(kind: RecurrenceKind, launches: dict[str, Launch]) -> list
         lines.append(f"CHANNELS = {launches['prepare'].channels}  # key channels at once")
     for role, launch in launches.items():
         lines.append(f"{role.upper()}_WARPS, {role.upper()}_STAGES = {launch.num_warps}, {launch.num_stages}")
+    if "carry" in launches:
+        lines.append(f"CARRY_COLUMNS = {launches['carry'].columns}")
     return lines
 
 
@@ -383,7 +420,7 @@ def _load(tile: str, blocked: bool = False) -> str:
         case "JC":
             return f"{tile} = tl.trans({name}_tiles.load([start, 0]))"
         case _:
-            number = "(first // C + n + (start - first) // C)"
+            number = "tl.cast(start // C + n, tl.int64)"
             return f"{tile} = tl.load({base} + ({number} * H + h) * K + channel_K, mask=channel_K < K, other=0.0)"
 
 
@@ -394,7 +431,7 @@ def _store(first: Lines, tile: str) -> list[str]:
         first.load("decay_CK")
         return [
             "channel_K = channel + tl.arange(0, CHANNELS)",
-            f"at_K = {base} + (tl.program_id(0) * H + h) * K + channel_K",
+            f"at_K = {base} + (tl.program_id(0).to(tl.int64) * H + h) * K + channel_K",
             "tl.store(at_K, tl.sum(decay_CK, 0), mask=channel_K < K)",
         ]
     name = _buffer_name(tile)

@@ -136,7 +136,7 @@ def emitted(
     segment: int = SEGMENT,
 ) -> ModuleType:
     """The kernels over chunks of a class; their reverse as well, if the decay is one for a head."""
-    launches = {"prepare": Cut(0, 4, 1), "walk": Cut(columns, 8, 1)}
+    launches = {"prepare": Cut(0, 4, 1), "walk": Cut(columns, 8, 1), "carry": Cut(columns, 4, 1)}
     name = f"{label(kind)}_{K}_{V}_{columns}_{segment}"
     reverse = ""
     if kind.decay in ("none", "head"):
@@ -144,6 +144,7 @@ def emitted(
     return load(f"{name}_kernels", kernels(kind, name, launches, segment=segment, reverse=reverse))
 
 
+IN_SPANS = [replace(kind, chunk=16) for kind in (SCALAR, GATED_DELTA, RecurrenceKind("value"))]
 Spend = Callable[[RecurrenceKind, str], Spent]
 
 
@@ -215,9 +216,25 @@ def test_the_forward_moves_what_is_planned(
     load: Callable[[str, str], ModuleType], kind: RecurrenceKind
 ) -> None:
     """Launch by launch and to the byte, with a state for every chunk."""
+    moved_as_planned(emitted(load, kind, 16, 32, 32, segment=1), kind, (16, 32), None)
+
+
+@pytest.mark.parametrize("kind", mostly_slow(CHUNKED, lambda kind: kind in IN_SPANS), ids=label)
+def test_spans_move_what_is_planned(
+    load: Callable[[str, str], ModuleType], kind: RecurrenceKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same with a span for every chunk."""
     module = emitted(load, kind, 16, 32, 32, segment=1)
+    monkeypatch.setattr(module, "span_of", lambda *_: 16)
+    moved_as_planned(module, kind, (32, 48), 1)
+
+
+def moved_as_planned(
+    module: ModuleType, kind: RecurrenceKind, lengths: tuple[int, int], span: int | None
+) -> None:
+    """Between two lengths that are one chunk apart."""
     launches = []
-    for T in (16, 32):
+    for T in lengths:
         given = inputs(kind, T, 16, 32)
         with counting() as counted:
             module.chunk_forward(*given, None, None, 0.1)
@@ -225,7 +242,7 @@ def test_the_forward_moves_what_is_planned(
         launches.append({launch.name: launch for launch in counted.launches})
     short, long = launches
     found = {name: (long[name].distinct - short[name].distinct) / 16 for name in long}
-    assert found == planned(kind, 16, 32, segment=1)
+    assert found == planned(kind, 16, 32, segment=1, span=span)
     # A tile may be read again rather than held.
     assert sum(launch.requested for launch in long.values()) <= 2 * sum(
         launch.distinct for launch in long.values()

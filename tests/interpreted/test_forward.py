@@ -44,7 +44,11 @@ CASES = [*FEW, *(kind for kind in KINDS if kind not in FEW)]
 def modules(kind: RecurrenceKind, folder: Path) -> tuple[ModuleType, ModuleType]:
     """The module of a class and that of its kernels, as they stand in a package."""
     name = recurrence_name(kind)
-    launches = {"prepare": Launch(0, 4, 1, channels=16), "walk": Launch(COLUMNS, 4, 1)}
+    launches = {
+        "prepare": Launch(0, 4, 1, channels=16),
+        "walk": Launch(COLUMNS, 4, 1),
+        "carry": Launch(32, 4, 1),
+    }
     files = {
         "__init__.py": "",
         f"{name}.py": emit(kind, name),
