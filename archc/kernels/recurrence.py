@@ -146,6 +146,8 @@ def reverse_launch(
     kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: Target
 ) -> ReverseLaunch | ChannelLaunch | None:
     """The tiles of the backward, or None where the target has no rows that were seen to fit."""
+    if kind.normalize != "none":
+        return None  # its walks keep 192 to 256 bytes of local memory on Hopper at 128 value columns
     K, V = max(sizes)
     facts = {"decay": kind.core().decay, "erase": kind.erase, "K": K, "V": V}
     back, again = target.tile("walk_back", **facts), target.tile("walk_again", **facts)
@@ -156,8 +158,6 @@ def reverse_launch(
     if has_channel_reverse(kind):
         return ChannelLaunch(columns, min(again.channels, max(16, _power(K))), *cuts)
     if kind.core().decay not in ("none", "head"):
-        return None
-    if kind.normalize != "none" and not kind.beside:
         return None
     return ReverseLaunch(columns, *cuts)
 
