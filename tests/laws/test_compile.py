@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.laws.measure import distance, sequences_of, subject, truth
-from tests.laws.subjects import CORE, EVERY, HYBRIDS, LIBRARY, SHRUNK, others_of
+from tests.laws.subjects import CORE, CORNERS, EVERY, HYBRIDS, SHRUNK, others_of
 
 LENGTHS = (2, 3, 5, 8, 15, 16, 17, 33, 64, 65, 96, 129)
 FAST = ("mamba2",)
-# The hybrids have the mixers of the other published models; `make library` compiles those too.
-OWN = ("kda_small", "rwkv7_small", "xlstm_small")
-MODELS = [
-    pytest.param(name, marks=pytest.mark.slow if name in HYBRIDS or name in OWN else pytest.mark.library)
-    for name in (*SHRUNK, *HYBRIDS)
-]
+# Between them these reach every operation and every class of decay; `make library` compiles the others too.
+TRAINED = ("windowed_hybrid", "two_mixers", "experts", "kda_small", "rwkv7_small", "xlstm_small")
+PACKED = ("windowed_hybrid", "shared_memory", "one_cache", "shared_keys", "rwkv7_small", "xlstm_small")
+
+
+def models(slow: tuple[str, ...]) -> list[Any]:
+    """The published models and the hybrids, all but the slow ones for `make library`."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow if name in slow else pytest.mark.library)
+        for name in (*SHRUNK, *HYBRIDS)
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -51,11 +57,9 @@ def test_twelve_lengths(name: str, law: Callable[..., None]) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(
-            name, marks=pytest.mark.library if name in LIBRARY and name not in CORE else pytest.mark.slow
-        )
+        pytest.param(name, marks=pytest.mark.slow if name in CORE or name in CORNERS else pytest.mark.library)
         for name in EVERY
-        if name not in (*FAST, *SHRUNK, *HYBRIDS) and "twelve lengths" in others_of(name)
+        if name not in (*FAST, *SHRUNK) and "twelve lengths" in others_of(name)
     ],
 )
 def test_twelve_lengths_everywhere(name: str, law: Callable[..., None]) -> None:
@@ -68,8 +72,8 @@ def test_twelve_lengths_everywhere(name: str, law: Callable[..., None]) -> None:
     "name",
     [
         pytest.param("attention_small", marks=pytest.mark.library),
-        pytest.param("gla_small", marks=pytest.mark.library),
-        pytest.param("windowed_hybrid", marks=pytest.mark.slow),
+        pytest.param("gla_small", marks=pytest.mark.slow),
+        pytest.param("windowed_hybrid", marks=pytest.mark.library),
     ],
 )
 def test_inductor(name: str) -> None:
@@ -77,7 +81,7 @@ def test_inductor(name: str) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", models(TRAINED))
 def test_training_compiles(name: str) -> None:
     """Loss and gradients of a compiled model, for several lengths in at most two graphs."""
     _, model = subject(name)
@@ -100,7 +104,7 @@ def test_training_compiles(name: str) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", models(PACKED))
 def test_packed_rows_compile(name: str) -> None:
     package, model = subject(name)
     counter = CompileCounterWithBackend("aot_eager")
