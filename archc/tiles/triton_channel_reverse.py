@@ -23,10 +23,9 @@ from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import Row, Step
 from archc.tiles.reverse import reverse
 from archc.tiles.triton_lines import FACTORS
-from archc.tiles.triton_source import INPUTS, walk_form
+from archc.tiles.triton_source import INPUTS, load_line, walk_form
 from archc.tiles.triton_source import _buffer as buffer_line
 from archc.tiles.triton_source import _given as constants_given
-from archc.tiles.triton_source import _load as load_line
 from archc.tiles.triton_source import _open as open_lines
 from archc.tiles.views import arguments, public_facts
 
@@ -323,6 +322,9 @@ class _Again(_Lines):
         pairs = f"tl.where(j_1J + 1 < c_C1, {step.result}_CJ, 0.0)" if before else f"{step.result}_CJ"
         given = f"{pairs}, {self.rows(left)}, {self.rows(right)}, decay_CK, {before}, C"
         self.out.append(f"read_CK, write_CK = pair_gradients({given})  # {P.number}")
+        if before or P.mask == "inclusive":
+            near = "j_1J + 1 == c_C1" if before else "j_1J == c_C1"
+            self.put(f"own_{P.result}_CJ", f"tl.where({near}, {step.result}_CJ, 0.0).to(dtype)")
         for result, part in zip(self.gradients(P), ("read_CK", "write_CK"), strict=True):
             self.put(f"{result}_CK", part)
 
@@ -363,12 +365,10 @@ class _Again(_Lines):
             gradient = f"d{x.base}_write" if f"d{x.base}_read_CK" in self.made else f"d{x.base}"
             self.put(f"{gradient}_CK", f"d{x.base}_state_CK")
         for P in self.scores.values():
-            left, right = P.operands
-            if left.exponent != "<" and P.mask == "strict":
-                continue
-            near = "j_1J + 1 == c_C1" if left.exponent == "<" else "j_1J == c_C1"
             own = f"own_{P.result}_CJ"
-            self.put(own, f"tl.where({near}, d{P.result}_CJ, 0.0).to(dtype)")
+            if own not in self.made:
+                continue
+            left, right = P.operands
             dx, dy = self.gradients(P)
             self.put(f"{dx}_CK", f"dot({own}, {self.rows(right)})", P)
             self.put(f"{dy}_CK", f"dot(tl.trans({own}), {self.rows(left)})")
