@@ -9,6 +9,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
 import json  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -27,10 +28,12 @@ def repository() -> Path:
     return REPOSITORY
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`archc.load` builds into a folder of this test run, never into the user's cache."""
-    monkeypatch.setenv("ARCHC_CACHE", str(tmp_path_factory.getbasetemp() / "archc_cache"))
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is built by `archc.load` or compiled goes to a folder of this test run, never to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARCHC_CACHE", str(tmp_path_factory.getbasetemp() / "archc_cache"))
+        yield
 
 
 @pytest.fixture

@@ -39,9 +39,7 @@ def test_class(kind: RecurrenceKind, load: Callable[[RecurrenceKind], ModuleType
 
 
 @pytest.mark.parametrize("kind", CORES, ids=label)
-@pytest.mark.parametrize(
-    "length", mostly_slow([129, 1, 16, 17, 64, 193], 6) + mostly_slow([2, 15, 63], lambda _: False, "library")
-)
+@pytest.mark.parametrize("length", mostly_slow([129, 1, 2, 15, 16, 17, 63, 64, 193], 9))
 def test_lengths(kind: RecurrenceKind, length: int, load: Callable[[RecurrenceKind], ModuleType]) -> None:
     within(compare(load(kind), make(kind, length, batch=1, seed=length)), tolerance(kind))
 
@@ -51,8 +49,7 @@ def test_lengths(kind: RecurrenceKind, length: int, load: Callable[[RecurrenceKi
     "heads",
     [
         pytest.param((4, 2, 1)),
-        *(pytest.param(heads, marks=pytest.mark.slow) for heads in [(2, 4, 2), (1, 2, 4)]),
-        pytest.param((1, 1, 4), marks=pytest.mark.library),
+        *(pytest.param(heads, marks=pytest.mark.slow) for heads in [(1, 1, 4), (2, 4, 2), (1, 2, 4)]),
     ],
     ids=str,
 )

@@ -12,7 +12,7 @@ import torch
 import archc
 from archc.weights import Tokenizer, load_tokenizer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 SPEC = Path(__file__).resolve().parents[2] / "specs" / "models" / "smollm2_135m.yaml"
 LICENSE = Path(__file__).resolve().parents[2] / "LICENSE"
 PROMPTS = [
@@ -46,6 +46,7 @@ def theirs(published: Path) -> Iterator[Any]:
     yield model
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_logits_and_perplexity(ours: Any, theirs: Any, tokenizer: Tokenizer) -> None:
     tokens = torch.tensor([tokenizer.encode(LICENSE.read_text(encoding="utf-8"))[:1024]])
@@ -61,7 +62,13 @@ def test_logits_and_perplexity(ours: Any, theirs: Any, tokenizer: Tokenizer) -> 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        pytest.param(p, marks=pytest.mark.library if i in (2, 3) else pytest.mark.slow)
+        for i, p in enumerate(PROMPTS)
+    ],
+)
 def test_greedy_continuations(ours: Any, theirs: Any, tokenizer: Tokenizer, prompt: str) -> None:
     tokens = torch.tensor([tokenizer.encode(tokenizer.chat([{"role": "user", "content": prompt}]))])
     found = ours.generate(tokens, max_new_tokens=64)
@@ -72,6 +79,7 @@ def test_greedy_continuations(ours: Any, theirs: Any, tokenizer: Tokenizer, prom
     assert found.tolist() == expected.tolist()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_an_answer(ours: Any, tokenizer: Tokenizer) -> None:
     tokens = torch.tensor([tokenizer.encode(tokenizer.chat([{"role": "user", "content": PROMPTS[0]}]))])
