@@ -95,6 +95,8 @@ def entry(fits: Iterable[Fit], chunk: int | None = None) -> dict[str, Any]:
         form = "E502"
     kernels: dict[str, Any] = {}
     for fit in found:
+        if fit.case and fit.fits:
+            continue  # the figures are those of the plain case
         used = fit.found
         figures = (
             {}
@@ -107,7 +109,7 @@ def entry(fits: Iterable[Fit], chunk: int | None = None) -> dict[str, Any]:
                 "matrix": sum(used.matrix.values()),
             }
         )
-        kernels[fit.name] = figures | ({} if fit.fits else {"reason": fit.reason})
+        kernels[fit.title] = figures | ({} if fit.fits else {"reason": fit.reason})
     return {"form": form, **({"chunk": chunk} if chunk else {}), "kernels": kernels}
 
 

@@ -99,7 +99,7 @@ def kernel_table(found: KernelsReport, target: Target) -> Table:
         if row.bounds is not None:
             names = ("bytes", "flops", "exponentials", "chain")
             bounds = [_bound(getattr(row.bounds, name), name == row.binding) for name in names]
-        table.add_row(f"{file}.{row.fit.name}", *cells, *bounds, "yes" if row.fits else "no")
+        table.add_row(f"{file}.{row.fit.title}", *cells, *bounds, "yes" if row.fits else "no")
     return table
 
 

@@ -45,7 +45,7 @@ class Found:
 class Fit:
     """One kernel on one target. found: None where Triton did not compile it, and `said` is what it said instead.
 
-    reason: why it does not fit; empty for one that does.
+    reason: why it does not fit; empty for one that does. case: which of several ways to launch it this is.
     """
 
     file: str
@@ -57,6 +57,12 @@ class Fit:
     reason: str
     said: str = ""
     span: Span | None = None
+    case: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name, with the case where it is not the plain one."""
+        return f"{self.name} ({self.case})" if self.case else self.name
 
     @property
     def fits(self) -> bool:
@@ -72,7 +78,18 @@ class Fit:
 def judge(kernel: Kernel, target: Target, found: Found | None, triton: str, said: str = "") -> Fit:
     """Hold what was found in a compiled kernel against the limits of its target."""
     reason = "Triton does not compile it" if found is None else "; ".join(_reasons(kernel, target, found))
-    return Fit(kernel.file, kernel.name, kernel.role, target.name, triton, found, reason, said, kernel.span)
+    return Fit(
+        kernel.file,
+        kernel.name,
+        kernel.role,
+        target.name,
+        triton,
+        found,
+        reason,
+        said,
+        kernel.span,
+        kernel.case,
+    )
 
 
 def misfits(fits: Iterable[Fit], target: Target) -> list[Diagnostic]:
@@ -99,7 +116,7 @@ def _reasons(kernel: Kernel, target: Target, found: Found) -> list[str]:
 
 
 def _diagnostic(fit: Fit, target: Target) -> Diagnostic:
-    span, kernel = fit.span or NOWHERE, f"the kernel `{fit.name}` of {fit.file}"
+    span, kernel = fit.span or NOWHERE, f"the kernel `{fit.title}` of {fit.file}"
     if fit.found is None:
         return Diagnostic(
             "E502",

@@ -19,7 +19,8 @@ class Kernel:
     chosen by it. signature: run-time argument -> Triton type ("*bf16", "*fp32", "i32", "fp32"), a tuple of them for an
     argument that is a tuple. constants: constexpr arguments. aligned: run-time arguments that are multiples of 16 at
     every launch, of a tuple all its entries. matrix: it has matrix products,
-    so that matrix instructions must be present. span: the line of the spec that asked for it.
+    so that matrix instructions must be present. span: the line of the spec that asked for it. case: which of several
+    ways to launch it this is, in words; empty for the plain one.
     """
 
     file: str
@@ -33,3 +34,4 @@ class Kernel:
     num_stages: int
     matrix: bool = True
     span: Span | None = None
+    case: str = ""

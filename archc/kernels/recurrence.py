@@ -53,9 +53,6 @@ FLOAT32 = (
     "dbeta",
     "dweight",
 )
-# From span to span: narrow, so that there are many programs of it. Where a span does to a state what a matrix does,
-# the matrix must fit beside it.
-CARRY, CARRIED = Launch(32, 8, 1), 128
 # Rows of a tensor begin at multiples of 16 bytes, or descriptors cannot read them.
 ROW_BYTES = 16
 
@@ -127,8 +124,9 @@ def launches(kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: Tar
             raise ValueError(f"{target.name} has no tile for {role} with {facts}")
         columns, channels = min(tile.columns, max(16, _power(V))), min(tile.channels, max(16, _power(K)))
         found[role] = Launch(columns, tile.num_warps, tile.num_stages, channels)
-    if not kind.beside and (kind.core().erase == "none" or K <= CARRIED):
-        found["carry"] = CARRY
+    carry = target.tile("carry", **facts)
+    if carry is not None and not kind.beside:  # without, sequences are walked whole
+        found["carry"] = Launch(carry.columns, carry.num_warps, carry.num_stages)
     return found
 
 
@@ -198,20 +196,38 @@ def recurrence_kernels(
         tiles = launches(kind, sizes, target)
         columns = tiles["walk"].columns
         for role in ("prepare", "walk") if form.prepare is not None else ("walk",):
-            yield described(source, file, role, role, kind, use, tiles[role], dtype, columns)
+            yield from with_packed(
+                described(source, file, role, role, kind, use, tiles[role], dtype, columns)
+            )
         if "carry" in tiles:
-            yield described(
+            ahead = described(
                 source, file, "walk_ahead", "walk_ahead", kind, use, tiles["walk"], dtype, columns
             )
-            carry = described(source, file, "carry", "carry", kind, use, tiles["carry"], dtype, CARRY.columns)
+            yield packed(ahead)
+            cut = tiles["carry"]
+            carry = described(source, file, "carry", "carry", kind, use, cut, dtype, cut.columns)
             values = {"VALUES": -(-use.V // columns) * columns} if form.solved else {}
             # What products it has are small: any matrix instructions will do.
-            yield replace(carry, constants={**carry.constants, **values}, matrix=False)
+            yield packed(replace(carry, constants={**carry.constants, **values}, matrix=False))
         if back is not None:
             for role, (warps, stages) in (("walk_back", back.back), ("walk_again", back.again)):
                 channels = back.channels if isinstance(back, ChannelLaunch) else 0
                 cut = Launch(back.columns, warps, stages, channels)
-                yield described(source, file, role, role, kind, use, cut, dtype, back.columns)
+                yield from with_packed(
+                    described(source, file, role, role, kind, use, cut, dtype, back.columns)
+                )
+
+
+def with_packed(kernel: Kernel) -> Iterator[Kernel]:
+    """A kernel for rows of a batch that begin with no state, and the same for packed sequences that continue."""
+    yield kernel
+    yield replace(packed(kernel), case="packed")
+
+
+def packed(kernel: Kernel) -> Kernel:
+    """A kernel for packed sequences that continue; for rows that begin with no state it does less."""
+    more = {name: True for name in ("PACKED", "INITIAL") if name in kernel.constants}
+    return replace(kernel, constants={**kernel.constants, **more})
 
 
 def described(
