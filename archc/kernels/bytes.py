@@ -14,6 +14,7 @@ from archc.kernels.counting.counted import Counted
 from archc.tiles.costs import count
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import SEGMENT
+from archc.tiles.triton_channel_reverse import channel_kernels
 from archc.tiles.triton_source import walk_form
 from archc.tiles.views import arguments, kernel_arguments
 
@@ -139,6 +140,29 @@ def planned(
         found["carry"] = between_spans + start
         walk += start
     return {**found, "walk": walk}
+
+
+def planned_by_channel(
+    kind: RecurrenceKind, K: int, V: int, itemsize: int = 2, segment: int = SEGMENT
+) -> dict[str, float]:
+    """Bytes of each kernel of the backward of a class with a decay along K, likewise: with one block of V and of K."""
+    form, C = walk_form(kind), kind.chunk
+    ahead = planned(kind, K, V, itemsize, segment)["prepare"]
+    letters = {"CC": itemsize * C, "CK": itemsize * K, "CV": itemsize * V, "K": 4 * K / C}
+    size = {name: letters[axes] for name, axes in form.buffers.items()}
+    size |= dict.fromkeys(("v", "do", "U", "dv", "dE"), letters["CV"])
+    size |= dict.fromkeys(("q", "k", "w", "r", "dq", "dk", "dw", "dr"), letters["CK"])
+    size |= dict.fromkeys(("dk_state", "dw_state"), letters["CK"])
+    size |= {"decay": 4 * K, "ddecay": 4 * K, "beta": itemsize, "dbeta": 4}
+    once = (4 * K * V + 4 * K) / (
+        segment * C
+    )  # the state of a segment, and what its decays are anchored with
+    back, again = channel_kernels(kind)
+    return {
+        "prepare": ahead,
+        "walk_back": sum(size[name] for name in (*back.loaded, *back.made)) + once,
+        "walk_again": sum(size[name] for name in (*again.loaded, *again.made)) + once,
+    }
 
 
 def spent(

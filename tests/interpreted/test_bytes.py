@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from archc.kernels.bytes import Minimum, Spent, exceeded, limits, minimum, planned, spent
+from archc.kernels.bytes import Minimum, Spent, exceeded, limits, minimum, planned, planned_by_channel, spent
 from archc.kernels.counting.counted import Counted, Launch
 from archc.kernels.counting.counter import counting
 from archc.tiles.costs import count
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT
+from archc.tiles.triton_channel_reverse import ChannelLaunch, channel_reverse_source, has_channel_reverse
 from archc.tiles.triton_decode import decode_source
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch as Cut
@@ -135,12 +136,14 @@ def emitted(
     columns: int,
     segment: int = SEGMENT,
 ) -> ModuleType:
-    """The kernels over chunks of a class; their reverse as well, if the decay is one for a head."""
+    """The kernels over chunks of a class; their reverse as well, if there is one."""
     launches = {"prepare": Cut(0, 4, 1), "walk": Cut(columns, 8, 1), "carry": Cut(columns, 4, 1)}
     name = f"{label(kind)}_{K}_{V}_{columns}_{segment}"
     reverse = ""
     if kind.decay in ("none", "head"):
         reverse = reverse_source(kind, ReverseLaunch(columns, (8, 1), (8, 1)))
+    elif has_channel_reverse(kind):
+        reverse = channel_reverse_source(kind, ChannelLaunch(columns, 32, (8, 1), (8, 1)))
     return load(f"{name}_kernels", kernels(kind, name, launches, segment=segment, reverse=reverse))
 
 
@@ -194,6 +197,37 @@ def test_the_backward_keeps_its_limits(spend: Spend, kind: RecurrenceKind) -> No
     assert exceeded(kind, 128, 128, None, spend(kind, "backward")) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", [CHANNEL, CHANNEL_DELTA], ids=["channel decay", "gated delta with channel decay"]
+)
+def test_the_backward_by_channel_keeps_its_limits_of_bytes(spend: Spend, kind: RecurrenceKind) -> None:
+    """Not that of FLOP: pairs of tokens are taken in halves of a whole chunk."""
+    missed = exceeded(kind, 128, 128, None, spend(kind, "backward"))
+    assert [line for line in missed if "FLOP" not in line] == []
+
+
+BY_CHANNEL = [kind for kind in CHUNKED if has_channel_reverse(kind)]
+
+
+@pytest.mark.parametrize("kind", mostly_slow(BY_CHANNEL, lambda kind: kind == BY_CHANNEL[0]), ids=label)
+def test_the_backward_by_channel_moves_what_is_planned(
+    load: Callable[[str, str], ModuleType], kind: RecurrenceKind
+) -> None:
+    """Launch by launch and to the byte, with a state for every chunk."""
+    module = emitted(load, kind, 16, 32, 32, segment=1)
+    launches = []
+    for T in (16, 32):
+        given = inputs(kind, T, 16, 32)
+        o, final, *saved = module.chunk_forward(*given, None, None, 0.1)
+        with counting() as counted:
+            module.chunk_backward(torch.ones_like(o), final, *given, None, *saved, 0.1)
+        launches.append({launch.name: launch for launch in counted.launches})
+    short, long = launches
+    found = {name: (long[name].distinct - short[name].distinct) / 16 for name in long}
+    assert found == planned_by_channel(kind, 16, 32, segment=1)
+
+
 @pytest.mark.parametrize("kind", mostly_slow(PLAIN, 2), ids=label)
 def test_kernels_stay_inside_their_arguments(
     load: Callable[[str, str], ModuleType], kind: RecurrenceKind
@@ -206,7 +240,7 @@ def test_kernels_stay_inside_their_arguments(
     with counting() as counted:
         o, final, *saved = module.chunk_forward(*given, state, borders, 0.1)
     assert counted.requested <= 2 * counted.distinct
-    if kind.decay in ("none", "head"):
+    if kind.decay != "value":
         with counting():
             module.chunk_backward(torch.ones_like(o), final, *given, borders, *saved, 0.1)
 
