@@ -169,7 +169,23 @@ def page(results: Mapping[str, Any]) -> str:
                 f"| `{name}` | {' | '.join(_cell(targets[t][name].get(str(size))) for t in shown)} |"
             )
         lines.append("")
+    if absent := _absent(targets):
+        lines += ["## Not compiled", "", *absent]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _absent(targets: Mapping[str, Any]) -> list[str]:
+    """A line for each promised size at which the classes were not compiled for some targets."""
+    lines = []
+    for size in (*SIZES, *LARGE):
+        missing = [
+            f"{name}{f' ({count} of {len(CLASSES)} classes)' if count < len(CLASSES) else ''}"
+            for name in target_names()
+            if size in sizes_of(name)
+            and (count := sum(str(size) not in targets.get(name, {}).get(each, {}) for each in CLASSES))
+        ]
+        lines += [f"- K = V = {size}: {', '.join(missing)}"] if missing else []
+    return lines
 
 
 def _cell(found: Mapping[str, Any] | None) -> str:
