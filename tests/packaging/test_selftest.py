@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -161,3 +162,12 @@ def test_only_packages_with_kernels_carry_it() -> None:
 def test_other_classes_pass(tmp_path: Path, model: str) -> None:
     build(SPECS / "models" / f"{model}.yaml", tmp_path / f"tested_{model}", target="h100", allow_torch=True)
     assert failures(tmp_path / f"tested_{model}", f"tested_{model}") == []
+
+
+def test_a_result_below_the_smallest_step_of_its_dtype_may_be_zero(folder: Path) -> None:
+    """A decay of -50 leaves gradients of 1e-22, of which float16 has nothing."""
+    import_folder(folder, "floors")
+    rounding = importlib.import_module("floors.selftest_oracle").rounding
+    assert rounding(torch.float16, torch.tensor([5e-22])) == 2.0**-24
+    assert rounding(torch.bfloat16, torch.tensor([5e-22])) == pytest.approx(5e-22 * 2**-7)
+    assert rounding(torch.float16, torch.tensor([1.0, -3.0])) == 3 * 2.0**-10
