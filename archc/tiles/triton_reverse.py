@@ -32,8 +32,7 @@ from archc.tiles.triton_normaliser import (
     vector_update,
     walked_again,
 )
-from archc.tiles.triton_source import INPUTS
-from archc.tiles.triton_source import _load as load_line
+from archc.tiles.triton_source import INPUTS, load_line
 from archc.tiles.views import kernel_arguments, public_facts
 
 
@@ -155,12 +154,17 @@ class _Gradients(Lines):
                 self.place(lines, self.numbered(step))
             self.place(lines, [self.put_out(tile) for tile in stores])
         update = next(step for step in self.steps if step.operation == "update")
+        self.placed -= self.read_again()
         last: list[str] = []
         self.place(last, self.numbered(update))
         opening = [self.open(tile) for tile in (*self.loaded, *self.stored)]
         names = list(dict.fromkeys(_name(tile) for tile in self.loaded))
         made = [_name(tile) for tile in self.stored]
         return View(names, made, [*filter(None, opening), *self.twins], lines, last, self.normaliser())
+
+    def read_again(self) -> set[str]:
+        """Tiles that the state's update reads again, rather than holding them until then."""
+        return set()
 
     def normaliser(self) -> ReverseNormaliser:
         """What a vector beside the state adds."""
@@ -246,11 +250,11 @@ class _Gradients(Lines):
     def seen(self, P: Step) -> str:
         return f"j_J1 {'<' if P.mask == 'strict' else '<='} c_1C"
 
-    def masked(self, target: str, P: Step, product: str) -> list[str]:
+    def masked(self, P: Step, product: str) -> str:
         """A tile of pairs, with the decay between them or zero where they do not see each other."""
         if self.decayed_rows:
-            return [f"{target} = {product} * {self.between(P)}"]
-        return [f"{target} = tl.where({self.seen(P)}, {product}, 0.0)"]
+            return f"{product} * {self.between(P)}"
+        return f"tl.where({self.seen(P)}, {product}, 0.0)"
 
     def add(self, target: str, text: str) -> str:
         """`target = text`, or added to what is there."""
@@ -323,21 +327,35 @@ class _Back(_Gradients):
         super().__init__(kind, program, "walk_back")
 
     def groups(self) -> Iterator[tuple[list[Step], list[str]]]:
-        """First values, then the rows that they are written with."""
+        """First what comes through o, then values, then the rows that they are written with.
+
+        Pairs are narrowed as soon as they are made, while nothing else is held. Within the chunk, rows that read as
+        well get their part in the other kernel, which has the same pairs.
+        """
+        own = [step for step in self.steps if step.operation == "pair" and self.own(step)]
+        for step in own:
+            self.placed.add(f"{step.result}_JC")
+        yield own, []
+        early = [P for name, P in self.scores_of.items() if self.applied_to(name) == "do"]
+        for P in early:
+            self.placed.add(f"{P.result}_JC")
+        yield early, []
         values = [step for step in self.steps if step.result in ("dv", "dU", "dE") and not self.reads(step)]
+        state = [step for step in values if step.operation == "read"]
+        yield state, ["written_C"] if self.decayed_rows or self.scalar else []
         made = {step.result for step in values}
-        yield values, [f"{name}_VC" for name in ("dv", "dE") if name in made]
+        yield (
+            [step for step in values if step not in state],
+            [f"{name}_VC" for name in ("dv", "dE") if name in made],
+        )
         for x, y in self.writes.items():
-            scores = {f"d{name}" for name, P in self.scores_of.items() if P.operands[1].base == x}
             through = [
                 step for step in self.steps if step.operation == "project" and step.operands[0].base == y
             ]
+            scores = {f"d{name}" for name, P in self.scores_of.items() if P.operands[1].base == x}
             within = [step for step in self.steps if step.transposed and step.operands[0].base in scores]
-            yield [*through, *within], [f"{self.gradient_of_write(x)}_KC"]
-        yield (
-            [],
-            [*(["written_C"] if "written_C" in self.made else []), *(["dz_C"] if self.kind.beside else [])],
-        )
+            yield [*through, *([] if self.both(x) else within)], [f"{self.gradient_of_write(x)}_KC"]
+        yield [], ["dz_C"] if self.kind.beside else []
 
     def normaliser(self) -> ReverseNormaliser:
         """The gradient of the vector, carried as dS is."""
@@ -356,18 +374,37 @@ class _Back(_Gradients):
             return text.replace("dk_KC", f"dk_KC * {self.load(self.scalar)}[None, :]")
         return text
 
+    def own(self, step: Step) -> bool:
+        """Whether a pair makes gradients here, and is known from the start."""
+        P = self.scores_of.get(step.result[1:])
+        return P is not None and step.operands[0].base == "do" and not self.both(P.operands[1].base)
+
+    def applied_to(self, scores: str) -> str:
+        """The gradient that scores are applied to on the way back; empty for those that were only inverted."""
+        found = (
+            step.operands[1].base
+            for step in self.steps
+            if step.transposed and step.operands[0].base == scores
+        )
+        return next(found, "")
+
     def _pair(self, step: Step) -> Iterator[str]:
-        """P again, or dP_ij = dz_i . y_j."""
+        """P again with all that multiplies it, or dP_ij = dz_i . y_j."""
         x, y = step.operands
         if step.result in self.scores_of:
             self.made.add(f"{step.result}_JC")
             product = f"dot({self.load(f'{y.base}_CK')}, tl.trans({self.load(f'{x.base}_CK')}))"
-            yield from self.masked(f"{step.result}_JC", step, product)
+            scores = self.masked(step, product)
+            scale = self.scale(Row(self.applied_to(step.result)), "[None, :]")
+            if self.scalar and scale == "scale":
+                scores = _scaled(scores, f"scale * {self.load(self.scalar)}", "[:, None]")
+            else:
+                scores = _times(_scaled(scores, self.number(self.scalar), "[:, None]"), scale)
+            yield f"{step.result}_JC = ({scores}).to(dtype)"
             return
-        P, target = self.scores_of[step.result[1:]], f"{step.result}_JC"
         product = f"dot(tl.trans({self.value(y)}), {self.value(x)}{self.narrow(x)})"
         product = self.from_output(x, ("-" if step.sign < 0 else "") + product)
-        yield from self.masked(target, P, product)
+        yield f"{step.result}_JC = ({self.masked(self.scores_of[step.result[1:]], product)}).to(dtype)"
 
     def _apply(self, step: Step) -> Iterator[str]:
         """dy = P^T dz, and dy = dP^T x for rows that write."""
@@ -375,23 +412,15 @@ class _Back(_Gradients):
         if not step.transposed:
             return
         if P.base in self.scores_of:
-            scale = self.scale(x, "[None, :]")
-            if self.scalar and self.kind.beside:
-                scores = _times(f"{P.base}_JC", f"{self.load(self.scalar)}[:, None]", scale)
-            elif self.scalar:
-                scores = _scaled(f"{P.base}_JC", _times(scale, self.load(self.scalar)), "[:, None]")
-            else:
-                scores = _times(f"{P.base}_JC", scale)
-            yield self.add(
-                f"{step.result}_VC", f"dot({self.value(x)}{self.narrow(x)}, tl.trans({scores}).to(dtype))"
-            )
+            product = f"dot({self.value(x)}{self.narrow(x)}, tl.trans({P.base}_JC))"
+            yield self.add(f"{step.result}_VC", product)
         else:
             target = self.gradient_of_write(self.scores_of[P.base[1:]].operands[1].base)
             rows = self.load(f"{x.base}_CK")
-            yield self.add(f"{target}_KC", f"dot(tl.trans({rows}), tl.trans({P.base}_JC).to(dtype))")
+            yield self.add(f"{target}_KC", f"dot(tl.trans({rows}), tl.trans({P.base}_JC))")
 
     def narrow(self, row: Row) -> str:
-        return ".to(dtype)" if f"{row.base}_VC" in self.made or row.base in self.made else ""
+        return ".to(dtype)" if f"{row.base}_VC" in self.made and row.base != "dE" else ""
 
     def _read(self, step: Step) -> Iterator[str]:
         """dy += x dS; its product with y is what the decay from the token on receives."""
@@ -399,16 +428,15 @@ class _Back(_Gradients):
         y = self.writes[x.base]
         decay = self.decay_of(x.exponent)
         product = _scaled(f"dot(dS_VK.to(dtype), tl.trans({self.load(f'{x.base}_CK')}))", decay, "[None, :]")
+        yield self.add(f"{step.result}_VC", product)
         if not decay and not self.scalar:
-            yield self.add(f"{step.result}_VC", product)
             return
-        yield f"{x.base}dS_VC = {product}"
-        yield self.add("written_C", f"tl.sum({self.load(f'{y}_VC')} * {x.base}dS_VC, 0)")
+        yield self.add("written_C", f"tl.sum({self.load(f'{y}_VC')} * {step.result}_VC, 0)")
         if self.kind.beside:
             rows = f"tl.sum({self.load(f'{x.base}_CK')} * dn_K[None, :], 1)"
             yield self.add("written_C", _times(rows, decay))
-        number = self.load(self.scalar) if self.scalar else ""
-        yield self.add(f"{step.result}_VC", _scaled(f"{x.base}dS_VC", number, "[None, :]"))
+        if self.scalar:
+            yield f"{step.result}_VC *= {self.load(self.scalar)}[None, :]"
 
     def _project(self, step: Step) -> Iterator[str]:
         """dx = y dS^T for rows that write."""
@@ -425,7 +453,7 @@ class _Back(_Gradients):
     def _solve(self, step: Step) -> Iterator[str]:
         X, dU = step.operands
         self.made.add(f"{step.result}_VC")
-        yield f"{step.result}_VC = dot({dU.base}_VC.to(dtype), tl.trans({self.load('X_JC')}))"
+        yield f"{step.result}_VC = dot({dU.base}_VC.to(dtype), tl.trans({self.load('X_JC')})).to(dtype)"
 
     def value(self, row: Row) -> str:
         return f"{row.base}_VC" if f"{row.base}_VC" in self.made else self.load(f"{row.base}_VC")
@@ -459,7 +487,7 @@ class _Again(_Gradients):
         super().__init__(kind, program, "walk_again")
 
     def groups(self) -> Iterator[tuple[list[Step], list[str]]]:
-        """One read after the other, then what is known of pairs and reads when all are done."""
+        """One read after the other, with what its rows write within the chunk; then what is known when all are done."""
         for result in dict.fromkeys(step.result for step in self.steps if self.reads(step)):
             last = [
                 step for step in self.steps if step.operation == "combine" and step.operands[0].base == result
@@ -469,12 +497,19 @@ class _Again(_Gradients):
                 for step in self.steps
                 if step.result == result and step.operation in ("project", "apply")
             ]
-            yield [*rows, *last], [f"{last[0].result if last else result}_CK"]
+            base = result.removeprefix("d").removesuffix("_read")
+            scores = {f"d{name}" for name, P in self.scores_of.items() if P.operands[1].base == base}
+            within = [step for step in self.steps if step.transposed and step.operands[0].base in scores]
+            written = within if self.both(base) else []
+            yield [*rows, *written, *last], [f"{last[0].result if last else result}_KC"]
         numbers = [step for step in self.steps if step.result in ("ddecay", "dbeta", "dweight")]
         yield numbers, [f"{step.result}_C" for step in numbers]
 
     def value(self, row: Row) -> str:
         return self.load(f"{row.base}_VC")
+
+    def read_again(self) -> set[str]:
+        return {f"{y}_VC" for y in self.writes.values()}
 
     def normaliser(self) -> ReverseNormaliser:
         """The vector, carried once more."""
@@ -486,7 +521,7 @@ class _Again(_Gradients):
         P, target = self.scores_of[step.result[1:]], f"{step.result}_JC"
         product = f"dot(tl.trans({self.value(y)}), {self.value(dz)})"
         product = self.from_output(dz, ("-" if step.sign < 0 else "") + product)
-        yield from self.masked(target, P, product)
+        yield f"{target} = {self.masked(P, product)}"
         if self.decayed_rows or self.scalar:
             left, right = (self.load(f"{row.base}_CK") for row in P.operands)
             name = "met_before_JC" if P.operands[0].exponent == "<" else "met_JC"
@@ -512,28 +547,32 @@ class _Again(_Gradients):
         dz, S = step.operands
         if S.base != "S":
             return
-        product = f"dot(tl.trans({self.value(dz)}), S_VK.to(dtype))"
+        product = f"dot(tl.trans(S_VK.to(dtype)), {self.value(dz)})"
         scale = self.scale(dz)
         factor = self.decay_of(step.into)
         if factor or self.kind.beside:
-            text = _scaled(product, _times(scale, factor), "[:, None]")
+            text = _scaled(product, _times(scale, factor), "[None, :]")
         else:
             text = _times(product, scale)
         if self.kind.beside:
-            text += f" + ({_times(self.divided(), factor)})[:, None] * n_K[None, :]"
-        yield self.add(f"{step.result}_CK", f"-{text}" if step.sign < 0 else text)
+            text += f" + ({_times(self.divided(), factor)})[None, :] * n_K[:, None]"
+        yield self.add(f"{step.result}_KC", f"-{text}" if step.sign < 0 else text)
         if factor:
             x = step.result.removeprefix("d").removesuffix("_read")
             name = "seen_before_C" if step.into == "<" else "seen_C"
-            yield self.add(name, f"tl.sum({self.load(f'{x}_CK')} * {step.result}_CK, 1)")
+            yield self.add(name, f"tl.sum(tl.trans({self.load(f'{x}_CK')}) * {step.result}_KC, 0)")
 
     def _apply(self, step: Step) -> Iterator[str]:
-        """dx += dP y."""
+        """dx += dP y, and dy += dP^T x for rows that read as well."""
         P, y = step.operands
-        if step.transposed or P.base in self.scores_of:
+        if P.base in self.scores_of:
             return
-        rows = self.load(f"{y.base}_CK")
-        yield self.add(f"{step.result}_CK", f"dot(tl.trans({P.base}_JC).to(dtype), {rows})")
+        scores = f"{P.base}_JC.to(dtype)"
+        if step.transposed:
+            scores = f"tl.trans({scores})"
+        target = step.result.removesuffix("_write").removesuffix("_read")
+        target += "_read" if step.result != target else ""
+        yield self.add(f"{target}_KC", f"dot(tl.trans({self.load(f'{y.base}_CK')}), {scores})")
 
     def _gather(self, step: Step) -> Iterator[str]:
         """Pairs give to the decays between them, reads to those before, writes to those behind, the state to all."""
@@ -558,8 +597,18 @@ class _Again(_Gradients):
             yield "ddecay_C = anchor - tl.cumsum(writes_C, 0, reverse=True)"
         if "reads_before_C" in self.made:
             yield "ddecay_C += after(reads_before_C)"
-        yield f"ddecay_C += until({_times(self.load('written_C'), self.scalar)})"
+        written = self.before("written_C")
+        self.load("written_C")
+        if self.scalar:
+            written += f" * {self.before(self.scalar)}"
+        yield f"ddecay_C += tl.cumsum({written}, 0)"
         yield f"anchor += tl.sum({_times('written_C', self.scalar)})"
+
+    def before(self, number: str) -> str:
+        """What the token before has: a sum over all earlier ones is then one of loaded numbers, not a difference."""
+        name = _name(number)
+        own = (name, f"{name}_heads") if name in INPUTS else (f"{name} + block", "H")
+        return f"before({own[0]}, start, inside_C, h, H, {own[1]})"
 
     def _contract(self, step: Step) -> Iterator[str]:
         if step.result not in ("dbeta", "dweight"):
@@ -569,10 +618,9 @@ class _Again(_Gradients):
 
     def _combine(self, step: Step) -> Iterator[str]:
         read, write = step.operands
-        tile = self.load(f"{write.base}_CK")
-        number = self.load(self.scalar) if self.scalar else ""
-        yield f"{step.result}_CK = {read.base}_CK + {_scaled(tile, number, '[:, None]')}"
-        self.made.add(f"{step.result}_CK")
+        tile = f"tl.trans({self.load(f'{write.base}_CK')})"
+        yield f"{step.result}_KC = {read.base}_KC + {_scaled(tile, self.number(self.scalar), '[None, :]')}"
+        self.made.add(f"{step.result}_KC")
 
     def _update(self, step: Step) -> Iterator[str]:
         update = next(step for step in self.program.steps if step.operation == "update")

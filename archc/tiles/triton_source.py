@@ -182,7 +182,7 @@ def walk_form(kind: RecurrenceKind) -> Walk:
             [],
             value_blocks,
         )
-    heading = [_load(tile) for tile in walk.loaded] + [f"{n} = {t}" for n, t in walk.factors.items()]
+    heading = [load_line(tile) for tile in walk.loaded] + [f"{n} = {t}" for n, t in walk.factors.items()]
     text = "\n".join([*lines, *body])
     helpers = [helper for helper in ("inverse", "pair", "apply") if f" {helper}(" in text]
     solved = "U" in program.axes
@@ -216,7 +216,11 @@ def _ahead(kind: RecurrenceKind, program: TileProgram, rest: Sequence[Step]) -> 
     walk = Lines(kind, program, "walk")
     body = walk.of(_short_lives([step for step in steps if step.operation != "update"]))
     body += walk.of([step for step in steps if step.operation == "update"])
-    body = [*(_load(tile) for tile in walk.loaded), *(f"{n} = {t}" for n, t in walk.factors.items()), *body]
+    body = [
+        *(load_line(tile) for tile in walk.loaded),
+        *(f"{n} = {t}" for n, t in walk.factors.items()),
+        *body,
+    ]
     inputs = [argument.name for argument in kernel_arguments(kind)]
     tensors = list(dict.fromkeys(_buffer_name(tile) for tile in walk.loaded))
     given = [name for name in inputs if name in tensors]
@@ -248,7 +252,7 @@ def _prepare_lines(first: Lines, steps: Sequence[Step], written: Sequence[str]) 
         for tile in first.loaded:
             if tile not in shown:
                 (inside if first.blocked and tile.endswith("CK") else behind).append(
-                    _load(tile, first.blocked)
+                    load_line(tile, first.blocked)
                 )
         for name, value in first.factors.items():
             if name not in shown:
@@ -405,7 +409,7 @@ def _open(tiles: Iterable[str], blocked: bool = False) -> list[str]:
     return lines
 
 
-def _load(tile: str, blocked: bool = False) -> str:
+def load_line(tile: str, blocked: bool = False) -> str:
     """The line that loads a tile; blocked: its block of key channels."""
     base, axes = tile.rsplit("_", 1)
     wide = ".to(tl.float32)" if base in ("decay", "o") else ""

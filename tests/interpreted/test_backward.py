@@ -220,7 +220,7 @@ def test_a_long_sequence_in_half_precision(length: int, load: Load) -> None:
 @pytest.mark.parametrize(
     ("line", "wrong"),
     [
-        ("until(written_C", "after(written_C"),
+        ("start - 1, inside_C", "start, inside_C"),
         ("anchor - tl.sum(seen_C)", "anchor + tl.sum(seen_C)"),
         ("* -in_C[None, :]", "* in_C[None, :]"),
     ],
