@@ -36,7 +36,7 @@ class Report:
     """What a build did: the model's name, the files, what was written.
 
     verified: whether the kernels were compiled for the target; None without kernels. torch_forms: classes of recurrence
-    that run over chunks in the torch form since their kernels do not fit.
+    that run over chunks in the torch form since their kernels do not fit. without_kernels: sentences on what has none.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Report:
     written: WriteReport
     verified: bool | None = None
     torch_forms: tuple[str, ...] = ()
+    without_kernels: tuple[str, ...] = ()
 
 
 def load_spec(
@@ -164,16 +165,21 @@ def build(
     from archc.output.write import write_package
 
     torch_forms: frozenset[str] | None = frozenset()
+    without: tuple[str, ...] = ()
     if target != "cpu":
         from archc.kernels.check import unfit
         from archc.kernels.targets import load_target
+        from archc.kernels.torch_forms import torch_forms as forms_without_kernels
 
         gpu = load_target(target)
-        torch_forms = unfit(graph_of(source, target=gpu), gpu, allow_torch, progress)
+        graph = graph_of(source, target=gpu)
+        torch_forms = unfit(graph, gpu, allow_torch, progress)
+        without = forms_without_kernels(graph, gpu)
     files = sources_of(source, target, torch_forms or frozenset())
     written = write_package(files, Path(out), force=force, keep=keep)
     verified = None if target == "cpu" else torch_forms is not None
-    return Report(Path(out).name, tuple(sorted(files)), written, verified, tuple(sorted(torch_forms or ())))
+    fallen = tuple(sorted(torch_forms or ()))
+    return Report(Path(out).name, tuple(sorted(files)), written, verified, fallen, without)
 
 
 def show(source: Source, resolved: bool = False, after: str | None = None, params: bool = False) -> str:

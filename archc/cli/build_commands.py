@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from archc.cli.answers import answering, print_json, warn
+from archc.cli.kernel_commands import compiling
 from archc.cli.sources import package_name, spec_path
 from archc.cli.spec_commands import Json, SpecArgument
 
@@ -47,11 +49,17 @@ def build(
             )
         folder = out or Path("generated") / package_name(path)
         began = time.perf_counter()
-        with _working(f"building {folder}"):
+        with _working(f"building {folder}") if target == "cpu" else compiling() as progress:
             from archc.pipeline import build as build_package
 
             report = build_package(
-                path, folder, target=target, force=force, keep=keep, allow_torch=allow_torch
+                path,
+                folder,
+                target=target,
+                force=force,
+                keep=keep,
+                allow_torch=allow_torch,
+                progress=progress,
             )
         seconds = time.perf_counter() - began
         if as_json:
@@ -64,6 +72,8 @@ def build(
         print(f"{folder}: {changes} ({seconds:.2f} s)")
         if report.verified is False:
             warn("archc: Triton is not installed, so nobody has seen whether these kernels fit the target")
+        for line in report.without_kernels:
+            print(line)
         for name in report.torch_forms:
             warn(f"archc: the kernels of {name} do not fit {target}: over chunks it runs in its torch form")
         for file in written.kept:
@@ -85,10 +95,13 @@ def eject(
             print(f"{folder} is yours now: {len(files)} files that archc will not touch again")
 
 
-def _working(text: str) -> AbstractContextManager[object]:
+@contextmanager
+def _working(text: str) -> Iterator[None]:
     """A spinner on a terminal, nothing elsewhere."""
     if not sys.stderr.isatty():
-        return nullcontext()
+        yield
+        return
     from rich.console import Console
 
-    return Console(stderr=True).status(text)
+    with Console(stderr=True).status(text):
+        yield

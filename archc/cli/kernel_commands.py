@@ -59,6 +59,9 @@ def kernels(
                 f"{gpu.title}, Triton {found.triton}. Bounds in ps for each token and head, the largest with a star; "
                 "a bound is not a time."
             )
+        if not as_json:
+            for line in found.torch_forms:
+                print(line)
         if errors:
             if not as_json:  # there they stand with their kernels
                 print_diagnostics(errors, as_json=False, to=sys.stderr)

@@ -109,7 +109,7 @@ def chunked(kind: RecurrenceKind, use: Use) -> str:
             "under an erase, or with factors, the normaliser is one more column of V, whose rows do not align"
         )
     if use.K * 2 % ROW_BYTES or use.V * 2 % ROW_BYTES:
-        return "rows of K and V must be multiples of 16 bytes"
+        return "rows of K and V must be multiples of 16 bytes, which are 8 channels in bfloat16"
     return ""
 
 

@@ -10,6 +10,7 @@ from archc.kernels.bounds import Bounds, bounds
 from archc.kernels.fit import Fit
 from archc.kernels.kernel import Kernel
 from archc.kernels.targets import Target
+from archc.kernels.torch_forms import torch_forms
 from archc.kernels.work import work_of
 from archc.tiles.kind import RecurrenceKind
 
@@ -27,12 +28,16 @@ class KernelReport:
 
 @dataclass(frozen=True, slots=True)
 class KernelsReport:
-    """All kernels of a model for one target. triton: the version that compiled them, None if there were none."""
+    """All kernels of a model for one target.
+
+    triton: the version that compiled them, None if there were none. torch_forms: what has no kernels, and why.
+    """
 
     target: str
     triton: str | None
     fits: bool
     kernels: tuple[KernelReport, ...]
+    torch_forms: tuple[str, ...]
 
 
 def report(graph: Graph, kernels: Sequence[Kernel], fits: Sequence[Fit], target: Target) -> KernelsReport:
@@ -43,7 +48,11 @@ def report(graph: Graph, kernels: Sequence[Kernel], fits: Sequence[Fit], target:
         found = kernel_bounds(kernel, kinds, target)
         rows.append(KernelReport(fit, fit.fits, fit.verdict, found, None if found is None else found.binding))
     return KernelsReport(
-        target.name, fits[0].triton if fits else None, all(fit.fits for fit in fits), tuple(rows)
+        target.name,
+        fits[0].triton if fits else None,
+        all(fit.fits for fit in fits),
+        tuple(rows),
+        torch_forms(graph, target),
     )
 
 

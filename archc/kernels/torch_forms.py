@@ -1,0 +1,23 @@
+"""What of a model's recurrences has no kernels on a target, and why: it is said when they are built."""
+
+from __future__ import annotations
+
+from archc.codegen.package import recurrence_name
+from archc.graph.types import Graph
+from archc.kernels.recurrence import chunked, has_reverse, sizes_of, uses_of
+from archc.kernels.targets import Target
+
+
+def torch_forms(graph: Graph, target: Target) -> tuple[str, ...]:
+    """A sentence for each class of recurrence that runs in its torch form, and for each whose gradients do."""
+    found: dict[str, None] = {}
+    for kind, uses in uses_of(graph).items():
+        name, sizes = recurrence_name(kind), sizes_of(kind, uses)
+        for use in uses:
+            if reason := chunked(kind, use):
+                found[f"{name}, K {use.K}, V {use.V}: torch form but for single tokens: {reason}"] = None
+        if sizes and not has_reverse(kind, sizes, target):
+            found[
+                f"{name}: gradients in the torch form: no kernels for them are known to fit {target.title}"
+            ] = None
+    return tuple(found)
