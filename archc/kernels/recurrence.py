@@ -53,6 +53,8 @@ FLOAT32 = (
     "dbeta",
     "dweight",
 )
+# Key channels that the walk carries a normaliser beside, half of them with a decay: as many as fitted on Hopper.
+BESIDE = 128
 # Rows of a tensor begin at multiples of 16 bytes, or descriptors cannot read them.
 ROW_BYTES = 16
 
@@ -108,6 +110,8 @@ def chunked(kind: RecurrenceKind, use: Use) -> str:
         return (
             "under an erase, or with factors, the normaliser is one more column of V, whose rows do not align"
         )
+    if kind.beside and use.K > (BESIDE if kind.core().decay == "none" else BESIDE // 2):
+        return "beside a normaliser, a state with so many key channels does not fit the registers"
     if use.K * 2 % ROW_BYTES or use.V * 2 % ROW_BYTES:
         return "rows of K and V must be multiples of 16 bytes, which are 8 channels in bfloat16"
     return ""
