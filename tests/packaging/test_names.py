@@ -13,6 +13,7 @@ KINDS = ("mixer", "mlp", "block", "function")
 
 # Names that are English words as well: prose may use them, so they are looked for in quotes only.
 ENGLISH = frozenset({"parallel"})
+WORD = re.compile("[A-Za-z0-9_]+")
 
 
 def library_names(repository: Path) -> set[str]:
@@ -21,7 +22,7 @@ def library_names(repository: Path) -> set[str]:
     for path in (repository / "specs").rglob("*.yaml"):
         if path.parent.name == "starter":
             continue
-        spec = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
+        spec = yaml.load(path.read_text(), Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))
         names |= {spec[key] for key in (*KINDS, "name") if key in spec}
         for section in ("mixers", "mlps", "functions"):  # parts are private to their body
             names |= set(spec.get(section, {}))
@@ -31,8 +32,8 @@ def library_names(repository: Path) -> set[str]:
 def occurrences(repository: Path, names: set[str]) -> list[str]:
     """Every line under archc/ and templates/ in which one of the names stands as a word."""
     quoted = [f"(?<=[\"']){re.escape(name)}(?=[\"'])" for name in sorted(names & ENGLISH)]
-    words = [f"(?<![A-Za-z0-9_]){re.escape(name)}(?![A-Za-z0-9_])" for name in sorted(names - ENGLISH)]
-    word = re.compile("(" + "|".join(words + quoted) + ")")
+    in_quotes = re.compile("|".join(quoted) or "(?!)")
+    assert all(WORD.fullmatch(name) for name in names)
     found = []
     for folder in ("archc", "templates"):
         for path in sorted((repository / folder).rglob("*")):
@@ -41,8 +42,10 @@ def occurrences(repository: Path, names: set[str]) -> list[str]:
             if path.suffix == ".md":  # pages for readers, with examples that use the library
                 continue
             for number, line in enumerate(path.read_text().splitlines(), 1):
-                if match := word.search(line):
-                    found.append(f"{path.relative_to(repository)}:{number}: {match.group(1)}")
+                here = [name for name in WORD.findall(line) if name in names and name not in ENGLISH]
+                here += in_quotes.findall(line)
+                if here:
+                    found.append(f"{path.relative_to(repository)}:{number}: {here[0]}")
     return found
 
 
