@@ -86,8 +86,7 @@ def module_file(module: Module) -> str:
 
 def module_source(found: Fused) -> str:
     """The whole text of that file."""
-    batched = any(len(group) > 1 for group in found.second)
-    return (_HEADER if batched else _HEADER.replace("import torch\n", "")) + fused_source(found)
+    return _HEADER + fused_source(found)
 
 
 def token_kernels(graph: Graph, dtype: str = "bf16") -> list[Kernel]:

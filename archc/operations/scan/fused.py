@@ -57,7 +57,8 @@ def _forward(
     """h at each token, zeros where it belongs to no sequence; and after each sequence, in float32."""
     from .scan_kernels import launch_scan
 
-    return launch_scan(x_BTC, g_BTOI, before_NC, cu_seqlens)
+    with torch.cuda.device(x_BTC.get_device()):  # launches go to the current one
+        return launch_scan(x_BTC, g_BTOI, before_NC, cu_seqlens)
 
 
 @_forward.register_fake
@@ -80,7 +81,8 @@ def _backward(
     """The gradients of x, of g in the shape of x, and of `before_NC`, empty where there is none."""
     from .scan_kernels import launch_scan_backward
 
-    return launch_scan_backward(dh_BTC, dafter_NC, g_BTOI, h_BTC, before_NC, cu_seqlens)
+    with torch.cuda.device(h_BTC.get_device()):
+        return launch_scan_backward(dh_BTC, dafter_NC, g_BTOI, h_BTC, before_NC, cu_seqlens)
 
 
 @_backward.register_fake
