@@ -197,14 +197,13 @@ def test_the_backward_keeps_its_limits(spend: Spend, kind: RecurrenceKind) -> No
     assert exceeded(kind, 128, 128, None, spend(kind, "backward")) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [CHANNEL, CHANNEL_DELTA], ids=["channel decay", "gated delta with channel decay"]
 )
-def test_the_backward_by_channel_keeps_its_limits_of_bytes(spend: Spend, kind: RecurrenceKind) -> None:
-    """Not that of FLOP: pairs of tokens are taken in halves of a whole chunk."""
-    missed = exceeded(kind, 128, 128, None, spend(kind, "backward"))
-    assert [line for line in missed if "FLOP" not in line] == []
+def test_the_backward_by_channel_keeps_its_limit_of_bytes(kind: RecurrenceKind) -> None:
+    """What is planned at full size; that it is what is moved, tests at smaller sizes say."""
+    planned_bytes = sum(planned_by_channel(kind, 128, 128).values())
+    assert planned_bytes <= limits(kind, "walk").backward * minimum(kind, 128, 128).backward
 
 
 BY_CHANNEL = [kind for kind in CHUNKED if has_channel_reverse(kind)]
@@ -226,6 +225,20 @@ def test_the_backward_by_channel_moves_what_is_planned(
     short, long = launches
     found = {name: (long[name].distinct - short[name].distinct) / 16 for name in long}
     assert found == planned_by_channel(kind, 16, 32, segment=1)
+
+
+@pytest.mark.slow
+def test_the_backward_by_channel_reads_its_values_for_every_block_of_keys(
+    load: Callable[[str, str], ModuleType],
+) -> None:
+    """Four blocks of keys, as there are at full size: no more than twice the distinct bytes."""
+    kind = replace(CHANNEL_DELTA, chunk=16)
+    module = emitted(load, kind, 128, 128, 128)
+    given = inputs(kind, 32)
+    o, final, *saved = module.chunk_forward(*given, None, None, 0.1)
+    with counting() as counted:
+        module.chunk_backward(torch.ones_like(o), final, *given, None, *saved, 0.1)
+    assert counted.distinct < counted.requested <= 2 * counted.distinct
 
 
 @pytest.mark.parametrize("kind", mostly_slow(PLAIN, 2), ids=label)
