@@ -90,9 +90,9 @@ def check(load: Load, case: Case, dtype: torch.dtype = torch.float32, **cut: int
 
 @pytest.mark.parametrize("kind", mostly_slow(KINDS, lambda kind: kind in (GATED, DELTA)), ids=label)
 def test_rows(kind: RecurrenceKind, load: Load) -> None:
-    """Three segments, the last one with a rest, states before and after."""
+    """Two segments, the last one with a rest, states before and after."""
     kind = replace(kind, chunk=16)
-    check(load, make(kind, 75, K=16, V=16, batch=1, heads=(1, 1, 1)))
+    check(load, make(kind, 40, K=16, V=16, batch=1, heads=(1, 1, 1)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
@@ -103,7 +103,7 @@ def test_small_chunks(kind: RecurrenceKind, dtype: torch.dtype, load: Load) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
-@pytest.mark.parametrize("kind", mostly_slow(HARD, lambda kind: kind is DELTA), ids=label)
+@pytest.mark.parametrize("kind", mostly_slow(HARD, lambda kind: kind is GATED), ids=label)
 def test_packed(kind: RecurrenceKind, dtype: torch.dtype, load: Load) -> None:
     """Sequences of one token, none, a chunk, and several segments; tokens behind the last one; shared heads."""
     kind = replace(kind, chunk=16)
@@ -146,7 +146,7 @@ def test_like_keys(kind: RecurrenceKind, cosine: float, beta: float, load: Load)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", [300, 3000])
+@pytest.mark.parametrize("length", [300, 1500])
 def test_a_long_sequence_in_half_precision(length: int, load: Load) -> None:
     """The decay's gradient, anchored in every segment, errs no more in a long sequence than in a short one."""
     case = rounded(make(DELTA, length, K=16, V=16, batch=1, heads=(1, 1, 1)), torch.float16)
