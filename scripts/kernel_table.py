@@ -169,7 +169,10 @@ def page(results: Mapping[str, Any]) -> str:
                 f"| `{name}` | {' | '.join(_cell(targets[t][name].get(str(size))) for t in shown)} |"
             )
         lines.append("")
-    if absent := _absent(targets):
+    absent = _absent(targets)
+    if rows_only := results.get("rows_only"):
+        absent.append(f"- Launches on packed sequences, at every size: {', '.join(rows_only)}")
+    if absent:
         lines += ["## Not compiled", "", *absent]
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -216,6 +219,7 @@ def main(words: list[str]) -> None:
     for name in names or target_names():
         renew(results["targets"].setdefault(name, {}), load_target(name), sizes or (*SIZES, *LARGE))
         results["targets"] = dict(sorted(results["targets"].items()))
+        results["rows_only"] = [each for each in results.get("rows_only", []) if each != name]
         file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         (ROOT / "docs" / "kernels.md").write_text(page(results), encoding="utf-8")
 
