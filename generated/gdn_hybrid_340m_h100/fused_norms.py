@@ -78,7 +78,8 @@ def _forward(
 ) -> Tensor:
     from .norm_kernels import launch_rmsnorm
 
-    return launch_rmsnorm(x, weight, gate, eps, width, zero_centred, activation)
+    with torch.cuda.device(x.get_device()):  # launches go to the current one
+        return launch_rmsnorm(x, weight, gate, eps, width, zero_centred, activation)
 
 
 @_forward.register_fake
@@ -101,7 +102,8 @@ def _backward(
     """The gradients of x, weight and gate; empty tensors for what is not there."""
     from .norm_kernels import launch_rmsnorm_backward
 
-    return launch_rmsnorm_backward(dy, x, weight, gate, eps, width, zero_centred, activation)
+    with torch.cuda.device(x.get_device()):
+        return launch_rmsnorm_backward(dy, x, weight, gate, eps, width, zero_centred, activation)
 
 
 @_backward.register_fake

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -135,13 +136,14 @@ def decode_token(mixer: Any, x_BTD: Tensor, place: Place) -> Tensor:
     block_K = 1 << (mixer.head_dim - 1).bit_length()
     block_V = 1 << (mixer.v_dim - 1).bit_length()
     columns = min(block_V, max(16384 // block_K, 16))
-    token_kernel[(B * mixer.n_v_heads,)](
-        k, v, decay, beta, q, gate, products.stride(0), k_conv, v_conv, q_conv, S, result,
-        mixer.k_conv.weight, mixer.v_conv.weight, mixer.decay_A_log, mixer.decay_dt_bias, mixer.q_conv.weight,
-        mixer.y_norm.weight, mixer.head_dim**-0.5,
-        mixer.n_v_heads, mixer.head_dim, mixer.v_dim, mixer.n_heads, mixer.conv, block_K, block_V // columns,
-        columns,
-        num_warps=min(16, max(4, block_K * columns // 2048)),
-    )  # fmt: skip
+    with torch.cuda.device(x_BTD.get_device()):  # launches go to the current one
+        token_kernel[(B * mixer.n_v_heads,)](
+            k, v, decay, beta, q, gate, products.stride(0), k_conv, v_conv, q_conv, S, result,
+            mixer.k_conv.weight, mixer.v_conv.weight, mixer.decay_A_log, mixer.decay_dt_bias,
+            mixer.q_conv.weight, mixer.y_norm.weight, mixer.head_dim**-0.5,
+            mixer.n_v_heads, mixer.head_dim, mixer.v_dim, mixer.n_heads, mixer.conv, block_K,
+            block_V // columns, columns,
+            num_warps=min(16, max(4, block_K * columns // 2048)),
+        )  # fmt: skip
     y: Tensor = mixer.y(result)
     return y

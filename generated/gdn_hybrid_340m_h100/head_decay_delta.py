@@ -443,7 +443,8 @@ for _name in ("chunk", "chunk_reverse", "decode"):
 def _decode_on_gpu(*given: Any) -> Tensor:
     from . import head_decay_delta_kernels as kernels
 
-    o: Tensor = kernels.decode_step(*given)
+    with torch.cuda.device(given[0].get_device()):  # launches go to the current one
+        o: Tensor = kernels.decode_step(*given)
     return o
 
 
@@ -466,7 +467,8 @@ def _chunk_on_gpu(*given: Any) -> tuple[Tensor, ...]:
         return chunk_forward(*given)
     from . import head_decay_delta_kernels as kernels
 
-    found: tuple[Tensor, ...] = kernels.chunk_forward(*given)
+    with torch.cuda.device(given[0].get_device()):
+        found: tuple[Tensor, ...] = kernels.chunk_forward(*given)
     return found
 
 

@@ -18,9 +18,16 @@ from torch import Tensor
 
 CHUNK = 64
 SEGMENT = 64  # chunks between two states that are kept for the backward
+MULTIPROCESSORS = 132
+FEWEST, SHORTEST = (
+    3,
+    16,
+)  # spans of a sequence, chunks of a span: below that the work ahead takes what it saves
 COLUMNS = 128  # value columns of a program
 PREPARE_WARPS, PREPARE_STAGES = 4, 1
 WALK_WARPS, WALK_STAGES = 8, 2
+CARRY_WARPS, CARRY_STAGES = 8, 1
+CARRY_COLUMNS = 32
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
@@ -83,8 +90,8 @@ def matrices(x, count, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, 
 @triton.jit
 def scalars(x, start, inside_C, h, H: tl.constexpr, heads: tl.constexpr):
     """One number a token, `[C]`."""
-    at_C = (start + tl.arange(0, inside_C.shape[0])) * heads
-    return tl.load(x + h * heads // H + at_C, mask=inside_C, other=0.0).to(tl.float32)
+    first = x + tl.cast(start, tl.int64) * heads + h * heads // H
+    return tl.load(first + tl.arange(0, inside_C.shape[0]) * heads, mask=inside_C, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -162,18 +169,22 @@ def prepare(
 # The walk from chunk to chunk.
 
 
-@triton.jit(do_not_specialize=["slots", "length"])
+@triton.jit(do_not_specialize=["sequences", "slots", "length", "span"])
 def walk(
     q, k, v, decay, beta, X, state, o, U, states, final,
-    cu_seqlens, slots, length, scale,
+    cu_seqlens, sequences, slots, length, span, scale,
     H: tl.constexpr, q_heads: tl.constexpr, k_heads: tl.constexpr, v_heads: tl.constexpr,
     decay_heads: tl.constexpr, beta_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr,
     V: tl.constexpr, COLUMNS: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
     INITIAL: tl.constexpr,
 ):  # fmt: skip
-    """Carry the state through a sequence: one program for each block of value columns, sequence and head."""
-    n, h = tl.program_id(1) // H, tl.program_id(1) % H
+    """Carry the state through a span of tokens: one program for each block of value columns, span and head."""
+    h = tl.program_id(1) % H
+    n, opening, end = piece_of(tl.program_id(1) // H, cu_seqlens, sequences, length, span, PACKED)
     first, end = borders(n, cu_seqlens, length, PACKED)
+    if (opening >= end) & (opening > first):
+        return
+    closing = tl.minimum(opening + span, end)
     column = tl.program_id(0) * COLUMNS
     j_J1, c_1C = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     k_tiles = tokens(k, end, h, H, k_heads, K, C, BLOCK_K)
@@ -183,17 +194,18 @@ def walk(
     o_tiles = tokens(o, end, h, H, H, V, C, COLUMNS)
     U_tiles = tokens(U, end, h, H, H, V, C, COLUMNS)
     states_tiles = matrices(states, slots * H, K, V, BLOCK_K, COLUMNS)
-    final_tiles = matrices(final, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
     dtype: tl.constexpr = q.dtype.element_ty
     S_VK = tl.zeros([COLUMNS, BLOCK_K], tl.float32)
     if INITIAL:
         state_tiles = matrices(state, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
         S_VK += tl.trans(tl.reshape(state_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS]))
-    segment = first // (SEGMENT * C) + n
-    for opening in range(first, end, SEGMENT * C):
-        states_tiles.store([segment * H + h, 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
-        segment += 1
-        for start in range(opening, tl.minimum(opening + SEGMENT * C, end), C):
+    for kept in range(opening - (opening - first) % (SEGMENT * C), closing, SEGMENT * C):
+        if kept >= opening:
+            segment = kept // (SEGMENT * C) + n
+            states_tiles.store(
+                [segment * H + h, 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS])
+            )
+        for start in range(tl.maximum(kept, opening), tl.minimum(kept + SEGMENT * C, closing), C):
             inside_C = start + tl.arange(0, C) < end
             k_CK = k_tiles.load([start, 0])
             decay_C = scalars(decay, start, inside_C, h, H, decay_heads)
@@ -218,7 +230,92 @@ def walk(
             U_tiles.store([start, column], tl.trans(U_VC).to(dtype))
             S_VK *= tl.exp(G_end)  # 8
             S_VK += dot((U_VC * beta_out_C[None, :]).to(dtype), k_CK)
-    final_tiles.store([tl.program_id(1), 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
+    if closing == end:
+        final_tiles = matrices(final, sequences * H, K, V, BLOCK_K, COLUMNS)
+        final_tiles.store([n * H + h, 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
+
+
+# Where there are fewer sequences and heads than multiprocessors, a sequence is walked in spans beside each other. Each
+# begins with the state that `carry` takes there, from what `walk_ahead` found the spans before it to do.
+
+
+def span_of(tokens: int, sequences: int, programs: int) -> int:
+    """Tokens of a span, of which each takes so many programs; more than there are if sequences are walked whole."""
+    spans = MULTIPROCESSORS // programs  # that run at once
+    if spans >= FEWEST * sequences:
+        span = max(triton.cdiv(tokens, spans * CHUNK), SHORTEST) * CHUNK
+        if tokens > (FEWEST - 1) * span * sequences:
+            return span
+    return (tokens // CHUNK + 1) * CHUNK
+
+
+@triton.jit(do_not_specialize=["sequences", "length", "span"])
+def walk_ahead(
+    k, v, decay, beta, X, ends, cu_seqlens, sequences, length, span,
+    H: tl.constexpr, k_heads: tl.constexpr, v_heads: tl.constexpr, decay_heads: tl.constexpr,
+    beta_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr,
+    C: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """What a span makes of no state and, in further columns, of each unit of a state: both are columns of values."""
+    h = tl.program_id(1) % H
+    n, opening, end = piece_of(tl.program_id(1) // H, cu_seqlens, sequences, length, span, PACKED)
+    first, end = borders(n, cu_seqlens, length, PACKED)
+    if opening + span >= end:
+        return  # nothing follows
+    column = tl.program_id(0) * COLUMNS
+    k_tiles = tokens(k, end, h, H, k_heads, K, C, BLOCK_K)
+    v_tiles = tokens(v, end, h, H, v_heads, V, C, COLUMNS)
+    X_tiles = tokens(X, end, h, H, H, C, C, C)
+    dtype: tl.constexpr = k.dtype.element_ty
+    VALUES: tl.constexpr = (V + COLUMNS - 1) // COLUMNS * COLUMNS  # in columns from there on v is zero
+    unit_V1 = column - VALUES + tl.arange(0, COLUMNS)[:, None]
+    S_VK = tl.where(unit_V1 == tl.arange(0, BLOCK_K)[None, :], 1.0, 0.0)
+    for start in range(opening, opening + span, C):
+        inside_C = start + tl.arange(0, C) < end
+        k_CK = k_tiles.load([start, 0])
+        decay_C = scalars(decay, start, inside_C, h, H, decay_heads)
+        v_VC = tl.trans(v_tiles.load([start, column]))
+        X_JC = tl.trans(X_tiles.load([start, 0]))
+        beta_C = scalars(beta, start, inside_C, h, H, beta_heads)
+        G_C = tl.cumsum(decay_C, 0)
+        in_C = tl.exp(G_C)
+        G_end = tl.sum(tl.where(tl.arange(0, C) == C - 1, G_C, 0.0), 0)
+        out_C = tl.exp(G_end - G_C)
+        beta_out_C = beta_C * out_C
+        R_VC = dot(S_VK.to(dtype), tl.trans(k_CK)) * in_C[None, :]  # 5
+        E_VC = v_VC - R_VC  # 6
+        U_VC = dot(E_VC.to(dtype), X_JC.to(dtype))  # 7
+        S_VK *= tl.exp(G_end)  # 8
+        S_VK += dot((U_VC * beta_out_C[None, :]).to(dtype), k_CK)
+    ends_tiles = matrices(ends, tl.num_programs(1), K, VALUES + K, BLOCK_K, COLUMNS)
+    ends_tiles.store([tl.program_id(1), 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
+
+
+@triton.jit(do_not_specialize=["spans", "length", "span"])
+def carry(
+    ends, state, starts, cu_seqlens, spans, length, span,
+    H: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr, VALUES: tl.constexpr,
+    COLUMNS: tl.constexpr, PACKED: tl.constexpr, INITIAL: tl.constexpr,
+):  # fmt: skip
+    """The state that each span begins with: one program for each block of value columns, sequence and head."""
+    n, h = tl.program_id(1) // H, tl.program_id(1) % H
+    first, end = borders(n, cu_seqlens, length, PACKED)
+    column = tl.program_id(0) * COLUMNS
+    ends_tiles = matrices(ends, spans * H, K, VALUES + K, BLOCK_K, COLUMNS)
+    matrix_tiles = matrices(ends, spans * H, K, VALUES + K, BLOCK_K, BLOCK_K)
+    starts_tiles = matrices(starts, spans * H, K, V, BLOCK_K, COLUMNS)
+    S_KV = tl.zeros([BLOCK_K, COLUMNS], tl.float32)
+    if INITIAL:
+        state_tiles = matrices(state, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
+        S_KV += tl.reshape(state_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS])
+    row = (first // span + n) * H + h
+    starts_tiles.store([row, 0, column], tl.reshape(S_KV, [1, BLOCK_K, COLUMNS]))
+    for _ in range(first + span, end, span):
+        end_KV = tl.reshape(ends_tiles.load([row, 0, column]), [BLOCK_K, COLUMNS])
+        span_KK = tl.reshape(matrix_tiles.load([row, 0, VALUES]), [BLOCK_K, BLOCK_K])
+        S_KV = dot(span_KK, S_KV) + end_KV
+        row += H
+        starts_tiles.store([row, 0, column], tl.reshape(S_KV, [1, BLOCK_K, COLUMNS]))
 
 
 def chunk_forward(
@@ -255,8 +352,25 @@ def chunk_forward(
         beta_heads=beta.shape[2], K=K, BLOCK_K=BLOCK_K, C=CHUNK, PACKED=cu_seqlens is not None,
         num_warps=PREPARE_WARPS, num_stages=PREPARE_STAGES,
     )  # fmt: skip
-    walk[blocks, N * H](
-        q, k, v, decay, beta, X, state, o, U, states, final, cu_seqlens, slots, T, scale, H=H,
+    span = span_of(B * T, N, blocks * H)
+    spans = B * T // span + N
+    if spans > N:
+        ends = v.new_empty(spans, H, K, blocks * COLUMNS + K, dtype=torch.float32)
+        starts = v.new_empty(spans, H, K, V, dtype=torch.float32)
+        walk_ahead[blocks + triton.cdiv(K, COLUMNS), spans * H](
+            k, v, decay, beta, X, ends, cu_seqlens, N, T, span, H=H, k_heads=k.shape[2], v_heads=v.shape[2],
+            decay_heads=decay.shape[2], beta_heads=beta.shape[2], K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=COLUMNS,
+            C=CHUNK, PACKED=cu_seqlens is not None,
+            num_warps=WALK_WARPS, num_stages=WALK_STAGES,
+        )  # fmt: skip
+        carry[triton.cdiv(V, CARRY_COLUMNS), N * H](
+            ends, state, starts, cu_seqlens, spans, T, span,
+            H=H, K=K, BLOCK_K=BLOCK_K, V=V, VALUES=blocks * COLUMNS, COLUMNS=CARRY_COLUMNS,
+            PACKED=cu_seqlens is not None, INITIAL=state is not None, num_warps=CARRY_WARPS,
+        )  # fmt: skip
+        state = starts
+    walk[blocks, spans * H](
+        q, k, v, decay, beta, X, state, o, U, states, final, cu_seqlens, N, slots, T, span, scale, H=H,
         q_heads=q.shape[2], k_heads=k.shape[2], v_heads=v.shape[2], decay_heads=decay.shape[2],
         beta_heads=beta.shape[2], K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=COLUMNS, C=CHUNK,
         PACKED=cu_seqlens is not None, SEGMENT=SEGMENT, INITIAL=state is not None, num_warps=WALK_WARPS,

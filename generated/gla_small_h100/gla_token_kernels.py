@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -99,12 +100,13 @@ def decode_token(mixer: Any, x_BTD: Tensor, place: Place) -> Tensor:
     block_K = 1 << (mixer.head_dim - 1).bit_length()
     block_V = 1 << (mixer.v_dim - 1).bit_length()
     columns = block_V
-    token_kernel[(B * mixer.n_kv_heads,)](
-        k, v, decay, q, gate, products.stride(0), S, result, mixer.decay.bias, mixer.y_norm.weight, mixer.tau,
-        mixer.head_dim**-0.5,
-        mixer.n_kv_heads, mixer.head_dim, mixer.v_dim, mixer.n_heads, mixer.n_heads // mixer.n_kv_heads,
-        block_K, block_V // columns, columns,
-        num_warps=min(16, max(4, block_K * columns // 2048)),
-    )  # fmt: skip
+    with torch.cuda.device(x_BTD.get_device()):  # launches go to the current one
+        token_kernel[(B * mixer.n_kv_heads,)](
+            k, v, decay, q, gate, products.stride(0), S, result, mixer.decay.bias, mixer.y_norm.weight,
+            mixer.tau, mixer.head_dim**-0.5,
+            mixer.n_kv_heads, mixer.head_dim, mixer.v_dim, mixer.n_heads, mixer.n_heads // mixer.n_kv_heads,
+            block_K, block_V // columns, columns,
+            num_warps=min(16, max(4, block_K * columns // 2048)),
+        )  # fmt: skip
     y: Tensor = mixer.y(result)
     return y

@@ -376,7 +376,8 @@ for _name in ("chunk", "chunk_reverse", "decode"):
 def _decode_on_gpu(*given: Any) -> Tensor:
     from . import key_decay_grouped_kernels as kernels
 
-    o: Tensor = kernels.decode_step(*given)
+    with torch.cuda.device(given[0].get_device()):  # launches go to the current one
+        o: Tensor = kernels.decode_step(*given)
     return o
 
 
@@ -399,7 +400,8 @@ def _chunk_on_gpu(*given: Any) -> tuple[Tensor, ...]:
         return chunk_forward(*given)
     from . import key_decay_grouped_kernels as kernels
 
-    found: tuple[Tensor, ...] = kernels.chunk_forward(*given)
+    with torch.cuda.device(given[0].get_device()):
+        found: tuple[Tensor, ...] = kernels.chunk_forward(*given)
     return found
 
 
@@ -407,14 +409,11 @@ def _chunk_on_gpu(*given: Any) -> tuple[Tensor, ...]:
 def _chunk_reverse_on_gpu(do: Tensor, dfinal: Tensor, *given: Any) -> tuple[Tensor, ...]:
     if not _has_kernels(given[0], given[2]):
         return chunk_backward(do, dfinal, *given)
-    # There are no kernels for this backward: from the states that sequences start with, what it needs is made again.
-    *tensors, cu_seqlens, states = given[:6]
-    (B, T), N = given[2].shape[:2], dfinal.shape[0]
-    first_N = torch.arange(B, device=do.device) * T if cu_seqlens is None else cu_seqlens[:-1]
-    state = states[first_N // (SEGMENT * CHUNK) + torch.arange(N, device=do.device)]
-    again: list[Any] = [*tensors, state, cu_seqlens, given[-1]]
-    backward: list[Any] = [do, dfinal, *tensors, cu_seqlens, *chunk_forward(*again)[2:], given[-1]]
-    return chunk_backward(*backward)
+    from . import key_decay_grouped_kernels as kernels
+
+    with torch.cuda.device(do.get_device()):
+        found: tuple[Tensor, ...] = kernels.chunk_backward(do, dfinal, *given)
+    return found
 
 
 # Products of rows that decay by channel. A chunk is halved again and again: the rows of the second half meet

@@ -18,10 +18,17 @@ from torch import Tensor
 
 CHUNK = 64
 SEGMENT = 64  # chunks between two states that are kept for the backward
+MULTIPROCESSORS = 132
+FEWEST, SHORTEST = (
+    3,
+    16,
+)  # spans of a sequence, chunks of a span: below that the work ahead takes what it saves
 COLUMNS = 64  # value columns of a program
 CHANNELS = 32  # key channels at once
 PREPARE_WARPS, PREPARE_STAGES = 8, 1
 WALK_WARPS, WALK_STAGES = 4, 1
+CARRY_WARPS, CARRY_STAGES = 8, 1
+CARRY_COLUMNS = 32
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
@@ -84,8 +91,8 @@ def matrices(x, count, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, 
 @triton.jit
 def scalars(x, start, inside_C, h, H: tl.constexpr, heads: tl.constexpr):
     """One number a token, `[C]`."""
-    at_C = (start + tl.arange(0, inside_C.shape[0])) * heads
-    return tl.load(x + h * heads // H + at_C, mask=inside_C, other=0.0).to(tl.float32)
+    first = x + tl.cast(start, tl.int64) * heads + h * heads // H
+    return tl.load(first + tl.arange(0, inside_C.shape[0]) * heads, mask=inside_C, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -174,7 +181,7 @@ def prepare(
         in_CK = tl.exp(tl.cumsum(decay_CK, 0))
         q_in_tiles.store([start, channel], (q_CK * in_CK).to(q_CK.dtype))
         channel_K = channel + tl.arange(0, CHANNELS)
-        at_K = G_end + (tl.program_id(0) * H + h) * K + channel_K
+        at_K = G_end + (tl.program_id(0).to(tl.int64) * H + h) * K + channel_K
         tl.store(at_K, tl.sum(decay_CK, 0), mask=channel_K < K)
         k_CK = k_tiles.load([start, channel])
         out_CK = tl.exp(tl.sum(decay_CK, 0)[None, :] - tl.cumsum(decay_CK, 0))
@@ -184,16 +191,20 @@ def prepare(
 # The walk from chunk to chunk.
 
 
-@triton.jit(do_not_specialize=["slots", "length"])
+@triton.jit(do_not_specialize=["sequences", "slots", "length", "span"])
 def walk(
     v, q_in, qk, G_end, k_out, state, o, states, final,
-    cu_seqlens, slots, length, scale,
+    cu_seqlens, sequences, slots, length, span, scale,
     H: tl.constexpr, v_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr,
     COLUMNS: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr, INITIAL: tl.constexpr,
 ):  # fmt: skip
-    """Carry the state through a sequence: one program for each block of value columns, sequence and head."""
-    n, h = tl.program_id(1) // H, tl.program_id(1) % H
+    """Carry the state through a span of tokens: one program for each block of value columns, span and head."""
+    h = tl.program_id(1) % H
+    n, opening, end = piece_of(tl.program_id(1) // H, cu_seqlens, sequences, length, span, PACKED)
     first, end = borders(n, cu_seqlens, length, PACKED)
+    if (opening >= end) & (opening > first):
+        return
+    closing = tl.minimum(opening + span, end)
     column = tl.program_id(0) * COLUMNS
     channel_K = tl.arange(0, BLOCK_K)
     q_in_tiles = tokens(q_in, end, h, H, H, K, C, BLOCK_K)
@@ -202,22 +213,23 @@ def walk(
     k_out_tiles = tokens(k_out, end, h, H, H, K, C, BLOCK_K)
     o_tiles = tokens(o, end, h, H, H, V, C, COLUMNS)
     states_tiles = matrices(states, slots * H, K, V, BLOCK_K, COLUMNS)
-    final_tiles = matrices(final, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
     dtype: tl.constexpr = q_in.dtype.element_ty
     S_VK = tl.zeros([COLUMNS, BLOCK_K], tl.float32)
     if INITIAL:
         state_tiles = matrices(state, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
         S_VK += tl.trans(tl.reshape(state_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS]))
-    segment = first // (SEGMENT * C) + n
-    for opening in range(first, end, SEGMENT * C):
-        states_tiles.store([segment * H + h, 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
-        segment += 1
-        for start in range(opening, tl.minimum(opening + SEGMENT * C, end), C):
+    for kept in range(opening - (opening - first) % (SEGMENT * C), closing, SEGMENT * C):
+        if kept >= opening:
+            segment = kept // (SEGMENT * C) + n
+            states_tiles.store(
+                [segment * H + h, 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS])
+            )
+        for start in range(tl.maximum(kept, opening), tl.minimum(kept + SEGMENT * C, closing), C):
             q_in_CK = q_in_tiles.load([start, 0])
             v_VC = tl.trans(v_tiles.load([start, column]))
             qk_JC = tl.trans(qk_tiles.load([start, 0]))
             G_end_K = tl.load(
-                G_end + ((first // C + n + (start - first) // C) * H + h) * K + channel_K,
+                G_end + (tl.cast(start // C + n, tl.int64) * H + h) * K + channel_K,
                 mask=channel_K < K,
                 other=0.0,
             )
@@ -227,7 +239,84 @@ def walk(
             o_tiles.store([start, column], tl.trans(o_VC * scale).to(o.dtype.element_ty))
             S_VK *= tl.exp(G_end_K)[None, :]  # 3
             S_VK += dot(v_VC.to(dtype), k_out_CK)
-    final_tiles.store([tl.program_id(1), 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
+    if closing == end:
+        final_tiles = matrices(final, sequences * H, K, V, BLOCK_K, COLUMNS)
+        final_tiles.store([n * H + h, 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
+
+
+# Where there are fewer sequences and heads than multiprocessors, a sequence is walked in spans beside each other. Each
+# begins with the state that `carry` takes there, from what `walk_ahead` found the spans before it to do.
+
+
+def span_of(tokens: int, sequences: int, programs: int) -> int:
+    """Tokens of a span, of which each takes so many programs; more than there are if sequences are walked whole."""
+    spans = MULTIPROCESSORS // programs  # that run at once
+    if spans >= FEWEST * sequences:
+        span = max(triton.cdiv(tokens, spans * CHUNK), SHORTEST) * CHUNK
+        if tokens > (FEWEST - 1) * span * sequences:
+            return span
+    return (tokens // CHUNK + 1) * CHUNK
+
+
+@triton.jit(do_not_specialize=["sequences", "length", "span"])
+def walk_ahead(
+    v, G_end, k_out, ends, decays, cu_seqlens, sequences, length, span,
+    H: tl.constexpr, v_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr,
+    COLUMNS: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """The state that a span makes of none, and its decay: a program for each block of value columns, span and head."""
+    h = tl.program_id(1) % H
+    n, opening, end = piece_of(tl.program_id(1) // H, cu_seqlens, sequences, length, span, PACKED)
+    first, end = borders(n, cu_seqlens, length, PACKED)
+    if opening + span >= end:
+        return  # nothing follows
+    column = tl.program_id(0) * COLUMNS
+    channel_K = tl.arange(0, BLOCK_K)
+    k_out_tiles = tokens(k_out, end, h, H, H, K, C, BLOCK_K)
+    v_tiles = tokens(v, end, h, H, v_heads, V, C, COLUMNS)
+    dtype: tl.constexpr = k_out.dtype.element_ty
+    S_VK = tl.zeros([COLUMNS, BLOCK_K], tl.float32)
+    total_K = tl.zeros([BLOCK_K], tl.float32)
+    for start in range(opening, opening + span, C):
+        G_end_K = tl.load(
+            G_end + (tl.cast(start // C + n, tl.int64) * H + h) * K + channel_K, mask=channel_K < K, other=0.0
+        )
+        k_out_CK = k_out_tiles.load([start, 0])
+        v_VC = tl.trans(v_tiles.load([start, column]))
+        S_VK *= tl.exp(G_end_K)[None, :]  # 3
+        S_VK += dot(v_VC.to(dtype), k_out_CK)
+        total_K += G_end_K
+    ends_tiles = matrices(ends, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
+    ends_tiles.store([tl.program_id(1), 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
+    at_K = decays + tl.program_id(1).to(tl.int64) * K + channel_K
+    tl.store(at_K, total_K, mask=(channel_K < K) & (column == 0))
+
+
+@triton.jit(do_not_specialize=["spans", "length", "span"])
+def carry(
+    ends, decays, state, starts, cu_seqlens, spans, length, span,
+    H: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr,
+    PACKED: tl.constexpr, INITIAL: tl.constexpr,
+):  # fmt: skip
+    """The state that each span begins with: one program for each block of value columns, sequence and head."""
+    n, h = tl.program_id(1) // H, tl.program_id(1) % H
+    first, end = borders(n, cu_seqlens, length, PACKED)
+    column = tl.program_id(0) * COLUMNS
+    ends_tiles = matrices(ends, spans * H, K, V, BLOCK_K, COLUMNS)
+    starts_tiles = matrices(starts, spans * H, K, V, BLOCK_K, COLUMNS)
+    channel_K = tl.arange(0, BLOCK_K)
+    S_KV = tl.zeros([BLOCK_K, COLUMNS], tl.float32)
+    if INITIAL:
+        state_tiles = matrices(state, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
+        S_KV += tl.reshape(state_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS])
+    row = (first // span + n) * H + h
+    starts_tiles.store([row, 0, column], tl.reshape(S_KV, [1, BLOCK_K, COLUMNS]))
+    for _ in range(first + span, end, span):
+        end_KV = tl.reshape(ends_tiles.load([row, 0, column]), [BLOCK_K, COLUMNS])
+        total_K = tl.load(decays + row.to(tl.int64) * K + channel_K, mask=channel_K < K, other=0.0)
+        S_KV = S_KV * tl.exp(total_K)[:, None] + end_KV
+        row += H
+        starts_tiles.store([row, 0, column], tl.reshape(S_KV, [1, BLOCK_K, COLUMNS]))
 
 
 def chunk_forward(
@@ -259,13 +348,263 @@ def chunk_forward(
         decay_heads=decay.shape[2], K=K, CHANNELS=min(CHANNELS, BLOCK_K), C=CHUNK,
         PACKED=cu_seqlens is not None, num_warps=PREPARE_WARPS, num_stages=PREPARE_STAGES,
     )  # fmt: skip
-    walk[blocks, N * H](
-        v, q_in, qk, G_end, k_out, state, o, states, final, cu_seqlens, slots, T, scale, H=H,
+    span = span_of(B * T, N, blocks * H)
+    spans = B * T // span + N
+    if spans > N:
+        ends = v.new_empty(spans, H, K, V, dtype=torch.float32)
+        decays = v.new_empty(spans, H, K, dtype=torch.float32)
+        starts = v.new_empty(spans, H, K, V, dtype=torch.float32)
+        walk_ahead[blocks, spans * H](
+            v, G_end, k_out, ends, decays, cu_seqlens, N, T, span, H=H, v_heads=v.shape[2], K=K,
+            BLOCK_K=BLOCK_K, V=V, COLUMNS=COLUMNS, C=CHUNK, PACKED=cu_seqlens is not None,
+            num_warps=WALK_WARPS, num_stages=WALK_STAGES,
+        )  # fmt: skip
+        carry[triton.cdiv(V, CARRY_COLUMNS), N * H](
+            ends, decays, state, starts, cu_seqlens, spans, T, span,
+            H=H, K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=CARRY_COLUMNS,
+            PACKED=cu_seqlens is not None, INITIAL=state is not None, num_warps=CARRY_WARPS,
+        )  # fmt: skip
+        state = starts
+    walk[blocks, spans * H](
+        v, q_in, qk, G_end, k_out, state, o, states, final, cu_seqlens, N, slots, T, span, scale, H=H,
         v_heads=v.shape[2], K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=COLUMNS, C=CHUNK,
         PACKED=cu_seqlens is not None, SEGMENT=SEGMENT, INITIAL=state is not None, num_warps=WALK_WARPS,
         num_stages=WALK_STAGES,
     )  # fmt: skip
     return o, final, states
+
+
+# The backward: a walk from the end that carries dS, then one from the start of every segment that carries S.
+
+BACK_COLUMNS, AGAIN_CHANNELS = 64, 32  # value columns and key channels of a program
+BACK_WARPS, BACK_STAGES = 8, 1
+AGAIN_WARPS, AGAIN_STAGES = 8, 1
+
+
+@triton.jit(do_not_specialize=["slots", "total", "length"])
+def walk_back(
+    qk, do, k_out, v, G_end, q_in, states, dfinal, dv, dk_state, anchors, dinitial,
+    cu_seqlens, slots, total, length, scale,
+    H: tl.constexpr, v_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr,
+    COLUMNS: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """Carry dS from the end of a sequence: one program for each block of value columns, sequence and head.
+
+    Rows that write get a part `d.._state` of their gradient from dS, still without their decay to the end of the chunk.
+    Where a segment starts, anchors is `sum_v S_kv dS_kv`.
+    """
+    n, h = tl.program_id(1) // H, tl.program_id(1) % H
+    first, end = borders(n, cu_seqlens, length, PACKED)
+    block, column = tl.program_id(0), tl.program_id(0) * COLUMNS
+    channel_K = tl.arange(0, BLOCK_K)
+    dtype: tl.constexpr = q_in.dtype.element_ty
+    qk_tiles = tokens(qk, end, h, H, H, C, C, C)
+    do_tiles = tokens(do, end, h, H, H, V, C, COLUMNS)
+    k_out_tiles = tokens(k_out, end, h, H, H, K, C, BLOCK_K)
+    v_tiles = tokens(v, end, h, H, v_heads, V, C, COLUMNS)
+    q_in_tiles = tokens(q_in, end, h, H, H, K, C, BLOCK_K)
+    dv_tiles = tokens(dv, end, h, H, H, V, C, COLUMNS)
+    dk_state_tiles = tokens(dk_state + block.to(tl.int64) * total * H * K, end, h, H, H, K, C, BLOCK_K)
+    states_tiles = matrices(states, slots * H, K, V, BLOCK_K, COLUMNS)
+    dfinal_tiles = matrices(dfinal, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
+    dinitial_tiles = matrices(dinitial, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
+    dS_VK = tl.trans(tl.reshape(dfinal_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS]))
+    chunks = (end - first + C - 1) // C
+    for behind in range(0, chunks):
+        start = first + (chunks - 1 - behind) * C
+        qk_JC = tl.trans(qk_tiles.load([start, 0]))
+        do_VC = tl.trans(do_tiles.load([start, column]))
+        dv_VC = dot(do_VC, tl.trans(qk_JC)) * scale  # 4
+        k_out_CK = k_out_tiles.load([start, 0])
+        dv_VC += dot(dS_VK.to(dtype), tl.trans(k_out_CK))  # 3
+        dv_tiles.store([start, column], tl.trans(dv_VC).to(dv.dtype.element_ty))
+        v_VC = tl.trans(v_tiles.load([start, column]))
+        dk_state_CK = dot(tl.trans(v_VC), dS_VK.to(dtype))  # 3
+        dk_state_tiles.store([start, 0], dk_state_CK.to(dk_state.dtype.element_ty))
+        G_end_K = tl.load(
+            G_end + (tl.cast(start // C + n, tl.int64) * H + h) * K + channel_K, mask=channel_K < K, other=0.0
+        )
+        dS_VK *= tl.exp(G_end_K)[None, :]  # 3
+        q_in_CK = q_in_tiles.load([start, 0])
+        dS_VK += dot((do_VC * scale).to(dtype), q_in_CK)
+        if (start - first) % (SEGMENT * C) == 0:
+            row = (first // (SEGMENT * C) + n + (start - first) // (SEGMENT * C)) * H + h
+            S_KV = tl.reshape(states_tiles.load([row, 0, column]), [BLOCK_K, COLUMNS])
+            at_K = anchors + (block.to(tl.int64) * slots * H + row) * K + channel_K
+            tl.store(at_K, tl.sum(S_KV * tl.trans(dS_VK), 1), mask=channel_K < K)
+    dinitial_tiles.store([tl.program_id(1), 0, column], tl.reshape(tl.trans(dS_VK), [1, BLOCK_K, COLUMNS]))
+
+
+@triton.jit
+def pair_gradients(dP_CJ, x_CK, y_CK, decay_CK, BEFORE: tl.constexpr, C: tl.constexpr):
+    """Gradients of x and y by those of `P_ij = sum_k x_ik y_jk e^(G_ik - G_jk)`, j < i; BEFORE: without decay_ik.
+
+    In halves as the pairs themselves: rows of the second half of a block, columns of the first.
+    """
+    c_C = tl.arange(0, C)
+    G_CK = tl.cumsum(decay_CK, 0)
+    dx_CK, dy_CK = tl.zeros_like(G_CK), tl.zeros_like(G_CK)
+    half = C // 2
+    while half > 0:
+        block_C = c_C // half
+        second_C1 = (block_C % 2 == 1)[:, None]
+        border_C1 = (block_C // 2 * 2 * half + half - 1)[:, None]
+        border_CK = tl.gather(G_CK, tl.broadcast_to(border_C1, [C, G_CK.shape[1]]), 0)
+        met_CJ = tl.where((block_C[:, None] == block_C[None, :] + 1) & second_C1, dP_CJ, 0.0).to(x_CK.dtype)
+        above_CK = G_CK - decay_CK if BEFORE else G_CK
+        near_CK = tl.exp(tl.where(second_C1, above_CK - border_CK, border_CK - G_CK))
+        dx_CK += dot(met_CJ, (y_CK * near_CK).to(y_CK.dtype)) * near_CK
+        dy_CK += dot(tl.trans(met_CJ), (x_CK * near_CK).to(x_CK.dtype)) * near_CK
+        half //= 2
+    return dx_CK, dy_CK
+
+
+@triton.jit
+def earlier(x_CK):
+    """For each token the sum over those before it in its chunk: the running sum of its neighbour, not a difference."""
+    c_C1 = tl.arange(0, x_CK.shape[0])[:, None]
+    sum_CK = tl.gather(tl.cumsum(x_CK, 0), tl.broadcast_to(tl.maximum(c_C1 - 1, 0), x_CK.shape), 0)
+    return tl.where(c_C1 > 0, sum_CK, 0.0)
+
+
+@triton.jit(do_not_specialize=["sequences", "total", "length"])
+def walk_again(
+    decay, do, q, v, k, dk_state, states, anchors, ddecay, dq, dk,
+    cu_seqlens, sequences, total, length, scale, eps,
+    H: tl.constexpr, q_heads: tl.constexpr, k_heads: tl.constexpr, v_heads: tl.constexpr,
+    decay_heads: tl.constexpr, K: tl.constexpr, CHANNELS: tl.constexpr, V: tl.constexpr,
+    BLOCK_V: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """Carry the state through a segment: one program for each block of key channels, segment and head.
+
+    anchor_K is `sum_v S_kv dS_kv` where a chunk starts, then `e^G_end sum_v S_kv dS_next_kv`. eps: what of such a sum
+    may be rounding.
+    """
+    h = tl.program_id(2)
+    n, opening, end = piece_of(tl.program_id(1), cu_seqlens, sequences, length, SEGMENT * C, PACKED)
+    row, channel = tl.program_id(1) * H + h, tl.program_id(0) * CHANNELS
+    c_C1, j_1J = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    channel_K = channel + tl.arange(0, CHANNELS)
+    dtype: tl.constexpr = q.dtype.element_ty
+    decay_tiles = tokens(decay, end, h, H, decay_heads, K, C, CHANNELS)
+    do_tiles = tokens(do, end, h, H, H, V, C, BLOCK_V)
+    q_tiles = tokens(q, end, h, H, q_heads, K, C, CHANNELS)
+    v_tiles = tokens(v, end, h, H, v_heads, V, C, BLOCK_V)
+    k_tiles = tokens(k, end, h, H, k_heads, K, C, CHANNELS)
+    dk_state_tiles = tokens(dk_state, end, h, H, H, K, C, CHANNELS)
+    ddecay_tiles = tokens(ddecay, end, h, H, H, K, C, CHANNELS)
+    dq_tiles = tokens(dq, end, h, H, H, K, C, CHANNELS)
+    dk_tiles = tokens(dk, end, h, H, H, K, C, CHANNELS)
+    states_tiles = matrices(states, tl.num_programs(1) * H, K, V, CHANNELS, BLOCK_V)
+    S_VK = tl.trans(tl.reshape(states_tiles.load([row, channel, 0]), [CHANNELS, BLOCK_V]))
+    anchor_K = tl.load(anchors + row.to(tl.int64) * K + channel_K, mask=channel_K < K, other=0.0)
+    # Nothing is moved ahead of the loop: places in shared memory, known early, would fill the registers.
+    for start in tl.range(opening, tl.minimum(opening + SEGMENT * C, end), C, disable_licm=True):
+        decay_CK = decay_tiles.load([start, channel]).to(tl.float32)
+        G_CK = tl.cumsum(decay_CK, 0)
+        do_CV = do_tiles.load([start, 0])
+        dq_CK = dot(do_CV, S_VK.to(dtype)) * tl.exp(G_CK) * scale  # 4
+        q_CK = q_tiles.load([start, channel])
+        seen_K = tl.sum(q_CK * dq_CK, 0)
+        v_CV = v_tiles.load([start, 0])
+        dqk_CJ = dot(do_CV, tl.trans(v_CV)) * scale  # 4
+        k_CK = k_tiles.load([start, channel])
+        read_CK, write_CK = pair_gradients(dqk_CJ, q_CK, k_CK, decay_CK, False, C)  # 2
+        own_qk_CJ = tl.where(j_1J == c_C1, dqk_CJ, 0.0).to(dtype)
+        dq_CK += read_CK
+        dk_CK = write_CK
+        G_end_K = tl.sum(tl.where(c_C1 == C - 1, G_CK, 0.0), 0)
+        left_K = anchor_K - seen_K
+        anchor_K = tl.where((tl.exp(G_end_K) > 0.0) & (tl.abs(left_K) > eps * tl.abs(seen_K)), left_K, 0.0)
+        dk_state_CK = dk_state_tiles.load([start, channel]) * tl.exp(G_end_K[None, :] - G_CK)
+        written_CK = k_CK * dk_state_CK
+        ddecay_CK = anchor_K[None, :] + tl.cumsum(q_CK * dq_CK - k_CK * dk_CK, 0, reverse=True)
+        ddecay_CK += earlier(written_CK)
+        ddecay_tiles.store([start, channel], ddecay_CK.to(ddecay.dtype.element_ty))
+        anchor_K += tl.sum(written_CK, 0)
+        dk_CK += dk_state_CK
+        dq_CK += dot(own_qk_CJ, k_CK)  # 2
+        dk_CK += dot(tl.trans(own_qk_CJ), q_CK)
+        dq_tiles.store([start, channel], dq_CK.to(dq.dtype.element_ty))
+        dk_tiles.store([start, channel], dk_CK.to(dk.dtype.element_ty))
+        S_VK *= tl.exp(G_end_K)[None, :]  # 3
+        out_CK = tl.exp(G_end_K[None, :] - G_CK)
+        S_VK += dot(tl.trans(v_CV), (k_CK * out_CK).to(dtype))
+
+
+def chunk_backward(
+    do: Tensor,
+    dfinal: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    cu_seqlens: Tensor | None,
+    states: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, decay and the initial state."""
+    narrow, wide = {"dtype": q.dtype, "device": v.device}, {"dtype": torch.float32, "device": v.device}
+    do = do.to(q.dtype).contiguous()
+    dfinal = dfinal.contiguous()
+    q = q.contiguous()
+    k = k.to(q.dtype).contiguous()
+    v = v.to(q.dtype).contiguous()
+    decay = decay.contiguous()
+    B, T, _, V = v.shape
+    K, H = q.shape[3], max(q.shape[2], k.shape[2], v.shape[2], decay.shape[2])
+    N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    slots, pieces = states.shape[0], B * T // CHUNK + N
+    BLOCK_K, BLOCK_V = max(triton.next_power_of_2(K), 16), max(triton.next_power_of_2(V), 16)
+    blocks, parts = triton.cdiv(V, BACK_COLUMNS), triton.cdiv(K, min(AGAIN_CHANNELS, BLOCK_K))
+    # What the forward did not keep is made again.
+    q_in = q.new_empty(B, T, H, K)
+    qk = q.new_empty(B, T, H, CHUNK)
+    G_end = v.new_empty(pieces, H, K, dtype=torch.float32)
+    k_out = q.new_empty(B, T, H, K)
+    prepare[pieces, H](
+        q, k, decay, q_in, qk, G_end, k_out, cu_seqlens, N, T, H=H, q_heads=q.shape[2], k_heads=k.shape[2],
+        decay_heads=decay.shape[2], K=K, CHANNELS=min(CHANNELS, BLOCK_K), C=CHUNK,
+        PACKED=cu_seqlens is not None,
+        num_warps=PREPARE_WARPS, num_stages=PREPARE_STAGES,
+    )  # fmt: skip
+    anchors = torch.empty(blocks, slots, H, K, **wide)
+    dinitial = torch.empty_like(dfinal)
+    make = torch.empty if cu_seqlens is None else torch.zeros
+    dv = make(B, T, H, V, **narrow)
+    dk_state = torch.empty(blocks, B, T, H, K, **(narrow if blocks == 1 else wide))
+    walk_back[blocks, N * H](
+        qk, do, k_out, v, G_end, q_in, states, dfinal, dv, dk_state, anchors, dinitial,
+        cu_seqlens, slots, B * T, T, scale,
+        H=H, v_heads=v.shape[2], K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=BACK_COLUMNS, C=CHUNK,
+        PACKED=cu_seqlens is not None, SEGMENT=SEGMENT, num_warps=BACK_WARPS, num_stages=BACK_STAGES,
+    )  # fmt: skip
+    anchors, dk_state = (x[0] if blocks == 1 else x.sum(0) for x in (anchors, dk_state))
+    ddecay = make(B, T, H, K, **wide)
+    dq = make(B, T, H, K, **narrow)
+    dk = make(B, T, H, K, **narrow)
+    walk_again[parts, slots, H](
+        decay, do, q, v, k, dk_state, states, anchors, ddecay, dq, dk,
+        cu_seqlens, N, B * T, T, scale, 2.0**-20 if q.dtype == torch.float32 else 2.0**-9,
+        H=H, q_heads=q.shape[2], k_heads=k.shape[2], v_heads=v.shape[2], decay_heads=decay.shape[2], K=K,
+        CHANNELS=min(AGAIN_CHANNELS, BLOCK_K), V=V, BLOCK_V=BLOCK_V, C=CHUNK, PACKED=cu_seqlens is not None,
+        SEGMENT=SEGMENT, num_warps=AGAIN_WARPS, num_stages=AGAIN_STAGES,
+    )  # fmt: skip
+    return (
+        summed(dq[None], q),
+        summed(dk[None], k),
+        summed(dv[None], v),
+        summed(ddecay[None], decay),
+        dinitial,
+    )
+
+
+def summed(x: Tensor, like: Tensor) -> Tensor:
+    """Sum `[parts, B, T, H, ...]` over its parts and over heads that share one of `like`."""
+    if x.shape[0] > 1 or x.shape[3] > like.shape[2]:
+        groups = x.unflatten(3, (like.shape[2], -1))
+        return groups.sum((0, 4), dtype=torch.float32).to(like.dtype)
+    return x[0].to(like.dtype)
 
 
 # One token.

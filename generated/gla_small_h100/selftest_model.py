@@ -19,7 +19,7 @@ from torch import Tensor
 from .config import Config
 from .language_model import LanguageModel, form
 from .model import Model
-from .selftest_oracle import Results, RoundedProducts, errors_of, largest
+from .selftest_oracle import Results, RoundedProducts, errors_of, largest, rounding
 
 LARGEST = 1_000_000_000  # parameters of the layers that are checked, where there is memory for them
 BYTES = (
@@ -104,8 +104,8 @@ def compared(model: LanguageModel, device: torch.device, dtypes: Sequence[torch.
                 with RoundedProducts(dtype, None):
                     coarse = errors_of(_results(single, case), exact)
                 errors = {name: max(error, coarse[name]) for name, error in errors.items()}
-            eps = {name: torch.finfo(x.dtype).eps for name, x in rounded.items()}
-            allowed = {name: SLACK * errors[name] + eps[name] * largest(want[name]) for name in want}
+            steps = {name: rounding(x.dtype, want[name]) for name, x in rounded.items()}
+            allowed = {name: SLACK * errors[name] + steps[name] for name in want}
             name = str(dtype).removeprefix("torch.")
             yield Compared(case.name, case.what, name, _results(tested, case), want, allowed)
             if dtype == torch.float32:  # 2^29 times as exact, with room for another order of the sums

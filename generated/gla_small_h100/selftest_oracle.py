@@ -107,6 +107,12 @@ def largest(x: Tensor) -> float:
     return float(x.abs().amax()) if x.numel() else 0.0
 
 
+def rounding(dtype: torch.dtype, x: Tensor) -> float:
+    """One rounding of the largest element in this dtype, whose steps end somewhere: at 6e-8 in float16."""
+    limits = torch.finfo(dtype)
+    return limits.eps * max(largest(x), limits.tiny)
+
+
 def running_sum(x: Tensor, axis: int) -> Tensor:
     """The cumulative sum with a rounding after each addition."""
     sums = [torch.zeros_like(x.select(axis, 0))] if x.shape[axis] else []

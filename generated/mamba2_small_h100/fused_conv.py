@@ -127,7 +127,8 @@ def _(x: Sequence[Tensor], weight: Sequence[Tensor], *given: Any) -> list[Tensor
     from .conv_kernels import launch_conv
 
     bias, past, sequence, cu_seqlens, *of = given
-    return launch_conv(x, weight, bias, past, sequence, cu_seqlens, _branches(x, weight, *of))
+    with torch.cuda.device(x[0].get_device()):  # launches go to the current one
+        return launch_conv(x, weight, bias, past, sequence, cu_seqlens, _branches(x, weight, *of))
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::conv_act_norm_backward", mutates_args=())
@@ -176,7 +177,9 @@ def _(
     from .conv_kernels import launch_conv_backward
 
     bias, past, sequence, cu_seqlens, *of = given
-    return launch_conv_backward(dy, x, weight, bias, past, sequence, cu_seqlens, _branches(x, weight, *of))
+    branches = _branches(x, weight, *of)
+    with torch.cuda.device(x[0].get_device()):
+        return launch_conv_backward(dy, x, weight, bias, past, sequence, cu_seqlens, branches)
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::conv_last", mutates_args=())
@@ -197,7 +200,8 @@ def _(x: Sequence[Tensor], past: Sequence[Tensor], cu_seqlens: Tensor | None) ->
     channels = [piece.shape[2] for piece in x]
     steps = ", ".join(["none none"] * len(x))
     of = branches(channels, channels, steps, [0.0] * len(x), past[0].shape[1] + 1)
-    return launch_conv_last(x, past, cu_seqlens, of)
+    with torch.cuda.device(x[0].get_device()):
+        return launch_conv_last(x, past, cu_seqlens, of)
 
 
 def _branches(

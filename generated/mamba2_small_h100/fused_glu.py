@@ -40,7 +40,8 @@ def _activated(gate: Tensor, activation: str) -> Tensor:
 def _forward(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     from .glu_kernels import launch_glu
 
-    return launch_glu(gate, up, activation)
+    with torch.cuda.device(up.get_device()):  # launches go to the current one
+        return launch_glu(gate, up, activation)
 
 
 @_forward.register_fake
@@ -53,7 +54,8 @@ def _backward(dy: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Te
     """The gradients of gate and up."""
     from .glu_kernels import launch_glu_backward
 
-    return launch_glu_backward(dy, gate, up, activation)
+    with torch.cuda.device(up.get_device()):
+        return launch_glu_backward(dy, gate, up, activation)
 
 
 @_backward.register_fake

@@ -18,9 +18,16 @@ from torch import Tensor
 
 CHUNK = 64
 SEGMENT = 64  # chunks between two states that are kept for the backward
+MULTIPROCESSORS = 132
+FEWEST, SHORTEST = (
+    3,
+    16,
+)  # spans of a sequence, chunks of a span: below that the work ahead takes what it saves
 COLUMNS = 32  # value columns of a program
 PREPARE_WARPS, PREPARE_STAGES = 4, 1
 WALK_WARPS, WALK_STAGES = 4, 1
+CARRY_WARPS, CARRY_STAGES = 8, 1
+CARRY_COLUMNS = 32
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
@@ -83,8 +90,8 @@ def matrices(x, count, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, 
 @triton.jit
 def scalars(x, start, inside_C, h, H: tl.constexpr, heads: tl.constexpr):
     """One number a token, `[C]`."""
-    at_C = (start + tl.arange(0, inside_C.shape[0])) * heads
-    return tl.load(x + h * heads // H + at_C, mask=inside_C, other=0.0).to(tl.float32)
+    first = x + tl.cast(start, tl.int64) * heads + h * heads // H
+    return tl.load(first + tl.arange(0, inside_C.shape[0]) * heads, mask=inside_C, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -96,17 +103,21 @@ def dot(a, b):
 # The walk from chunk to chunk.
 
 
-@triton.jit(do_not_specialize=["slots", "length"])
+@triton.jit(do_not_specialize=["sequences", "slots", "length", "span"])
 def walk(
     q, k, v, decay, state, o, states, final,
-    cu_seqlens, slots, length, scale,
+    cu_seqlens, sequences, slots, length, span, scale,
     H: tl.constexpr, q_heads: tl.constexpr, k_heads: tl.constexpr, v_heads: tl.constexpr,
     decay_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr,
     C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr, INITIAL: tl.constexpr,
 ):  # fmt: skip
-    """Carry the state through a sequence: one program for each block of value columns, sequence and head."""
-    n, h = tl.program_id(1) // H, tl.program_id(1) % H
+    """Carry the state through a span of tokens: one program for each block of value columns, span and head."""
+    h = tl.program_id(1) % H
+    n, opening, end = piece_of(tl.program_id(1) // H, cu_seqlens, sequences, length, span, PACKED)
     first, end = borders(n, cu_seqlens, length, PACKED)
+    if (opening >= end) & (opening > first):
+        return
+    closing = tl.minimum(opening + span, end)
     column = tl.program_id(0) * COLUMNS
     j_J1, c_1C = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     q_tiles = tokens(q, end, h, H, q_heads, K, C, BLOCK_K)
@@ -114,17 +125,18 @@ def walk(
     v_tiles = tokens(v, end, h, H, v_heads, V, C, COLUMNS)
     o_tiles = tokens(o, end, h, H, H, V, C, COLUMNS)
     states_tiles = matrices(states, slots * H, K, V, BLOCK_K, COLUMNS)
-    final_tiles = matrices(final, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
     dtype: tl.constexpr = q.dtype.element_ty
     S_VK = tl.zeros([COLUMNS, BLOCK_K], tl.float32)
     if INITIAL:
         state_tiles = matrices(state, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
         S_VK += tl.trans(tl.reshape(state_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS]))
-    segment = first // (SEGMENT * C) + n
-    for opening in range(first, end, SEGMENT * C):
-        states_tiles.store([segment * H + h, 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
-        segment += 1
-        for start in range(opening, tl.minimum(opening + SEGMENT * C, end), C):
+    for kept in range(opening - (opening - first) % (SEGMENT * C), closing, SEGMENT * C):
+        if kept >= opening:
+            segment = kept // (SEGMENT * C) + n
+            states_tiles.store(
+                [segment * H + h, 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS])
+            )
+        for start in range(tl.maximum(kept, opening), tl.minimum(kept + SEGMENT * C, closing), C):
             inside_C = start + tl.arange(0, C) < end
             q_CK = q_tiles.load([start, 0])
             decay_C = scalars(decay, start, inside_C, h, H, decay_heads)
@@ -141,7 +153,82 @@ def walk(
             o_tiles.store([start, column], tl.trans(o_VC * scale).to(o.dtype.element_ty))
             S_VK *= tl.exp(G_end)  # 3
             S_VK += dot((v_VC * out_C[None, :]).to(dtype), k_CK)
-    final_tiles.store([tl.program_id(1), 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
+    if closing == end:
+        final_tiles = matrices(final, sequences * H, K, V, BLOCK_K, COLUMNS)
+        final_tiles.store([n * H + h, 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
+
+
+# Where there are fewer sequences and heads than multiprocessors, a sequence is walked in spans beside each other. Each
+# begins with the state that `carry` takes there, from what `walk_ahead` found the spans before it to do.
+
+
+def span_of(tokens: int, sequences: int, programs: int) -> int:
+    """Tokens of a span, of which each takes so many programs; more than there are if sequences are walked whole."""
+    spans = MULTIPROCESSORS // programs  # that run at once
+    if spans >= FEWEST * sequences:
+        span = max(triton.cdiv(tokens, spans * CHUNK), SHORTEST) * CHUNK
+        if tokens > (FEWEST - 1) * span * sequences:
+            return span
+    return (tokens // CHUNK + 1) * CHUNK
+
+
+@triton.jit(do_not_specialize=["sequences", "length", "span"])
+def walk_ahead(
+    k, v, decay, ends, decays, cu_seqlens, sequences, length, span,
+    H: tl.constexpr, k_heads: tl.constexpr, v_heads: tl.constexpr, decay_heads: tl.constexpr, K: tl.constexpr,
+    BLOCK_K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """The state that a span makes of none, and its decay: a program for each block of value columns, span and head."""
+    h = tl.program_id(1) % H
+    n, opening, end = piece_of(tl.program_id(1) // H, cu_seqlens, sequences, length, span, PACKED)
+    first, end = borders(n, cu_seqlens, length, PACKED)
+    if opening + span >= end:
+        return  # nothing follows
+    column = tl.program_id(0) * COLUMNS
+    k_tiles = tokens(k, end, h, H, k_heads, K, C, BLOCK_K)
+    v_tiles = tokens(v, end, h, H, v_heads, V, C, COLUMNS)
+    dtype: tl.constexpr = k.dtype.element_ty
+    S_VK = tl.zeros([COLUMNS, BLOCK_K], tl.float32)
+    total = 0.0
+    for start in range(opening, opening + span, C):
+        inside_C = start + tl.arange(0, C) < end
+        decay_C = scalars(decay, start, inside_C, h, H, decay_heads)
+        k_CK = k_tiles.load([start, 0])
+        v_VC = tl.trans(v_tiles.load([start, column]))
+        G_C = tl.cumsum(decay_C, 0)
+        G_end = tl.sum(tl.where(tl.arange(0, C) == C - 1, G_C, 0.0), 0)
+        out_C = tl.exp(G_end - G_C)
+        S_VK *= tl.exp(G_end)  # 3
+        S_VK += dot((v_VC * out_C[None, :]).to(dtype), k_CK)
+        total += G_end
+    ends_tiles = matrices(ends, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
+    ends_tiles.store([tl.program_id(1), 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
+    tl.store(decays + tl.program_id(1), total, mask=column == 0)
+
+
+@triton.jit(do_not_specialize=["spans", "length", "span"])
+def carry(
+    ends, decays, state, starts, cu_seqlens, spans, length, span,
+    H: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr,
+    PACKED: tl.constexpr, INITIAL: tl.constexpr,
+):  # fmt: skip
+    """The state that each span begins with: one program for each block of value columns, sequence and head."""
+    n, h = tl.program_id(1) // H, tl.program_id(1) % H
+    first, end = borders(n, cu_seqlens, length, PACKED)
+    column = tl.program_id(0) * COLUMNS
+    ends_tiles = matrices(ends, spans * H, K, V, BLOCK_K, COLUMNS)
+    starts_tiles = matrices(starts, spans * H, K, V, BLOCK_K, COLUMNS)
+    S_KV = tl.zeros([BLOCK_K, COLUMNS], tl.float32)
+    if INITIAL:
+        state_tiles = matrices(state, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
+        S_KV += tl.reshape(state_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS])
+    row = (first // span + n) * H + h
+    starts_tiles.store([row, 0, column], tl.reshape(S_KV, [1, BLOCK_K, COLUMNS]))
+    for _ in range(first + span, end, span):
+        end_KV = tl.reshape(ends_tiles.load([row, 0, column]), [BLOCK_K, COLUMNS])
+        S_KV = S_KV * tl.exp(tl.load(decays + row)) + end_KV
+        row += H
+        starts_tiles.store([row, 0, column], tl.reshape(S_KV, [1, BLOCK_K, COLUMNS]))
 
 
 def chunk_forward(
@@ -163,13 +250,234 @@ def chunk_forward(
     states = v.new_empty(slots, H, K, V, dtype=torch.float32)
     final = v.new_empty(N, H, K, V, dtype=torch.float32)
     BLOCK_K, blocks = max(triton.next_power_of_2(K), 16), triton.cdiv(V, COLUMNS)
-    walk[blocks, N * H](
-        q, k, v, decay, state, o, states, final, cu_seqlens, slots, T, scale, H=H, q_heads=q.shape[2],
-        k_heads=k.shape[2], v_heads=v.shape[2], decay_heads=decay.shape[2], K=K, BLOCK_K=BLOCK_K, V=V,
-        COLUMNS=COLUMNS, C=CHUNK, PACKED=cu_seqlens is not None, SEGMENT=SEGMENT, INITIAL=state is not None,
-        num_warps=WALK_WARPS, num_stages=WALK_STAGES,
+    span = span_of(B * T, N, blocks * H)
+    spans = B * T // span + N
+    if spans > N:
+        ends = v.new_empty(spans, H, K, V, dtype=torch.float32)
+        decays = v.new_empty(spans, H, 1, dtype=torch.float32)
+        starts = v.new_empty(spans, H, K, V, dtype=torch.float32)
+        walk_ahead[blocks, spans * H](
+            k, v, decay, ends, decays, cu_seqlens, N, T, span, H=H, k_heads=k.shape[2], v_heads=v.shape[2],
+            decay_heads=decay.shape[2], K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=COLUMNS, C=CHUNK,
+            PACKED=cu_seqlens is not None,
+            num_warps=WALK_WARPS, num_stages=WALK_STAGES,
+        )  # fmt: skip
+        carry[triton.cdiv(V, CARRY_COLUMNS), N * H](
+            ends, decays, state, starts, cu_seqlens, spans, T, span,
+            H=H, K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=CARRY_COLUMNS,
+            PACKED=cu_seqlens is not None, INITIAL=state is not None, num_warps=CARRY_WARPS,
+        )  # fmt: skip
+        state = starts
+    walk[blocks, spans * H](
+        q, k, v, decay, state, o, states, final, cu_seqlens, N, slots, T, span, scale, H=H,
+        q_heads=q.shape[2], k_heads=k.shape[2], v_heads=v.shape[2], decay_heads=decay.shape[2], K=K,
+        BLOCK_K=BLOCK_K, V=V, COLUMNS=COLUMNS, C=CHUNK, PACKED=cu_seqlens is not None, SEGMENT=SEGMENT,
+        INITIAL=state is not None, num_warps=WALK_WARPS, num_stages=WALK_STAGES,
     )  # fmt: skip
     return o, final, states
+
+
+# The backward: a walk from the end that carries dS, then one from the start of every segment that carries S.
+
+BACK_COLUMNS = 32  # value columns of a program
+BACK_WARPS, BACK_STAGES = 8, 2
+AGAIN_WARPS, AGAIN_STAGES = 8, 2
+
+
+@triton.jit
+def put_scalars(x, value_C, start, inside_C, h, H: tl.constexpr):
+    """Write one number a token, `[C]`."""
+    at_C = (start + tl.arange(0, inside_C.shape[0])) * H
+    tl.store(x + h + at_C, value_C, mask=inside_C)
+
+
+@triton.jit
+def after(x_C):
+    """For each token the sum over all later ones of its chunk."""
+    c_C = tl.arange(0, x_C.shape[0])
+    return tl.sum(tl.where(c_C[:, None] < c_C[None, :], x_C[None, :], 0.0), 1)
+
+
+@triton.jit
+def before(x, start, inside_C, h, H: tl.constexpr, heads: tl.constexpr):
+    """For each token the number of the one before it, zero for the first of a chunk."""
+    c_C = tl.arange(0, inside_C.shape[0])
+    return scalars(x, start - 1, inside_C & (c_C > 0), h, H, heads)
+
+
+@triton.jit(do_not_specialize=["slots", "total", "length"])
+def walk_back(
+    v, do, decay, k, q, dfinal, written, dv, dk, dstates, dinitial,
+    cu_seqlens, slots, total, length, scale,
+    H: tl.constexpr, q_heads: tl.constexpr, k_heads: tl.constexpr, v_heads: tl.constexpr,
+    decay_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr,
+    C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """Carry dS from the end of a sequence: one program for each block of value columns, sequence and head."""
+    n, h = tl.program_id(1) // H, tl.program_id(1) % H
+    first, end = borders(n, cu_seqlens, length, PACKED)
+    block = tl.program_id(0).to(tl.int64) * total * H  # rows of earlier blocks
+    column = tl.program_id(0) * COLUMNS
+    j_J1, c_1C = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    dtype: tl.constexpr = do.dtype.element_ty
+    v_tiles = tokens(v, end, h, H, v_heads, V, C, COLUMNS)
+    do_tiles = tokens(do, end, h, H, H, V, C, COLUMNS)
+    k_tiles = tokens(k, end, h, H, k_heads, K, C, BLOCK_K)
+    q_tiles = tokens(q, end, h, H, q_heads, K, C, BLOCK_K)
+    dv_tiles = tokens(dv, end, h, H, H, V, C, COLUMNS)
+    dk_tiles = tokens(dk + block * K, end, h, H, H, K, C, BLOCK_K)
+    dfinal_tiles = matrices(dfinal, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
+    dstates_tiles = matrices(dstates, slots * H, K, V, BLOCK_K, COLUMNS)
+    dinitial_tiles = matrices(dinitial, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
+    dS_VK = tl.trans(tl.reshape(dfinal_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS]))
+    chunks = (end - first + C - 1) // C
+    for behind in range(0, chunks):
+        start = first + (chunks - 1 - behind) * C
+        inside_C = start + tl.arange(0, C) < end
+        v_VC = tl.trans(v_tiles.load([start, column]))
+        do_VC = tl.trans(do_tiles.load([start, column]))
+        decay_C = scalars(decay, start, inside_C, h, H, decay_heads)
+        G_C = tl.cumsum(decay_C, 0)
+        between_inclusive_JC = tl.exp(tl.where(j_J1 <= c_1C, G_C[None, :] - G_C[:, None], -float("inf")))
+        dqk_JC = (dot(tl.trans(v_VC), do_VC) * scale * between_inclusive_JC).to(dtype)  # 4
+        k_CK = k_tiles.load([start, 0])
+        q_CK = q_tiles.load([start, 0])
+        qk_JC = (dot(k_CK, tl.trans(q_CK)) * between_inclusive_JC * scale).to(dtype)  # 2
+        G_end = tl.sum(tl.where(tl.arange(0, C) == C - 1, G_C, 0.0), 0)
+        out_C = tl.exp(G_end - G_C)
+        dv_VC = dot(dS_VK.to(dtype), tl.trans(k_CK)) * out_C[None, :]  # 3
+        written_C = tl.sum(v_VC * dv_VC, 0)
+        put_scalars(written + block, written_C, start, inside_C, h, H)
+        dv_VC += dot(do_VC, tl.trans(qk_JC))  # 4
+        dv_tiles.store([start, column], tl.trans(dv_VC).to(dv.dtype.element_ty))
+        dk_KC = dot(tl.trans(dS_VK.to(dtype)), v_VC) * out_C[None, :]  # 3
+        dk_KC += dot(tl.trans(q_CK), tl.trans(dqk_JC))  # 2
+        dk_tiles.store([start, 0], tl.trans(dk_KC).to(dk.dtype.element_ty))
+        dS_VK *= tl.exp(G_end)  # 3
+        in_C = tl.exp(G_C)
+        dS_VK += dot((do_VC * (scale * in_C)[None, :]).to(dtype), q_CK)
+        if (start - first) % (SEGMENT * C) == 0:
+            segment = first // (SEGMENT * C) + n + (start - first) // (SEGMENT * C)
+            dstates_tiles.store(
+                [segment * H + h, 0, column], tl.reshape(tl.trans(dS_VK), [1, BLOCK_K, COLUMNS])
+            )
+    dinitial_tiles.store([tl.program_id(1), 0, column], tl.reshape(tl.trans(dS_VK), [1, BLOCK_K, COLUMNS]))
+
+
+@triton.jit(do_not_specialize=["sequences", "total", "length"])
+def walk_again(
+    do, decay, q, k, v, written, states, dstates, dq, ddecay,
+    cu_seqlens, sequences, total, length, scale,
+    H: tl.constexpr, q_heads: tl.constexpr, k_heads: tl.constexpr, v_heads: tl.constexpr,
+    decay_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr,
+    C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """Carry the state through a segment: one program for each block of value columns, segment and head."""
+    h = tl.program_id(2)
+    n, opening, end = piece_of(tl.program_id(1), cu_seqlens, sequences, length, SEGMENT * C, PACKED)
+    block = tl.program_id(0).to(tl.int64) * total * H  # rows of earlier blocks
+    column = tl.program_id(0) * COLUMNS
+    j_J1, c_1C = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    dtype: tl.constexpr = do.dtype.element_ty
+    do_tiles = tokens(do, end, h, H, H, V, C, COLUMNS)
+    q_tiles = tokens(q, end, h, H, q_heads, K, C, BLOCK_K)
+    k_tiles = tokens(k, end, h, H, k_heads, K, C, BLOCK_K)
+    v_tiles = tokens(v, end, h, H, v_heads, V, C, COLUMNS)
+    dq_tiles = tokens(dq + block * K, end, h, H, H, K, C, BLOCK_K)
+    states_tiles = matrices(states, tl.num_programs(1) * H, K, V, BLOCK_K, COLUMNS)
+    S_VK = tl.trans(tl.reshape(states_tiles.load([tl.program_id(1) * H + h, 0, column]), [BLOCK_K, COLUMNS]))
+    dstates_tiles = matrices(dstates, tl.num_programs(1) * H, K, V, BLOCK_K, COLUMNS)
+    dS_KV = tl.reshape(dstates_tiles.load([tl.program_id(1) * H + h, 0, column]), [BLOCK_K, COLUMNS])
+    anchor = tl.sum(S_VK * tl.trans(dS_KV))
+    for start in range(opening, tl.minimum(opening + SEGMENT * C, end), C):
+        inside_C = start + tl.arange(0, C) < end
+        do_VC = tl.trans(do_tiles.load([start, column]))
+        decay_C = scalars(decay, start, inside_C, h, H, decay_heads)
+        G_C = tl.cumsum(decay_C, 0)
+        in_C = tl.exp(G_C)
+        dq_KC = dot(tl.trans(S_VK.to(dtype)), do_VC) * (scale * in_C)[None, :]  # 4
+        q_CK = q_tiles.load([start, 0])
+        seen_C = tl.sum(tl.trans(q_CK) * dq_KC, 0)
+        k_CK = k_tiles.load([start, 0])
+        v_VC = tl.trans(v_tiles.load([start, column]))
+        between_inclusive_JC = tl.exp(tl.where(j_J1 <= c_1C, G_C[None, :] - G_C[:, None], -float("inf")))
+        dqk_JC = dot(tl.trans(v_VC), do_VC) * scale * between_inclusive_JC  # 4
+        met_JC = dqk_JC * dot(k_CK, tl.trans(q_CK))
+        dq_KC += dot(tl.trans(k_CK), dqk_JC.to(dtype))  # 2
+        dq_tiles.store([start, 0], tl.trans(dq_KC).to(dq.dtype.element_ty))
+        G_end = tl.sum(tl.where(tl.arange(0, C) == C - 1, G_C, 0.0), 0)
+        anchor = tl.where(tl.exp(G_end) > 0.0, anchor - tl.sum(seen_C), 0.0)  # 1
+        pairs_JC = tl.where(j_J1 < c_1C, met_JC, 0.0)
+        reads_C = seen_C + tl.sum(pairs_JC, 0)
+        writes_C = tl.sum(pairs_JC, 1)
+        ddecay_C = tl.cumsum(reads_C - writes_C, 0, reverse=True) + anchor
+        ddecay_C += tl.cumsum(before(written + block, start, inside_C, h, H, H), 0)
+        written_C = scalars(written + block, start, inside_C, h, H, H)
+        anchor += tl.sum(written_C)
+        put_scalars(ddecay + block, ddecay_C, start, inside_C, h, H)
+        S_VK *= tl.exp(G_end)  # 3
+        v_VC = tl.trans(v_tiles.load([start, column]))
+        out_C = tl.exp(G_end - G_C)
+        S_VK += dot((v_VC * out_C[None, :]).to(dtype), k_CK)
+
+
+def chunk_backward(
+    do: Tensor,
+    dfinal: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    cu_seqlens: Tensor | None,
+    states: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, decay and the initial state."""
+    do, q, k, v, decay = do.contiguous(), q.contiguous(), k.contiguous(), v.contiguous(), decay.contiguous()
+    B, T, _, V = v.shape
+    K, H = q.shape[3], max(q.shape[2], k.shape[2], v.shape[2], decay.shape[2])
+    N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    BLOCK_K, blocks = max(triton.next_power_of_2(K), 16), triton.cdiv(V, BACK_COLUMNS)
+    dstates, dinitial = (
+        torch.empty_like(states),
+        torch.empty_like(dfinal, memory_format=torch.contiguous_format),
+    )
+    make = torch.empty if cu_seqlens is None else torch.zeros
+    narrow, wide = {"dtype": v.dtype, "device": v.device}, {"dtype": torch.float32, "device": v.device}
+    written = make(blocks, B, T, H, **wide)
+    dv = make(B, T, H, V, **narrow)
+    dk = make(blocks, B, T, H, K, **(narrow if blocks == 1 else wide))
+    dq = make(blocks, B, T, H, K, **(narrow if blocks == 1 else wide))
+    ddecay = make(blocks, B, T, H, **wide)
+    walk_back[blocks, N * H](
+        v, do, decay, k, q, dfinal.contiguous(), written, dv, dk, dstates, dinitial,
+        cu_seqlens, states.shape[0], B * T, T, scale,
+        H=H, q_heads=q.shape[2], k_heads=k.shape[2], v_heads=v.shape[2], decay_heads=decay.shape[2], K=K,
+        BLOCK_K=BLOCK_K, V=V, COLUMNS=BACK_COLUMNS, C=CHUNK, PACKED=cu_seqlens is not None, SEGMENT=SEGMENT,
+        num_warps=BACK_WARPS, num_stages=BACK_STAGES,
+    )  # fmt: skip
+    walk_again[blocks, states.shape[0], H](
+        do, decay, q, k, v, written, states, dstates, dq, ddecay,
+        cu_seqlens, N, B * T, T, scale,
+        H=H, q_heads=q.shape[2], k_heads=k.shape[2], v_heads=v.shape[2], decay_heads=decay.shape[2], K=K,
+        BLOCK_K=BLOCK_K, V=V, COLUMNS=BACK_COLUMNS, C=CHUNK, PACKED=cu_seqlens is not None, SEGMENT=SEGMENT,
+        num_warps=AGAIN_WARPS, num_stages=AGAIN_STAGES,
+    )  # fmt: skip
+    return (
+        summed(dq, q),
+        summed(dk, k),
+        summed(dv[None], v),
+        summed(ddecay, decay),
+        dinitial,
+    )
+
+
+def summed(x: Tensor, like: Tensor) -> Tensor:
+    """Sum `[blocks, B, T, H, ...]` over blocks of value columns and over heads that share one of `like`."""
+    if x.shape[0] > 1 or x.shape[3] > like.shape[2]:
+        groups = x.unflatten(3, (like.shape[2], -1))
+        return groups.sum((0, 4), dtype=torch.float32).to(like.dtype)
+    return x[0].to(like.dtype)
 
 
 # One token.

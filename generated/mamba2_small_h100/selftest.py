@@ -28,7 +28,15 @@ from torch import Tensor
 from .selftest_cases import RECURRENCES, TARGET, Recurrence
 from .selftest_inputs import Draw, draws, initial_state, inputs, smaller
 from .selftest_model import compared, reduced
-from .selftest_oracle import Results, definition, errors_of, largest, poisoned_memory, rounding_errors
+from .selftest_oracle import (
+    Results,
+    definition,
+    errors_of,
+    largest,
+    poisoned_memory,
+    rounding,
+    rounding_errors,
+)
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 STEPS = 4  # of decoding, in a row
@@ -220,9 +228,7 @@ def _chunk_checks(
             leaves = [x.detach().requires_grad_() for x in moved]
             o, final = module.chunk(*leaves[:-1], leaves[-1] if draw.state else None, cu_seqlens, scale)[:2]
             got = results(o, final, torch.autograd.grad([o, final], leaves[:known], [do, dstate]))
-        allowed = {
-            n: 1.5 * e + torch.finfo(got[n].dtype).eps * largest(want[n]) for n, e in errors[dtype].items()
-        }
+        allowed = {n: 1.5 * e + rounding(got[n].dtype, want[n]) for n, e in errors[dtype].items()}
         kind = implementation(module, "chunk", moved[0], moved[2])
         yield from _verdicts(head, str(dtype).removeprefix("torch."), kind, got, want, allowed)
 
@@ -275,9 +281,7 @@ def _decode_checks(
         for dtype in dtypes:
             with poisoned_memory():
                 got = decoded(module.decode, dtype, torch.float32)
-            allowed = {
-                n: 1.5 * e + torch.finfo(got[n].dtype).eps * largest(want[n]) for n, e in errors.items()
-            }
+            allowed = {n: 1.5 * e + rounding(got[n].dtype, want[n]) for n, e in errors.items()}
             kind = implementation(module, "decode", start, start)
             name = str(dtype).removeprefix("torch.")
             yield from _verdicts(head, name, kind, got, want, allowed, "decode")
