@@ -140,12 +140,7 @@ class Lines:
         left, right = self.load(f"{x.base}_CK"), self.load(f"{y.base}_CK")
         seen = f"j_J1 {'<' if step.mask == 'strict' else '<='} c_1C"
         target = f"{step.result}_JC"
-        put = f"{target} {'+=' if self.blocked else '='}"
-        if self.decay == "key" and x.exponent:
-            self.load("decay_CK")
-            shift = "True" if x.exponent == "<" else "False"
-            yield f"{put} pair({left}, {right}, decay_CK, {shift}, {step.mask == 'inclusive'}, C)"
-        elif self.decay == "head":
+        if self.decay == "head":
             self.load("decay_C")
             self.factor("G_C", "tl.cumsum(decay_C, 0)")
             above = "(G_C - decay_C)" if x.exponent == "<" else "G_C"
@@ -153,11 +148,28 @@ class Lines:
                 f"between_{'before_' if x.exponent == '<' else ''}{step.mask}_JC",
                 f"tl.exp(tl.where({seen}, {above}[None, :] - G_C[:, None], -float('inf')))",
             )
-            yield f"{put} dot({right}, tl.trans({left})) * {between}"
+            yield f"{target} = dot({right}, tl.trans({left})) * {between}"
         else:
-            yield f"{put} tl.where({seen}, dot({right}, tl.trans({left})), 0.0)"
-        if y.scalar:
-            yield f"{target} *= {self.gate(y.scalar)}[:, None]"
+            yield f"{target} = tl.where({seen}, dot({right}, tl.trans({left})), 0.0)"
+        yield from self.scale(step)
+
+    def pairs(self, steps: list[Step]) -> list[str]:
+        """Scores under a decay along K, of which one or two are made at once from a block of key channels."""
+        given = []
+        for step in steps:
+            x, y = step.operands
+            given += [f"{step.result}_JC", self.load(f"{x.base}_CK"), self.load(f"{y.base}_CK")]
+            self.made.add(step.result)
+        given += [self.load("decay_CK"), str(steps[0].operands[0].exponent == "<")]
+        given += [str(step.mask == "inclusive") for step in steps]
+        targets = ", ".join(f"{step.result}_JC" for step in steps)
+        numbers = ", ".join(str(step.number) for step in steps)
+        return [f"{targets} = pair({', '.join(given)}, C)  # {numbers}"]
+
+    def scale(self, step: Step) -> list[str]:
+        """The row scalar of scores, if they have one."""
+        scalar = step.operands[1].scalar
+        return [f"{step.result}_JC *= {self.gate(scalar)}[:, None]"] if scalar else []
 
     def _invert(self, step: Step) -> Iterator[str]:
         sign = "-" if step.minus else ""

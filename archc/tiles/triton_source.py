@@ -112,12 +112,16 @@ def _chunk_view(
     """What the template shows of the form over chunks."""
     found = kernel_arguments(kind)
     facts = public_facts(kind, found)
+    core = kind.core()
     form = walk_form(kind)
     return {
-        "core": kind.core(),
+        "core": core,
         "segment": segment,
         "launches": _launch_constants(kind, launches),
         "precision": precision,
+        "together": any(
+            len(group) == 2 for group in _groups(prepared(kind, forward(kind)), core.decay == "key")
+        ),
         "reverse": reverse,
         "helpers": form.helpers,
         "prepare": form.prepare,
@@ -237,9 +241,12 @@ def _prepare_lines(first: Lines, steps: Sequence[Step], written: Sequence[str]) 
     scores are sums over blocks. Afterwards `first.loaded` holds all tiles that the lines load.
     """
     sources = {row.base for step in steps if step.operation == "invert" for row in step.operands}
-    ordered = [step for step in steps if step.result in sources]
-    ordered += [step for step in steps if step.operation == "invert"]
-    ordered += [step for step in steps if step not in ordered]
+    groups = _groups(steps, first.blocked)
+    groups.sort(
+        key=lambda group: (
+            0 if sources & {s.result for s in group} else 1 if group[0].operation == "invert" else 2
+        )
+    )
     lines: list[str] = []
     sums: list[str] = []
     inside: list[str] = []  # for each block of key channels
@@ -270,25 +277,40 @@ def _prepare_lines(first: Lines, steps: Sequence[Step], written: Sequence[str]) 
         for each in (sums, inside, behind, first.loaded, first.factors, shown):
             each.clear()
 
-    for step in ordered:
-        text = first.of([step])
-        if first.blocked and step.operation == "pair":
-            sums.append(f"{step.result}_JC")
-            show(text[:1], inside)
-            text = text[1:]
-        show(text, behind)
+    for group in groups:
+        names = {step.result for step in group}
+        if first.blocked and group[0].operation == "pair":
+            sums.extend(f"{step.result}_JC" for step in group)
+            show(first.pairs(group), inside)
+            for step in group:
+                show(first.scale(step), behind)
+        else:
+            show(first.of(group), behind)
         for tile in written:
-            if tile.rsplit("_", 1)[0] == step.result:
+            if tile.rsplit("_", 1)[0] in names:
                 show(_store(first, tile), behind)
-        if step.operation == "invert" or (step.operation == "pair" and step.result not in sources):
+        if group[0].operation == "invert" or (group[0].operation == "pair" and not names & sources):
             end_pass()
-    made = {step.result for step in ordered}
+    made = {step.result for step in steps}
     for tile in written:
         if tile.rsplit("_", 1)[0] not in made:
             show(_store(first, tile), inside)
     end_pass()
     first.loaded.update(loaded)
     return lines
+
+
+def _groups(steps: Sequence[Step], blocked: bool) -> list[list[Step]]:
+    """Steps that are made at once: by blocks of key channels two scores whose rows that read decay alike."""
+    groups: list[list[Step]] = []
+    for step in steps:
+        last = groups[-1] if groups else []
+        alike = last and {s.operation for s in (*last, step)} == {"pair"} and len(last) < 2
+        if blocked and alike and last[0].operands[0].exponent == step.operands[0].exponent:
+            last.append(step)
+        else:
+            groups.append([step])
+    return groups
 
 
 def _short_lives(steps: Sequence[Step]) -> list[Step]:
