@@ -1,0 +1,64 @@
+"""The committed page of the library's mixers says what a build for the H100 plans for each of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from archc.kernels.targets import load_target
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    """scripts/mixer_kernels.py as a module."""
+    found = importlib.util.spec_from_file_location("mixer_kernels", ROOT / "scripts" / "mixer_kernels.py")
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules["mixer_kernels"] = module
+    found.loader.exec_module(module)
+    return module
+
+
+def lines_of(page: str) -> dict[str, list[str]]:
+    """Mixer -> its lines of the table."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for line in page.split("|---", 1)[1].splitlines()[1:]:
+        if line.startswith("|"):
+            name = line.split("`")[1] if line.startswith("| `") else name
+            found.setdefault(name, []).append(line)
+    return found
+
+
+@pytest.mark.parametrize("name", ["gated_deltanet", "kda", "mlstm_7b", "fox", "attention"])
+def test_a_row_is_what_is_planned(script: ModuleType, name: str) -> None:
+    figures = json.loads(script.FIGURES.read_text(encoding="utf-8"))
+    rows = lines_of(script.PAGE.read_text(encoding="utf-8")).get(name, [])
+    planned = script.planned(name, load_target("h100"))
+    assert rows == [
+        script.line(name if number == 0 else "", script.shown(row, figures["misfits"].get(name, {})))
+        for number, row in enumerate(planned)
+    ]
+
+
+@pytest.mark.slow
+def test_the_page_is_current(script: ModuleType) -> None:
+    figures = json.loads(script.FIGURES.read_text(encoding="utf-8"))
+    assert script.PAGE.read_text(encoding="utf-8") == script.page(figures, load_target("h100"))
+
+
+def test_every_mixer_with_a_state_has_a_row(script: ModuleType) -> None:
+    rows = lines_of(script.PAGE.read_text(encoding="utf-8"))
+    texts = {
+        name: (ROOT / "specs" / "mixers" / f"{name}.yaml").read_text(encoding="utf-8")
+        for name in script.MIXERS
+    }
+    recurrent = {name for name, text in texts.items() if "recurrence(" in text or "scan(" in text}
+    assert recurrent <= set(rows) <= set(script.MIXERS)
