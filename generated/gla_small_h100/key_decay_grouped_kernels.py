@@ -11,6 +11,8 @@ in a chunk. The numbers beside lines are those of the steps in `key_decay_groupe
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -102,51 +104,57 @@ def dot(a, b):
 
 
 @triton.jit
-def pair(x_CK, y_CK, decay_CK, BEFORE: tl.constexpr, INCLUSIVE: tl.constexpr, C: tl.constexpr):
-    """`P_ji = sum_k x_ik y_jk e^(G_ik - G_jk)` for j < i, and j = i where INCLUSIVE; BEFORE: without decay_ik.
+def pair(
+    P_JC, x_CK, y_CK, decay_CK, BEFORE: tl.constexpr,
+    INCLUSIVE: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """P with `sum_k x_ik y_jk e^(G_ik - G_jk)` added for j < i, and j = i where INCLUSIVE; BEFORE: without decay_ik.
 
     Only blocks that meet, of 16 tokens, and no exponent is positive: within a block the second half's rows meet the
     first half's with the decay counted from the border between them, and halves are halved again and again. A block
     meets all before it with the decay counted from its own border.
     """
     B: tl.constexpr = C // 16
-    K: tl.constexpr = x_CK.shape[1]
+    K: tl.constexpr = decay_CK.shape[1]
+    dtype: tl.constexpr = x_CK.dtype
     b_B, i_I = tl.arange(0, B), tl.arange(0, 16)
-    x_BIK, y_BIK = tl.reshape(x_CK, [B, 16, K]), tl.reshape(y_CK, [B, 16, K])
     decay_BIK = tl.reshape(decay_CK, [B, 16, K])
     G_BIK = tl.cumsum(decay_BIK, 1)  # within each block
-    if BEFORE:
-        read_BIK = G_BIK - decay_BIK
-    else:
-        read_BIK = G_BIK
+    read_BIK = G_BIK - decay_BIK if BEFORE else G_BIK
+    x_BIK, y_BIK = tl.reshape(x_CK, [B, 16, K]), tl.reshape(y_CK, [B, 16, K])
     P_BII = tl.zeros([B, 16, 16], tl.float32)
     if INCLUSIVE:
-        own_BI = tl.sum(x_BIK.to(tl.float32) * y_BIK.to(tl.float32), 2)
-        P_BII += tl.where((i_I[:, None] == i_I[None, :])[None, :, :], own_BI[:, None, :], 0.0)
+        own_BI1 = tl.sum(x_BIK.to(tl.float32) * y_BIK.to(tl.float32), 2)[:, :, None]
+        P_BII += tl.where((i_I[:, None] == i_I[None, :])[None, :, :], own_BI1, 0.0)
     half = 8
     while half > 0:
         half_I = i_I // half
-        border_I = half_I // 2 * 2 * half + half - 1
-        border_BIK = tl.gather(G_BIK, tl.broadcast_to(border_I[None, :, None], [B, 16, K]), 1)
+        border_1I1 = (half_I // 2 * 2 * half + half - 1)[None, :, None]
+        border_BIK = tl.gather(G_BIK, tl.broadcast_to(border_1I1, [B, 16, K]), 1)
         second_1I1 = (half_I % 2 == 1)[None, :, None]
         near_BIK = tl.exp(tl.where(second_1I1, read_BIK - border_BIK, border_BIK - G_BIK))
-        left_BIK, right_BIK = (x_BIK * near_BIK).to(x_CK.dtype), (y_BIK * near_BIK).to(y_CK.dtype)
-        met_II = (half_I[:, None] + 1 == half_I[None, :]) & (half_I % 2 == 1)[None, :]
-        P_BII += tl.where(met_II[None, :, :], dot(right_BIK, tl.permute(left_BIK, [0, 2, 1])), 0.0)
+        met_1II = ((half_I[:, None] + 1 == half_I[None, :]) & (half_I % 2 == 1)[None, :])[None, :, :]
+        left_BIK, right_BIK = (x_BIK * near_BIK).to(dtype), (y_BIK * near_BIK).to(dtype)
+        P_BII += tl.where(met_1II, dot(right_BIK, tl.permute(left_BIK, [0, 2, 1])), 0.0)
         half //= 2
     own_BIBI = (b_B[:, None] == b_B[None, :])[:, None, :, None]
-    P_JBI = tl.reshape(tl.where(own_BIBI, P_BII[:, :, None, :], 0.0), [C, B, 16])
     G_end_BK = tl.sum(tl.where((i_I == 15)[None, :, None], G_BIK, 0.0), 1)
-    left_BIK = (x_BIK * tl.exp(read_BIK)).to(x_CK.dtype)
-    right_BIK = y_BIK * tl.exp(G_end_BK[:, None, :] - G_BIK)
+    since_BIK, until_BIK = tl.exp(read_BIK), tl.exp(G_end_BK[:, None, :] - G_BIK)
+    P_JC += tl.reshape(tl.where(own_BIBI, P_BII[:, :, None, :], 0.0), [C, C])
+    P_JBI = tl.reshape(P_JC, [C, B, 16])
+    left_BIK = (x_BIK * since_BIK).to(dtype)
     seen_BIK = tl.zeros([B, 16, K], tl.float32)  # rows before block b, decayed up to it
     for b in range(1, B):
-        last_BK = (b_B == b - 1)[:, None]
-        passed_K = tl.exp(tl.sum(tl.where(last_BK, G_end_BK, 0.0), 0))
-        seen_BIK = tl.where(last_BK[:, :, None], right_BIK, seen_BIK * passed_K[None, None, :])
-        left_IK = tl.sum(tl.where((b_B == b)[:, None, None], left_BIK, 0.0), 0).to(x_CK.dtype)
-        P_JI = dot(tl.reshape(seen_BIK, [C, K]).to(y_CK.dtype), tl.trans(left_IK))
-        P_JBI += tl.where((b_B == b)[None, :, None], P_JI[:, None, :], 0.0)
+        last_BK, here_B11, here_1B1 = (
+            (b_B == b - 1)[:, None],
+            (b_B == b)[:, None, None],
+            (b_B == b)[None, :, None],
+        )
+        passed_11K = tl.exp(tl.sum(tl.where(last_BK, G_end_BK, 0.0), 0))[None, None, :]
+        seen_BIK = tl.where(last_BK[:, :, None], y_BIK * until_BIK, seen_BIK * passed_11K)
+        left_IK = tl.sum(tl.where(here_B11, left_BIK, 0.0), 0).to(dtype)
+        P_JI = dot(tl.reshape(seen_BIK, [C, K]).to(dtype), tl.trans(left_IK))
+        P_JBI += tl.where(here_1B1, P_JI[:, None, :], 0.0)
     return tl.reshape(P_JBI, [C, C])
 
 
@@ -173,7 +181,7 @@ def prepare(
         q_CK = q_tiles.load([start, channel])
         k_CK = k_tiles.load([start, channel])
         decay_CK = decay_tiles.load([start, channel]).to(tl.float32)
-        qk_JC += pair(q_CK, k_CK, decay_CK, False, True, C)  # 2
+        qk_JC = pair(qk_JC, q_CK, k_CK, decay_CK, False, True, C)  # 2
     qk_tiles.store([start, 0], tl.trans(qk_JC).to(qk.dtype.element_ty))
     for channel in range(0, K, CHANNELS):
         q_CK = q_tiles.load([start, channel])
@@ -544,7 +552,8 @@ def chunk_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, decay and the initial state."""
-    narrow, wide = {"dtype": q.dtype, "device": v.device}, {"dtype": torch.float32, "device": v.device}
+    narrow: dict[str, Any] = {"dtype": q.dtype, "device": v.device}
+    wide: dict[str, Any] = {"dtype": torch.float32, "device": v.device}
     do = do.to(q.dtype).contiguous()
     dfinal = dfinal.contiguous()
     q = q.contiguous()

@@ -11,6 +11,8 @@ in a chunk. The numbers beside lines are those of the steps in `head_decay.py`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -443,7 +445,8 @@ def chunk_backward(
         torch.empty_like(dfinal, memory_format=torch.contiguous_format),
     )
     make = torch.empty if cu_seqlens is None else torch.zeros
-    narrow, wide = {"dtype": v.dtype, "device": v.device}, {"dtype": torch.float32, "device": v.device}
+    narrow: dict[str, Any] = {"dtype": v.dtype, "device": v.device}
+    wide: dict[str, Any] = {"dtype": torch.float32, "device": v.device}
     written = make(blocks, B, T, H, **wide)
     dv = make(B, T, H, V, **narrow)
     dk = make(blocks, B, T, H, K, **(narrow if blocks == 1 else wide))
