@@ -10,6 +10,7 @@ from archc.kernels.targets import Target
 from archc.spec.diagnostics import NOWHERE, Diagnostic, Span
 
 STACK_LIMIT = 128  # bytes of local memory a thread: a few registers' worth outside of loops cost nothing
+WIDE = 64  # rows that matrix instructions of Hopper and later have at least
 
 # The beginnings of the names of each kind of matrix instruction, in PTX and in AMD's assembly.
 MATRIX_INSTRUCTIONS: dict[str, tuple[str, ...]] = {
@@ -110,6 +111,9 @@ def _reasons(kernel: Kernel, target: Target, found: Found) -> list[str]:
     if found.stack > STACK_LIMIT:
         reasons.append(f"it keeps {found.stack:,} bytes in local memory where {STACK_LIMIT} may be")
     names = MATRIX_INSTRUCTIONS[target.matrix_instruction]
+    sizes = [kernel.constants.get(name, WIDE) for name in ("BLOCK_K", "COLUMNS")]
+    if kernel.role == "walk_ahead" and all(isinstance(size, int) and size < WIDE for size in sizes):
+        names = (*names, *MATRIX_INSTRUCTIONS["mma"])  # the only products are as small as the state
     if kernel.matrix and not any(name.startswith(names) for name in found.matrix):
         reasons.append(f"it has no {target.matrix_instruction} instructions")
     return reasons

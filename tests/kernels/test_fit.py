@@ -174,6 +174,16 @@ def test_limits(changes: dict[str, object], target: str, role: str, verdict: str
     assert fit.verdict == verdict
 
 
+@pytest.mark.parametrize(("K", "V", "role", "fits"), [
+    (32, 32, "walk_ahead", True), (64, 32, "walk_ahead", False), (32, 64, "walk_ahead", False), (32, 32, "walk", False),
+])  # fmt: skip
+def test_products_too_small_for_wide_instructions(K: int, V: int, role: str, fits: bool) -> None:
+    """A walk without outputs has products as small as the state; others have those of a whole chunk."""
+    found = replace(GOOD, matrix={"mma.sync.aligned.m16n8k16": 4})
+    kernel = replace(samples.FITS, role=role, constants={"BLOCK_K": K, "COLUMNS": V})
+    assert judge(kernel, load_target("h100"), found, "3.7.1").fits == fits
+
+
 def test_facts_of_amd_assembly() -> None:
     facts = amd_facts("""
 walk:
