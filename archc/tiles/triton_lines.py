@@ -151,9 +151,9 @@ class Lines:
             yield f"{target} = dot({right}, tl.trans({left})) * {between}"
         else:
             yield f"{target} = tl.where({seen}, dot({right}, tl.trans({left})), 0.0)"
-        yield from self.scale(step)
+        yield from self.with_scalar(step)
 
-    def pairs(self, steps: list[Step]) -> list[str]:
+    def pair_calls(self, steps: list[Step]) -> list[str]:
         """Scores under a decay along K, of which one or two are made at once from a block of key channels."""
         given = []
         for step in steps:
@@ -166,7 +166,7 @@ class Lines:
         numbers = ", ".join(str(step.number) for step in steps)
         return [f"{targets} = pair({', '.join(given)}, C)  # {numbers}"]
 
-    def scale(self, step: Step) -> list[str]:
+    def with_scalar(self, step: Step) -> list[str]:
         """The row scalar of scores, if they have one."""
         scalar = step.operands[1].scalar
         return [f"{step.result}_JC *= {self.gate(scalar)}[:, None]"] if scalar else []

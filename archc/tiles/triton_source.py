@@ -281,9 +281,9 @@ def _prepare_lines(first: Lines, steps: Sequence[Step], written: Sequence[str]) 
         names = {step.result for step in group}
         if first.blocked and group[0].operation == "pair":
             sums.extend(f"{step.result}_JC" for step in group)
-            show(first.pairs(group), inside)
+            show(first.pair_calls(group), inside)
             for step in group:
-                show(first.scale(step), behind)
+                show(first.with_scalar(step), behind)
         else:
             show(first.of(group), behind)
         for tile in written:
