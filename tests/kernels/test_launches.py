@@ -42,7 +42,7 @@ def test_the_case_stands_beside_the_name() -> None:
         (RecurrenceKind("head"), 256, True),
         (RecurrenceKind("head", "delta"), 128, True),
         (RecurrenceKind("head", "delta"), 256, False),  # a matrix [K, K] beside the state is too large
-        (RecurrenceKind("head", normalize="sum"), 128, False),
+        (RecurrenceKind("head", normalize="sum"), 64, False),
     ],
     ids=["no erase", "erase", "erase with a wide state", "normaliser"],
 )

@@ -10,6 +10,14 @@ import pytest
 from archc.pipeline import sources_of
 from tests.support.packages import SPECS
 
+NORMALISED = {
+    "archc": 1,
+    "name": "normalised",
+    "model": {"vocab_size": 32, "d_model": 128, "n_layers": 1, "context": 64, "norm": "rmsnorm"},
+    "blocks": {"main": {"mixer": {"use": "linear_attention", "n_heads": 2}, "mlp": {"use": "swiglu"}}},
+    "layers": ["1 main"],
+}
+
 
 def launches(tree: ast.AST, guarded: bool = False) -> Iterator[tuple[str, bool]]:
     """Calls of launchers and kernels, and whether they stand in a `with torch.cuda.device(...)`."""
@@ -28,12 +36,14 @@ def launches(tree: ast.AST, guarded: bool = False) -> Iterator[tuple[str, bool]]
     ("model", "some"),
     [
         ("gdn_hybrid_340m", {"kernels.chunk_forward", "launch_rmsnorm", "launch_conv", "launch_glu"}),
-        ("xlstm_small", {"kernels.normalized_forward", "kernels.decode_step"}),
+        ("normalised", {"kernels.normalized_forward", "kernels.decode_step"}),
         ("recurrentgemma_2b", {"launch_scan", "launch_scan_backward"}),
     ],
 )
 def test_every_launch_is_on_the_device_of_its_tensors(model: str, some: set[str]) -> None:
-    files = sources_of(SPECS / "models" / f"{model}.yaml", target="h100")
+    files = sources_of(
+        NORMALISED if model == "normalised" else SPECS / "models" / f"{model}.yaml", target="h100"
+    )
     found = {
         (path, called): inside
         for path, text in files.items()
