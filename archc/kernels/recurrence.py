@@ -161,7 +161,9 @@ def reverse_launch(
         return ChannelLaunch(columns, min(again.channels, max(16, _power(K))), *cuts)
     if kind.core().decay not in ("none", "head"):
         return None
-    return ReverseLaunch(columns, *cuts)
+    # With an erase a program has not the registers for all key channels.
+    channels = min(again.channels, max(16, _power(K))) if kind.erase != "none" else 0
+    return ReverseLaunch(columns, *cuts, channels)
 
 
 def source_of(kind: RecurrenceKind, name: str, sizes: Sequence[tuple[int, int]], target: Target) -> str:
@@ -215,8 +217,7 @@ def recurrence_kernels(
             yield packed(replace(carry, constants={**carry.constants, **values}, matrix=False))
         if back is not None:
             for role, (warps, stages) in (("walk_back", back.back), ("walk_again", back.again)):
-                channels = back.channels if isinstance(back, ChannelLaunch) else 0
-                cut = Launch(back.columns, warps, stages, channels)
+                cut = Launch(back.columns, warps, stages, back.channels)
                 yield from with_packed(
                     described(source, file, role, role, kind, use, cut, dtype, back.columns)
                 )

@@ -38,11 +38,15 @@ from archc.tiles.views import kernel_arguments, public_facts
 
 @dataclass(frozen=True, slots=True)
 class ReverseLaunch:
-    """How the two kernels are cut: value columns of a program; warps and stages of each."""
+    """How the two kernels are cut: value columns of a program; warps and stages of each.
+
+    channels: key channels of a program of `walk_again`, which then has all value columns; 0 to cut it as `walk_back`.
+    """
 
     columns: int
     back: tuple[int, int]
     again: tuple[int, int]
+    channels: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,9 @@ def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch) -> str:
     if form_of(kind).form != "chunk" or core.decay not in ("none", "head"):
         raise ValueError(f"no reverse kernels for a decay of the class {core.decay}")
     program = forward(kind, weighted=kind.beside and kind.normalize == "max")
-    back, again = _Back(kind, program).view(), _Again(kind, program).view()
+    back = _Back(kind, program).view()
+    again = (_AgainByKeys if launch.channels else _Again)(kind, program).view()
+    cut = ["CHANNELS", "V", "BLOCK_V"] if launch.channels else ["BLOCK_K", "V", "COLUMNS"]
     found = kernel_arguments(kind)
     facts = public_facts(kind, found)
     inputs = [argument.name for argument in found]
@@ -86,9 +92,13 @@ def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch) -> str:
         "core": core,
         "launch": launch,
         "kernels": {"walk_back": back, "walk_again": again},
+        "by_keys": launch.channels > 0,
         "constants": {
-            name: _constants(inputs, view) for name, view in (("walk_back", back), ("walk_again", again))
+            "walk_back": _constants(inputs, back, ["K", "BLOCK_K", "V", "COLUMNS"]),
+            "walk_again": _constants(inputs, again, ["K", *cut]),
         },
+        "again_made": again.made,
+        "summed_first": [name for name in back.made if name in again.loaded and name != "dE"],
         "axes": {name: _AXES.get(name, "CK") for name in made},
         "inputs": [name for name in inputs if name != "floor"],
         "beside": kind.beside,
@@ -104,15 +114,16 @@ def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch) -> str:
     return environment().get_template("recurrence/kernels_reverse.py.jinja").render(view)
 
 
-def _constants(inputs: list[str], view: View) -> list[str]:
+def _constants(inputs: list[str], view: View, sizes: list[str]) -> list[str]:
     """The compile-time arguments of a kernel."""
     heads = [f"{name}_heads" for name in inputs if name in view.loaded]
-    return ["H", *heads, "K", "BLOCK_K", "V", "COLUMNS", "C", "PACKED", "SEGMENT"]
+    return ["H", *heads, *sizes, "C", "PACKED", "SEGMENT"]
 
 
 def _given(name: str) -> str:
     """The value of a compile-time argument at the launch."""
     text = {"C": "CHUNK", "COLUMNS": "BACK_COLUMNS", "PACKED": "cu_seqlens is not None"}
+    text["CHANNELS"] = "min(AGAIN_CHANNELS, BLOCK_K)"
     return f"{name.removesuffix('_heads')}.shape[2]" if name.endswith("_heads") else text.get(name, name)
 
 
@@ -142,6 +153,7 @@ class _Gradients(Lines):
         self.placed: set[str] = set()
         self.stored: list[str] = []
         self.twins: list[str] = []
+        self.ahead: list[str] = []  # tiles and factors that come before the first step of the next group
         if kind.beside:
             self.load("z_C")
             self.factor("share_C", f"tl.where(inside_C, scale / {divisor(kind, self)}, 0.0)")
@@ -150,6 +162,8 @@ class _Gradients(Lines):
         """The kernel's lines, each with the number of the step that it undoes."""
         lines: list[str] = []
         for steps, stores in self.groups():
+            for name in self.ahead:
+                self.need(lines, name)
             for step in steps:
                 self.place(lines, self.numbered(step))
             self.place(lines, [self.put_out(tile) for tile in stores])
@@ -186,18 +200,23 @@ class _Gradients(Lines):
         """Append lines, each after what it needs and what was not needed before: tiles, factors, scores."""
         for line in lines:
             for name in re.findall(r"\w+", line):
-                if name in self.placed:
-                    continue
-                if name in self.pairs and not line.startswith(f"{name} ="):
+                if name in self.pairs and name not in self.placed and not line.startswith(f"{name} ="):
                     self.placed.add(name)
                     self.place(out, self.numbered(self.pairs[name]))
-                elif name in self.loaded:
-                    self.placed.add(name)
-                    out.append(self.take_in(name))
-                elif name in self.factors:
-                    self.placed.add(name)
-                    self.place(out, [f"{name} = {self.factors[name]}"])
+                else:
+                    self.need(out, name)
             out.append(line)
+
+    def need(self, out: list[str], name: str) -> None:
+        """Append the lines that make a tile or a factor, if it is one and is not there yet."""
+        if name in self.placed:
+            return
+        if name in self.loaded:
+            self.placed.add(name)
+            out.append(self.take_in(name))
+        elif name in self.factors:
+            self.placed.add(name)
+            self.place(out, [f"{name} = {self.factors[name]}"])
 
     # Names and factors.
 
@@ -629,3 +648,210 @@ class _Again(_Gradients):
             yield vector_update(self, update)
 
     _read = _solve = _Gradients._nothing
+
+
+class _AgainByKeys(_Again):
+    """`walk_again` for a block of key channels and all value columns: less of S, and rows that need no sum over blocks.
+
+    What is a sum over K in a number a token is a part of it here, and the parts are added up afterwards; what
+    `walk_back` has found counts in the first block. Pairs are summed up and narrowed as soon as they are made, and
+    what the next rows need as well is read again: the registers are full.
+    """
+
+    def __init__(self, kind: RecurrenceKind, program: TileProgram) -> None:
+        super().__init__(kind, program)
+        self.updating = False
+        self.outside: dict[str, Step] = {}  # pairs whose sign and scale are left for where they are applied
+
+    def groups(self) -> Iterator[tuple[list[Step], list[str]]]:
+        """One read after the other, rows that write as well last: they are not finished before."""
+        results = list(dict.fromkeys(step.result for step in self.steps if self.reads(step)))
+        bases = {result: result.removeprefix("d").removesuffix("_read") for result in results}
+        for number, result in enumerate(sorted(results, key=lambda result: self.both(bases[result]))):
+            self.placed = {name for name in self.placed if name.endswith("_CK")}
+            rows = [
+                step
+                for step in self.steps
+                if step.result == result and step.operation in ("project", "apply")
+            ]
+            pairs = list(dict.fromkeys(step.operands[0].base for step in rows if step.operation == "apply"))
+            within = [
+                step
+                for step in self.steps
+                if step.transposed
+                and step.operands[0].base in pairs
+                and self.both(self.scores_of[step.operands[0].base[1:]].operands[1].base)
+            ]
+            made = [self.pairs[f"{name}_JC"] for name in pairs]
+            self.ahead = self.of_first(made[0], rows) if number == 0 else []
+            if self.both(bases[result]):
+                last = [
+                    step
+                    for step in self.steps
+                    if step.operation == "combine" and step.operands[0].base == result
+                ]
+                yield [*made, *rows, *within, *last], [f"{last[0].result if last else result}_CK"]
+            else:
+                yield [*made, *rows], [f"{result}_CK"]
+                yield within, []
+        numbers = [step for step in self.steps if step.result in ("ddecay", "dbeta")]
+        yield numbers, [f"{step.result}_C" for step in numbers]
+
+    def value(self, row: Row) -> str:
+        tile = self.load(f"{row.base}_CV")
+        return f"tl.trans({tile})" if self.updating else tile
+
+    def read_again(self) -> set[str]:
+        return {f"{y}_CV" for y in self.writes.values()}
+
+    def of_first(self, pair: Step, rows: list[Step]) -> list[str]:
+        """What the first rows need, all of it ahead: with loads between the products, fewer registers are left."""
+        dz, y = pair.operands
+        row, column = self.scores_of[pair.result[1:]].operands
+        numbers = [self.load("decay_C")] if self.decayed_rows else []
+        if self.scalar:
+            numbers.append(self.load(self.scalar))
+        factors = [self.decay_of(step.into) for step in rows if self.reads(step)]
+        tiles = [self.load(f"{row.base}_CK"), self.load(f"{y.base}_CV"), self.load(f"{column.base}_CK")]
+        return [self.load(f"{dz.base}_CV"), *numbers, *filter(None, factors), *tiles]
+
+    def give(self, target: str, step: Step, text: str) -> str:
+        """Add to what is there with the sign and the scale of a gradient.
+
+        Both stay outside of products: a sum that goes on in the accumulator of the next product lies in a layout that
+        needs twice the registers.
+        """
+        text = _times(self.scale(step.operands[0]), text)
+        if step.sign > 0:
+            return self.add(target, text)
+        return f"{target} -= {text}" if target in self.made else self.add(target, f"-{text}")
+
+    # Memory.
+
+    def open(self, tile: str) -> str:
+        name, axes = tile.rsplit("_", 1)
+        if axes == "C":
+            return ""
+        heads = f"{name}_heads" if name in INPUTS else "H"
+        width = "V, C, BLOCK_V" if axes == "CV" else "K, C, CHANNELS"
+        return f"{name}_tiles = tokens({name}, end, h, H, {heads}, {width})"
+
+    def take_in(self, tile: str) -> str:
+        name, axes = tile.rsplit("_", 1)
+        if axes == "C" and name not in INPUTS:
+            return f"{tile} = scalars({name}, start, inside_C & (channel == 0), h, H, H)"
+        return f"{tile} = {name}_tiles.load([start, 0])" if axes == "CV" else load_line(tile, blocked=True)
+
+    def put_out(self, tile: str) -> str:
+        self.stored.append(tile)
+        name, axes = tile.rsplit("_", 1)
+        if axes == "C":
+            return f"put_scalars({name} + block, {tile}, start, inside_C, h, H)"
+        return f"{name}_tiles.store([start, channel], {tile}.to({name}.dtype.element_ty))"
+
+    def twin(self, tile: str) -> str:
+        return super().twin(tile).replace("[start, 0]", "[start, channel]")
+
+    def before(self, number: str) -> str:
+        text = super().before(number)
+        return text.replace(" + block, start, inside_C", ", start, inside_C & (channel == 0)")
+
+    # Steps.
+
+    def seen(self, P: Step) -> str:
+        return f"j_1J {'<' if P.mask == 'strict' else '<='} c_C1"
+
+    def between(self, P: Step) -> str:
+        before = P.operands[0].exponent == "<"
+        self.load("decay_C")
+        self.factor("G_C", "tl.cumsum(decay_C, 0)")
+        above = "(G_C - decay_C)" if before else "G_C"
+        return f"tl.exp(tl.where({self.seen(P)}, {above}[:, None] - G_C[None, :], -float('inf')))"
+
+    def _pair(self, step: Step) -> Iterator[str]:
+        """dP_ij = dz_i . y_j; its product with P is what a decay between i and j receives."""
+        dz, y = step.operands
+        P, target = self.scores_of[step.result[1:]], f"{step.result}_CJ"
+        self.outside[step.result] = step
+        product = f"dot({self.value(dz)}, tl.trans({self.value(y)}))"
+        yield f"{target} = {self.masked(P, product)}"
+        scalar = f"{self.load(self.scalar)}[None, :]" if self.scalar else ""
+        if self.decayed_rows or scalar:
+            left, right = (self.load(f"{row.base}_CK") for row in P.operands)
+            left = self.twin(left) if left == right else left
+            met = _times(self.scale(dz), target, f"dot({left}, tl.trans({right}))")
+            yield f"met_CJ = {'-' if step.sign < 0 else ''}{met}"
+        if scalar:
+            yield self.add("mine_C", "tl.sum(met_CJ, 0)")
+        if self.decayed_rows:
+            before = P.operands[0].exponent == "<"
+            border = "j_1J + 1 < c_C1" if before else "j_1J < c_C1"
+            yield f"met_CJ = tl.where({border}, {_times('met_CJ', scalar)}, 0.0)"
+            if before:
+                yield self.add("reads_before_C", "tl.sum(met_CJ, 1)")
+            near = "" if before else "tl.sum(met_CJ, 1) "
+            yield self.add("near_C", near + ("-" if before else "- ") + "tl.sum(met_CJ, 0)")
+        yield f"{target} = {f'({target} * {scalar})' if scalar else target}.to(dtype)"
+
+    def _project(self, step: Step) -> Iterator[str]:
+        """dx = dz S^T for rows that read; its product with x is what the decay up to the token receives."""
+        dz, S = step.operands
+        if S.base != "S":
+            return
+        factor, target = self.decay_of(step.into), f"{step.result}_CK"
+        first = target not in self.made
+        rows = target if first else "read_CK"  # without what pairs have given
+        sign = "-" if step.sign < 0 else ""
+        product = f"dot({self.value(dz)}, S_VK.to(dtype))"
+        scale = _times(self.scale(dz), factor)
+        text = _scaled(product, scale, "[:, None]") if factor else _times(product, scale)
+        yield f"{rows} = {sign}{text}"
+        if not first:
+            yield f"{target} += {rows}"
+        self.made.add(target)
+        if factor:
+            x = self.load(f"{step.result.removeprefix('d').removesuffix('_read')}_CK")
+            yield self.add("seen_before_C" if step.into == "<" else "seen_C", f"tl.sum({x} * {rows}, 1)")
+
+    def _apply(self, step: Step) -> Iterator[str]:
+        """dx += dP y, and dy += dP^T x for rows that read as well."""
+        P, y = step.operands
+        if P.base in self.scores_of:
+            return
+        scores = f"tl.trans({P.base}_CJ)" if step.transposed else f"{P.base}_CJ"
+        target = step.result.removesuffix("_write").removesuffix("_read")
+        target += "_read" if step.result != target else ""
+        product = f"dot({scores}, {self.load(f'{y.base}_CK')})"
+        yield self.give(f"{target}_CK", self.outside[P.base], product)
+
+    def _gather(self, step: Step) -> Iterator[str]:
+        """Pairs give to the decays between them, reads to those before, writes to those behind, the state to all."""
+        seen = [name for name in ("seen_C", "seen_before_C") if name in self.made]
+        self.end()
+        yield f"anchor = tl.where(tl.exp(G_end) > 0.0, anchor - tl.sum({' + '.join(seen)}), 0.0)"
+        near = _plus(*(name for name in ("seen_C", "near_C") if name in self.made))
+        yield f"ddecay_C = tl.cumsum({near}, 0, reverse=True) + anchor"
+        reads = _plus(*(name for name in ("seen_before_C", "reads_before_C") if name in self.made))
+        if reads:
+            yield f"ddecay_C += after({reads})"
+        written = self.before("written_C")
+        self.load("written_C")
+        if self.scalar:
+            written += f" * {self.before(self.scalar)}"
+        yield f"ddecay_C += tl.cumsum({written}, 0)"
+        yield f"anchor += tl.sum({_times('written_C', self.scalar)})"
+
+    def _contract(self, step: Step) -> Iterator[str]:
+        if step.result == "dbeta":
+            yield f"dbeta_C = {self.load('written_C')} + mine_C"
+
+    def _combine(self, step: Step) -> Iterator[str]:
+        read, write = step.operands
+        tile = self.load(f"{write.base}_CK")
+        yield self.add(f"{read.base}_CK", _scaled(tile, self.number(self.scalar), "[:, None]"))
+        yield f"{step.result}_CK = {read.base}_CK"
+
+    def _update(self, step: Step) -> Iterator[str]:
+        self.updating = True
+        yield from super()._update(step)
+        self.updating = False

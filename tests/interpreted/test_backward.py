@@ -55,6 +55,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Load = Callable[..., ModuleType]
 
 
+def launch(kind: RecurrenceKind, columns: int) -> ReverseLaunch:
+    """Both walks cut into blocks of value columns; with an erase, the second one into blocks of key channels."""
+    return ReverseLaunch(columns, (4, 1), (4, 1), 16 if kind.erase != "none" else 0)
+
+
 @pytest.fixture(scope="module")
 def load(folder: Path) -> Load:
     """The kernels of a class for blocks of so many value columns; `torch_form` is the module that has no kernels."""
@@ -67,7 +72,7 @@ def load(folder: Path) -> Load:
             if torch_form:
                 text = emit(kind, name)
             else:
-                reverse = reverse_source(kind, ReverseLaunch(columns, (4, 1), (4, 1)))
+                reverse = reverse_source(kind, launch(kind, columns))
                 text = kernels(kind, name, launches, precision="ieee", segment=SEGMENT, reverse=reverse)
             path.write_text(text)
             importlib.invalidate_caches()
@@ -229,7 +234,7 @@ def test_a_wrong_line_is_found(line: str, wrong: str, folder: Path) -> None:
     """One token of the kernels changed: some gradient is far off."""
     kind = RecurrenceKind("head", "delta")
     launches = {"prepare": Launch(16, 4, 1), "walk": Launch(16, 4, 1)}
-    reverse = reverse_source(kind, ReverseLaunch(16, (4, 1), (4, 1)))
+    reverse = reverse_source(kind, launch(kind, 16))
     assert line in reverse
     text = kernels(
         kind, "wrong", launches, precision="ieee", segment=SEGMENT, reverse=reverse.replace(line, wrong)

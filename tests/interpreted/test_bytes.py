@@ -141,7 +141,8 @@ def emitted(
     name = f"{label(kind)}_{K}_{V}_{columns}_{segment}"
     reverse = ""
     if kind.decay in ("none", "head"):
-        reverse = reverse_source(kind, ReverseLaunch(columns, (8, 1), (8, 1)))
+        channels = 64 if kind.erase != "none" else 0
+        reverse = reverse_source(kind, ReverseLaunch(columns, (8, 1), (8, 1), channels))
     elif has_channel_reverse(kind):
         reverse = channel_reverse_source(kind, ChannelLaunch(columns, 32, (8, 1), (8, 1)))
     return load(f"{name}_kernels", kernels(kind, name, launches, segment=segment, reverse=reverse))
