@@ -21,10 +21,7 @@ from torch import Tensor
 CHUNK = 64
 SEGMENT = 64  # chunks between two states that are kept for the backward
 MULTIPROCESSORS = 132
-FEWEST, SHORTEST = (
-    3,
-    16,
-)  # spans of a sequence, chunks of a span: below that the work ahead takes what it saves
+FEWEST, SHORTEST = 3, 16  # spans of a sequence, chunks of a span: fewer do not pay
 COLUMNS = 32  # value columns of a program
 PREPARE_WARPS, PREPARE_STAGES = 4, 1
 WALK_WARPS, WALK_STAGES = 4, 1
@@ -244,6 +241,7 @@ def chunk_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs `[B, T, H, V]`, the final state `[N, H, K, V]`, and what the backward needs."""
     q, k, v, decay = q.contiguous(), k.to(q.dtype).contiguous(), v.contiguous(), decay.contiguous()
+    state = None if state is None else state.contiguous()
     B, T, _, V = v.shape
     K, H = q.shape[3], max(q.shape[2], k.shape[2], v.shape[2], decay.shape[2])
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
@@ -267,7 +265,8 @@ def chunk_forward(
         carry[triton.cdiv(V, CARRY_COLUMNS), N * H](
             ends, decays, state, starts, cu_seqlens, spans, T, span,
             H=H, K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=CARRY_COLUMNS,
-            PACKED=cu_seqlens is not None, INITIAL=state is not None, num_warps=CARRY_WARPS,
+            PACKED=cu_seqlens is not None, INITIAL=state is not None,
+            num_warps=CARRY_WARPS, num_stages=CARRY_STAGES,
         )  # fmt: skip
         state = starts
     walk[blocks, spans * H](

@@ -107,7 +107,7 @@ def test_forward(kind: RecurrenceKind, dtype: torch.dtype, tmp_path: Path) -> No
         torch.manual_seed(T)
         given = inputs(kind, B, T, 2, hard=cu_seqlens is not None)
         given = [x.to(dtype) for x in given[:3]] + given[3:]
-        state = None if cu_seqlens is None else torch.randn(5, 2, K, V)
+        state = None if cu_seqlens is None else torch.randn(5, 2, V, K).mT  # not contiguous
         wide = [x.double() for x in given]
         want, last = torch_form.token_loop(
             *wide, None if state is None else state.double(), cu_seqlens, SCALE
