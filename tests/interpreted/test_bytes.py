@@ -183,7 +183,7 @@ def spend(load: Callable[[str, str], ModuleType]) -> Spend:
     [
         (SCALAR, ("distinct", "requested", "FLOP", "saved")),
         (GATED_DELTA, ("distinct", "requested", "FLOP", "saved")),
-        (CHANNEL, ("distinct", "requested", "FLOP", "saved")),
+        pytest.param(CHANNEL, ("distinct", "requested", "FLOP", "saved"), marks=pytest.mark.slow),
         pytest.param(CHANNEL_DELTA, ("requested", "FLOP", "saved"), marks=pytest.mark.slow),
     ],
     ids=["scalar decay", "gated delta", "channel decay", "gated delta with channel decay"],

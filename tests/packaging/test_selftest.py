@@ -107,6 +107,7 @@ def test_a_broken_equation_is_named(folder: Path, tmp_path: Path, name: str) -> 
     assert any(line in text for text in failed), failed[:3]
 
 
+@pytest.mark.slow
 def test_memory_that_a_kernel_leaves_unwritten_is_found(folder: Path, tmp_path: Path) -> None:
     """An output that is not written everywhere holds NaN, not what an earlier call left there."""
     broken = tmp_path / "broken_unwritten"
