@@ -23,10 +23,14 @@ from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import Row, Step
 from archc.tiles.reverse import reverse
 from archc.tiles.triton_lines import FACTORS
-from archc.tiles.triton_source import INPUTS, load_line, walk_form
-from archc.tiles.triton_source import _buffer as buffer_line
-from archc.tiles.triton_source import _given as constants_given
-from archc.tiles.triton_source import _open as open_lines
+from archc.tiles.triton_source import (
+    INPUTS,
+    buffer_line,
+    constants_given,
+    load_line,
+    open_lines,
+    walk_form,
+)
 from archc.tiles.views import arguments, public_facts
 
 

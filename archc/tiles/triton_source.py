@@ -140,7 +140,7 @@ def _chunk_view(
         ),
         "buffers": [
             *(["U = q.new_empty(B, T, H, V)"] if form.solved else []),
-            *(_buffer(buffer, axes) for buffer, axes in form.buffers.items()),
+            *(buffer_line(buffer, axes) for buffer, axes in form.buffers.items()),
         ],
         "typed_by": form.typed_by,
         "prepare_launch": _prepare_launch(form),
@@ -181,7 +181,7 @@ def walk_form(kind: RecurrenceKind) -> Walk:
         prepare = KernelView(
             [*reads, *buffers],
             _constants(reads, value_blocks, first.blocked),
-            _open([*first.loaded, *written], first.blocked),
+            open_lines([*first.loaded, *written], first.blocked),
             [*(["dtype: tl.constexpr = q.dtype.element_ty"] if value_blocks else []), *lines],
             [],
             value_blocks,
@@ -195,7 +195,7 @@ def walk_form(kind: RecurrenceKind) -> Walk:
         KernelView(
             [*walk_inputs, *buffers],
             [*_constants(walk_inputs, True), "SEGMENT: tl.constexpr", "INITIAL: tl.constexpr"],
-            _open([*walk.loaded, "out_VC", *(["U_VC"] if solved else [])]),
+            open_lines([*walk.loaded, "out_VC", *(["U_VC"] if solved else [])]),
             [*heading, *body],
             update,
         ),
@@ -231,7 +231,7 @@ def _ahead(kind: RecurrenceKind, program: TileProgram, rest: Sequence[Step]) -> 
     rows = next(_buffer_name(tile) for tile in walk.loaded if tile.endswith("_CK"))
     tensors = [*given, *(name for name in tensors if name not in given)]
     constants = _constants(given, True)
-    return ahead_of(kind, tensors, rows, constants, _values(constants), _open(walk.loaded), body)
+    return ahead_of(kind, tensors, rows, constants, _values(constants), open_lines(walk.loaded), body)
 
 
 def _prepare_lines(first: Lines, steps: Sequence[Step], written: Sequence[str]) -> list[str]:
@@ -328,7 +328,7 @@ def _prepare_launch(form: Walk) -> str:
     if form.prepare is None:
         return ""
     grid = "pieces, H, blocks" if form.prepare.value_blocks else "pieces, H"
-    given = [*form.prepare.arguments, "cu_seqlens", "N", "T", *_given(form.prepare)]
+    given = [*form.prepare.arguments, "cu_seqlens", "N", "T", *constants_given(form.prepare)]
     return _launched("prepare", grid, given)
 
 
@@ -349,7 +349,7 @@ def _walk_launch(form: Walk) -> str:
         "span",
         "scale",
         *form.normaliser.numbers,
-        *_given(form.walk),
+        *constants_given(form.walk),
     ]
     return _launched("walk", "blocks, spans * H", given)
 
@@ -360,7 +360,7 @@ def _launched(name: str, grid: str, given: Sequence[str]) -> str:
     return f"{name}[{grid}](\n        {packed([*given, *cut], 8)},\n    )  # fmt: skip"
 
 
-def _given(view: KernelView) -> list[str]:
+def constants_given(view: KernelView) -> list[str]:
     """The constants of a launch by name."""
     return _values(view.constants)
 
@@ -410,14 +410,14 @@ def _buffer_name(tile: str) -> str:
     return {"o": "inside", "out": "o"}.get(base, base)
 
 
-def _buffer(name: str, axes: str) -> str:
+def buffer_line(name: str, axes: str) -> str:
     """Make a buffer between the kernels."""
     if axes == "K":
         return f"{name} = v.new_empty(pieces, H, K, dtype=torch.float32)"
     return f"{name} = q.new_empty(B, T, H, { {'CC': 'CHUNK', 'CK': 'K', 'CV': 'V'}[axes] })"
 
 
-def _open(tiles: Iterable[str], blocked: bool = False) -> list[str]:
+def open_lines(tiles: Iterable[str], blocked: bool = False) -> list[str]:
     """Descriptors of the tensors that tiles come from or go to, one for each."""
     lines, keys = [], "CHANNELS" if blocked else "BLOCK_K"
     for tile in tiles:

@@ -1,0 +1,170 @@
+"""The lines of `walk_back`, which carries dS: gradients of values and of the rows that they are written with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from archc.tiles.kind import RecurrenceKind
+from archc.tiles.program import Row, Step, TileProgram
+from archc.tiles.triton_gradients import Gradients, scaled, times
+from archc.tiles.triton_normaliser import ReverseNormaliser, back_normaliser, slope_of
+
+
+class Back(Gradients):
+    """The kernel that carries dS: gradients of values and of the rows that they are written with."""
+
+    def __init__(self, kind: RecurrenceKind, program: TileProgram) -> None:
+        super().__init__(kind, program, "walk_back")
+
+    def groups(self) -> Iterator[tuple[list[Step], list[str]]]:
+        """First what comes through o, then values, then the rows that they are written with.
+
+        Pairs are narrowed as soon as they are made, while nothing else is held. Within the chunk, rows that read as
+        well get their part in the other kernel, which has the same pairs.
+        """
+        own = [step for step in self.steps if step.operation == "pair" and self.own(step)]
+        for step in own:
+            self.placed.add(f"{step.result}_JC")
+        yield own, []
+        early = [P for name, P in self.scores_of.items() if self.applied_to(name) == "do"]
+        for P in early:
+            self.placed.add(f"{P.result}_JC")
+        yield early, []
+        values = [step for step in self.steps if step.result in ("dv", "dU", "dE") and not self.reads(step)]
+        state = [step for step in values if step.operation == "read"]
+        yield state, ["written_C"] if self.decayed_rows or self.scalar else []
+        made = {step.result for step in values}
+        yield (
+            [step for step in values if step not in state],
+            [f"{name}_VC" for name in ("dv", "dE") if name in made],
+        )
+        for x, y in self.writes.items():
+            through = [
+                step for step in self.steps if step.operation == "project" and step.operands[0].base == y
+            ]
+            scores = {f"d{name}" for name, P in self.scores_of.items() if P.operands[1].base == x}
+            within = [step for step in self.steps if step.transposed and step.operands[0].base in scores]
+            yield [*through, *([] if self.both(x) else within)], [f"{self.gradient_of_write(x)}_KC"]
+        yield [], ["dz_C"] if self.kind.beside else []
+
+    def normaliser(self) -> ReverseNormaliser:
+        """The gradient of the vector, carried as dS is."""
+        return back_normaliser(self) if self.kind.beside else ReverseNormaliser()
+
+    def divided(self) -> str:
+        """What these columns give to a token's normaliser."""
+        self.load("do_VC"), self.load("result_VC")
+        slope = f" * {slope_of(self)}" if self.kind.normalize == "max" else ""
+        return self.factor("dz_C", f"-tl.sum(do_VC.to(tl.float32) * result_VC, 0) * share_C{slope}")
+
+    def put_out(self, tile: str) -> str:
+        """Rows that only write are finished here: times what each is weighted with."""
+        text = super().put_out(tile)
+        if tile == "dk_KC" and self.scalar:
+            return text.replace("dk_KC", f"dk_KC * {self.load(self.scalar)}[None, :]")
+        return text
+
+    def own(self, step: Step) -> bool:
+        """Whether a pair makes gradients here, and is known from the start."""
+        P = self.scores_of.get(step.result[1:])
+        return P is not None and step.operands[0].base == "do" and not self.both(P.operands[1].base)
+
+    def applied_to(self, scores: str) -> str:
+        """The gradient that scores are applied to on the way back; empty for those that were only inverted."""
+        found = (
+            step.operands[1].base
+            for step in self.steps
+            if step.transposed and step.operands[0].base == scores
+        )
+        return next(found, "")
+
+    def _pair(self, step: Step) -> Iterator[str]:
+        """P again with all that multiplies it, or dP_ij = dz_i . y_j."""
+        x, y = step.operands
+        if step.result in self.scores_of:
+            self.made.add(f"{step.result}_JC")
+            product = f"dot({self.load(f'{y.base}_CK')}, tl.trans({self.load(f'{x.base}_CK')}))"
+            scores = self.masked(step, product)
+            scale = self.scale(Row(self.applied_to(step.result)), "[None, :]")
+            if self.scalar and scale == "scale":
+                scores = scaled(scores, f"scale * {self.load(self.scalar)}", "[:, None]")
+            else:
+                scores = times(scaled(scores, self.number(self.scalar), "[:, None]"), scale)
+            yield f"{step.result}_JC = ({scores}).to(dtype)"
+            return
+        product = f"dot(tl.trans({self.value(y)}), {self.value(x)}{self.narrow(x)})"
+        product = self.from_output(x, ("-" if step.sign < 0 else "") + product)
+        yield f"{step.result}_JC = ({self.masked(self.scores_of[step.result[1:]], product)}).to(dtype)"
+
+    def _apply(self, step: Step) -> Iterator[str]:
+        """dy = P^T dz, and dy = dP^T x for rows that write."""
+        P, x = step.operands
+        if not step.transposed:
+            return
+        if P.base in self.scores_of:
+            product = f"dot({self.value(x)}{self.narrow(x)}, tl.trans({P.base}_JC))"
+            yield self.add(f"{step.result}_VC", product)
+        else:
+            target = self.gradient_of_write(self.scores_of[P.base[1:]].operands[1].base)
+            rows = self.load(f"{x.base}_CK")
+            yield self.add(f"{target}_KC", f"dot(tl.trans({rows}), tl.trans({P.base}_JC))")
+
+    def narrow(self, row: Row) -> str:
+        return ".to(dtype)" if f"{row.base}_VC" in self.made and row.base != "dE" else ""
+
+    def _read(self, step: Step) -> Iterator[str]:
+        """dy += x dS; its product with y is what the decay from the token on receives."""
+        x = step.operands[0]
+        y = self.writes[x.base]
+        decay = self.decay_of(x.exponent)
+        product = scaled(f"dot(dS_VK.to(dtype), tl.trans({self.load(f'{x.base}_CK')}))", decay, "[None, :]")
+        yield self.add(f"{step.result}_VC", product)
+        if not decay and not self.scalar:
+            return
+        yield self.add("written_C", f"tl.sum({self.load(f'{y}_VC')} * {step.result}_VC, 0)")
+        if self.kind.beside:
+            rows = f"tl.sum({self.load(f'{x.base}_CK')} * dn_K[None, :], 1)"
+            yield self.add("written_C", times(rows, decay))
+        if self.scalar:
+            yield f"{step.result}_VC *= {self.load(self.scalar)}[None, :]"
+
+    def _project(self, step: Step) -> Iterator[str]:
+        """dx = y dS^T for rows that write."""
+        y, S = step.operands
+        if S.base != "dS_next":
+            return
+        base = next(x for x, value in self.writes.items() if value == y.base)
+        product = f"dot(tl.trans(dS_VK.to(dtype)), {self.load(f'{y.base}_VC')})"
+        if self.kind.beside:
+            product = f"({product} + dn_K[:, None])"
+        text = scaled(product, self.decay_of(step.into), "[None, :]")
+        yield self.add(f"{self.gradient_of_write(base)}_KC", text)
+
+    def _solve(self, step: Step) -> Iterator[str]:
+        X, dU = step.operands
+        self.made.add(f"{step.result}_VC")
+        yield f"{step.result}_VC = dot({dU.base}_VC.to(dtype), tl.trans({self.load('X_JC')})).to(dtype)"
+
+    def value(self, row: Row) -> str:
+        return f"{row.base}_VC" if f"{row.base}_VC" in self.made else self.load(f"{row.base}_VC")
+
+    def _update(self, step: Step) -> Iterator[str]:
+        if self.decayed_rows:
+            self.end()
+            yield "dS_VK *= tl.exp(G_end)"
+        for x, dz, sign in zip(step.operands[1::2], step.operands[2::2], step.signs, strict=True):
+            factor = times(self.scale(dz), self.decay_of(x.exponent))
+            value = self.value(dz)
+            if factor and factor != "scale":
+                factor = f"({factor})" if " " in factor else factor
+                value = f"({value} * {'-' if sign < 0 else ''}{factor}[None, :])"
+            elif factor or sign < 0:
+                value = f"({'-' if sign < 0 else ''}{times(value, factor)})"
+            yield f"dS_VK += dot({value}.to(dtype), {self.load(f'{x.base}_CK')})"
+        if self.kind.beside:
+            x = step.operands[1]
+            factor = times(self.divided(), self.decay_of(x.exponent))
+            kept = " * tl.exp(G_end)" if self.decayed_rows else ""
+            yield f"dn_K = dn_K{kept} + tl.sum({self.load(f'{x.base}_CK')} * ({factor})[:, None], 0)"
+
+    _combine = _gather = _contract = Gradients._nothing
