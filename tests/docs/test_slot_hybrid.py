@@ -10,7 +10,6 @@ another order: chunks instead of tokens, one row of many instead of one.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ torch = pytest.importorskip("torch")
 from torch.nn import functional as F  # noqa: E402
 
 import archc  # noqa: E402
+from tests.support.imports import imported  # noqa: E402
 
 SPEC = Path(__file__).parents[2] / "docs" / "examples" / "slot_hybrid.yaml"
 HEADS, KV_HEADS, SLOTS, WIDTH, TAU, EPS = 4, 2, 16, 32, 8.0, 1e-5
@@ -47,7 +47,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     archc.build(SPEC, folder / "slot_hybrid")
     sys.path.insert(0, str(folder))
     try:
-        module = importlib.import_module("slot_hybrid")
+        module = imported("slot_hybrid")
         assert module.__file__ is not None and Path(module.__file__).is_relative_to(folder)
         yield module
     finally:

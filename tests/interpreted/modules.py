@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from archc.codegen.package import runtime_path
+from tests.support.imports import imported
 
 IMPORTED = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
 
@@ -30,7 +30,7 @@ def load(folder: Path, *names: str) -> SimpleNamespace:
             pending += IMPORTED.findall(target.read_text())
     sys.path.insert(0, str(folder.parent))
     try:
-        return SimpleNamespace(**{name: importlib.import_module(f"{folder.name}.{name}") for name in names})
+        return SimpleNamespace(**{name: imported(f"{folder.name}.{name}") for name in names})
     finally:
         sys.path.remove(str(folder.parent))
 

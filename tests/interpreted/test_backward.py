@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.torch_source import emit
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, kernels
+from tests.support.imports import imported
 from tests.support.slow import mostly_slow
 from tests.tiles.cases import Case, all_kinds, defined, difference, label, make
 
@@ -75,8 +75,7 @@ def load(folder: Path) -> Load:
                 reverse = reverse_source(kind, launch(kind, columns))
                 text = kernels(kind, name, launches, precision="ieee", segment=SEGMENT, reverse=reverse)
             path.write_text(text)
-            importlib.invalidate_caches()
-        return importlib.import_module(f"backward_package.{name}")
+        return imported(f"backward_package.{name}")
 
     return load
 
@@ -241,8 +240,7 @@ def test_a_wrong_line_is_found(line: str, wrong: str, folder: Path) -> None:
     )
     name = f"wrong_{abs(hash(line))}"
     (folder / f"{name}.py").write_text(text)
-    importlib.invalidate_caches()
     case = rounded(make(kind, 140, K=16, V=16, batch=1, heads=(1, 1, 1)), torch.float32)
-    gradients = found(importlib.import_module(f"backward_package.{name}"), case, torch.float32)
+    gradients = found(imported(f"backward_package.{name}"), case, torch.float32)
     pairs = zip(gradients, expected(case), strict=True)
     assert max(difference(gradient.double(), exact) for gradient, exact in pairs) > 1e-2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +24,7 @@ from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch as Cut
 from archc.tiles.triton_source import kernels
 from archc.tiles.views import arguments
+from tests.support.imports import imported
 from tests.support.slow import mostly_slow
 from tests.tiles.cases import all_kinds, label
 
@@ -42,8 +42,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Modul
 
     def load(name: str, text: str) -> ModuleType:
         (folder / f"{name}.py").write_text(text)
-        importlib.invalidate_caches()
-        return importlib.import_module(name)
+        return imported(name)
 
     return load
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +16,7 @@ from archc.tiles.torch_source import emit
 from archc.tiles.triton_channel_reverse import ChannelLaunch, channel_reverse_source, has_channel_reverse
 from archc.tiles.triton_source import Launch, kernels
 from tests.interpreted.test_backward import expected, found, poisoned, rounded
+from tests.support.imports import imported
 from tests.support.slow import mostly_slow
 from tests.tiles.cases import Case, all_kinds, difference, label, make
 
@@ -62,8 +62,7 @@ def load(folder: Path) -> Load:
         path = folder / f"{name}.py"
         if not path.exists():
             path.write_text(emit(kind, name) if torch_form else text_of(kind, name, columns, channels))
-            importlib.invalidate_caches()
-        return importlib.import_module(f"channel_package.{name}")
+        return imported(f"channel_package.{name}")
 
     return load
 
@@ -171,8 +170,7 @@ def test_a_wrong_line_is_found(line: str, wrong: str, folder: Path) -> None:
     text = text_of(kind, name, 16, 16)
     assert line in text
     (folder / f"{name}.py").write_text(text.replace(line, wrong))
-    importlib.invalidate_caches()
     case = rounded(make(kind, 70, K=16, V=32, batch=1, heads=(1, 1, 1)), torch.float32)
-    gradients = found(importlib.import_module(f"channel_package.{name}"), case, torch.float32)
+    gradients = found(imported(f"channel_package.{name}"), case, torch.float32)
     pairs = zip(gradients, expected(case), strict=True)
     assert max(difference(gradient.double().nan_to_num(1e9), exact) for gradient, exact in pairs) > 1e-2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from torch import Tensor
 from archc.kernels.counting.counter import counting
 from archc.pipeline import build
 from tests.laws.subjects import LIBRARY
+from tests.support.imports import imported
 from tests.support.packages import import_folder, randomise
 from tests.support.packages import package as package_of
 from tests.support.slow import mostly_slow
@@ -42,7 +42,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
     for name, source in FILES.items():
         (folder / f"{name}.py").write_text(Path(source).read_text())
     sys.path.insert(0, str(folder.parent))
-    yield SimpleNamespace(**{name: importlib.import_module(f"conv_modules.{name}") for name in FILES})
+    yield SimpleNamespace(**{name: imported(f"conv_modules.{name}") for name in FILES})
     sys.path.remove(str(folder.parent))
 
 
@@ -324,8 +324,8 @@ def test_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     spec = LIBRARY["gated_deltanet"]
     build(spec, tmp_path / "gpu", target="h100")
     module = import_folder(tmp_path / "gpu", "gpu_interpreted")
-    fused = importlib.import_module("gpu_interpreted.fused_conv")
-    kernels = importlib.import_module("gpu_interpreted.conv_kernels")
+    fused = imported("gpu_interpreted.fused_conv")
+    kernels = imported("gpu_interpreted.conv_kernels")
     monkeypatch.setattr(kernels, "FORWARD_STEPS", 4)
     monkeypatch.setattr(kernels, "BACKWARD_STEPS", 5)
     monkeypatch.setattr(fused, "_has_kernel", lambda branch: True)

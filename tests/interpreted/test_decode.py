@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from archc.tiles.step import Memory, recurrence
 from archc.tiles.torch_source import emit
 from archc.tiles.triton_decode import decode_kernel, decode_source
 from archc.tiles.views import arguments
+from tests.support.imports import imported
 from tests.support.slow import mostly_slow
 from tests.tiles.cases import all_kinds, label
 
@@ -47,7 +47,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Modul
     def load(name: str, text: str) -> ModuleType:
         if name not in found:
             (folder / f"{name}.py").write_text(text)
-            found[name] = importlib.import_module(f"decode_modules.{name}")
+            found[name] = imported(f"decode_modules.{name}")
         return found[name]
 
     return load

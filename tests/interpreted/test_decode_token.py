@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from archc.kernels.fusing import decode as fuse
 from archc.kernels.fusing.decode import Fused, fuse_decode, module_file, token_kernels, why_not
 from archc.kernels.targets import load_target
 from archc.pipeline import graph_of
+from tests.support.imports import imported
 from tests.support.slow import mostly_slow
 
 GATED_DELTA = """
@@ -117,8 +117,8 @@ class Loaded:
             target = folder / name / path
             target.parent.mkdir(exist_ok=True)
             target.write_text(text)
-        self.package: Any = importlib.import_module(name)
-        self.kernels: ModuleType = importlib.import_module(f"{name}.{module_file(self.module)}")
+        self.package: Any = imported(name)
+        self.kernels: ModuleType = imported(f"{name}.{module_file(self.module)}")
 
     def model(self, dtype: torch.dtype) -> Any:
         torch.manual_seed(0)
@@ -142,7 +142,7 @@ class Loaded:
             return bool(taken[-1])
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(importlib.import_module(f"{self.package.__name__}.model"), "decodes", decodes)
+            patch.setattr(imported(f"{self.package.__name__}.model"), "decodes", decodes)
             yield
         assert taken and all(taken)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from archc.tiles.kind import DECAYS, ERASES, RecurrenceKind, form_of
 from archc.tiles.torch_source import emit
 from archc.tiles.triton_source import Launch, kernels
 from tests.interpreted.modules import poisoned
+from tests.support.imports import imported
 from tests.support.slow import mostly_slow
 
 K, V, COLUMNS, SEGMENT = 24, 40, 16, 2
@@ -62,7 +62,7 @@ def modules(kind: RecurrenceKind, folder: Path) -> tuple[ModuleType, ModuleType]
         (package / f"{runtime}.py").write_text(runtime_path(runtime).read_text())
     sys.path.insert(0, str(folder))
     try:
-        return tuple(importlib.import_module(f"{package.name}.{file}") for file in (name, f"{name}_kernels"))  # type: ignore[return-value]
+        return tuple(imported(f"{package.name}.{file}") for file in (name, f"{name}_kernels"))  # type: ignore[return-value]
     finally:
         sys.path.remove(str(folder))
 

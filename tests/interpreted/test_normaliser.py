@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -22,6 +21,7 @@ from archc.tiles.torch_source import emit
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, kernels
 from tests.interpreted.modules import poisoned
+from tests.support.imports import imported
 from tests.support.slow import mostly_slow
 
 K, V, H, COLUMNS, SEGMENT = 24, 40, 2, 32, 2
@@ -60,9 +60,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Modules]:
             (package / f"{runtime}.py").write_text(runtime_path(runtime).read_text())
         sys.path.insert(0, str(package.parent))
         try:
-            torch_form = importlib.import_module(f"{package.name}.{module}")
+            torch_form = imported(f"{package.name}.{module}")
             torch_form.SEGMENT = segment
-            return torch_form, importlib.import_module(f"{package.name}.{module}_kernels")
+            return torch_form, imported(f"{package.name}.{module}_kernels")
         finally:
             sys.path.remove(str(package.parent))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from archc.kernels.counting.counter import counting
 from archc.pipeline import build
 from tests.laws.subjects import one_mixer
+from tests.support.imports import imported
 from tests.support.packages import import_folder, randomise
 
 SPEC = one_mixer("scanned", {"use": "hgrn"}, n_layers=1)
@@ -44,11 +44,11 @@ def test_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = randomise(package.Model())
     want = results(model)
     for name in ("fused_norms", "fused_glu", "fused_scan"):
-        fused = importlib.import_module(f"{package.__name__}.{name}")
+        fused = imported(f"{package.__name__}.{name}")
         for operation in (fused._forward, fused._backward):
             operation.register_kernel("cpu")(operation._init_fn)
         monkeypatch.setattr(fused, "_has_kernel", lambda *arguments: True)
-    kernels = importlib.import_module(f"{package.__name__}.scan_kernels")
+    kernels = imported(f"{package.__name__}.scan_kernels")
     monkeypatch.setattr(kernels, "BLOCK_T", 4)  # the interpreter is slow
     monkeypatch.setattr(kernels, "BLOCK_C", 16)
     got = results(model)

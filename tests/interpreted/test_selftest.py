@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from archc.pipeline import build
+from tests.support.imports import imported
 
 DTYPES = (torch.float16, torch.float32)  # bfloat16 is not interpreted rightly
 pytestmark = pytest.mark.timeout(1200)  # some hundred launches, each a few seconds on a busy machine
@@ -63,9 +63,9 @@ def selftest(
     name = f"{source['name']}_{abs(hash(request.node.name)) % 10**6}"
     build(source, tmp_path / name, target="h100")
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = importlib.import_module(f"{name}.selftest")
-    module = importlib.import_module(f"{name}.{found.RECURRENCES[0].module}")
-    kernels = importlib.import_module(f"{module.__name__}_kernels")
+    found = imported(f"{name}.selftest")
+    module = imported(f"{name}.{found.RECURRENCES[0].module}")
+    kernels = imported(f"{module.__name__}_kernels")
 
     def fits(q: Tensor, v: Tensor) -> bool:
         return q.dtype in DTYPES and (q.shape[-1], v.shape[-1]) in module.KERNEL_SIZES

@@ -6,7 +6,6 @@ are written down instead of launched. Whatever reads a value raises.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch
 from archc.codegen.package import package_files
 from archc.kernels.targets import load_target
 from archc.pipeline import graph_of
+from tests.support.imports import imported
 from tests.support.slow import mostly_slow
 from tests.support.trace import Trace, described
 
@@ -72,7 +72,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             (folder / path).write_text(text)
         monkeypatch.syspath_prepend(str(tmp_path))
         made.append(f"step_{name}")
-        return importlib.import_module(f"step_{name}").Model().bfloat16().eval().to("meta")
+        return imported(f"step_{name}").Model().bfloat16().eval().to("meta")
 
     yield load
     for module in [key for key in sys.modules if key.split(".")[0] in made]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from archc.codegen.package import package_files
 from archc.kernels.targets import load_target
 from archc.pipeline import graph_of
+from tests.support.imports import imported
 from tests.support.trace import Trace
 
 pytest.importorskip("triton")
@@ -47,7 +47,7 @@ def test_a_layer_takes_its_kernels(name: str, tmp_path: Path, monkeypatch: pytes
     for path, text in package_files(graph_of(spec), target=load_target("h100")).items():
         (folder / path).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    model = importlib.import_module(package).Model().bfloat16().to("meta")
+    model = imported(package).Model().bfloat16().to("meta")
     trace = Trace()
     with monkeypatch.context() as patch, trace:
         patch.setattr(torch.Tensor, "is_cuda", True, raising=False)

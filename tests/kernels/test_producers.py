@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +18,7 @@ from archc.kernels.conv import conv_kernels
 from archc.kernels.fusing.producers import Chain, conv_groups
 from archc.pipeline import build, graph_of, sources_of
 from tests.laws.subjects import LIBRARY, one_mixer
+from tests.support.imports import imported
 from tests.support.packages import import_folder, package, randomise
 from tests.support.slow import mostly_slow
 
@@ -181,7 +181,7 @@ def test_package(
     randomise(theirs)
     mine.load_state_dict(theirs.state_dict())
     if kernels:
-        fused = importlib.import_module(f"{gpu_package(mixer).__name__}.fused_conv")
+        fused = imported(f"{gpu_package(mixer).__name__}.fused_conv")
         monkeypatch.setattr(fused, "_has_kernel", lambda branch: True)
     same(mine, theirs)
 
@@ -189,9 +189,7 @@ def test_package(
 def test_compiled(gpu_package: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     """One graph, with the operation in it, for all lengths."""
     name = gpu_package("gated_deltanet").__name__
-    fused, place, conv1d = (
-        importlib.import_module(f"{name}.{file}") for file in ("fused_conv", "place", "conv1d")
-    )
+    fused, place, conv1d = (imported(f"{name}.{file}") for file in ("fused_conv", "place", "conv1d"))
     monkeypatch.setattr(fused, "_has_kernel", lambda branch: True)
     one, other = conv1d.CausalConv1d(24, 4), conv1d.CausalConv1d(16, 4)
 

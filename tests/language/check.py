@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.laws.ways import WAYS, alone
+from tests.support.imports import imported
 from tests.support.packages import in_float64, package, random_model
 
 RAGGED = (17, 0, 1, 41, 6, 23)  # an empty one between others
@@ -53,9 +54,7 @@ def mixer_result(spec: Mapping[str, Any], x: Tensor) -> tuple[nn.Module, Tensor]
 
 
 def _module(found: Any, name: str) -> Any:
-    from importlib import import_module
-
-    return import_module(f"{found.__name__}.{name}")
+    return imported(f"{found.__name__}.{name}")
 
 
 def inputs(length: int, width: int = 32, rows: int = 1) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.language.check import distance, exact, inputs, linear, mixer_result, spec_of, worst_way
+from tests.support.imports import imported
 from tests.support.packages import package
 
 MEMORIES, CHOSEN, HEADS, DIM, TAPS, THETA = 4, 2, 2, 8, 3, 50.0
@@ -118,7 +118,7 @@ def test_each_memory_counts_its_own_tokens() -> None:
 def test_gradients_of_renormalised_weights() -> None:
     """What is absent is minus infinity, and must not come back as infinity times 0."""
     mixer, _ = mixer_result(SPECS["plain"], inputs(9))
-    x, place = inputs(9), import_module(f"{package(SPECS['plain']).__name__}.place")
+    x, place = inputs(9), imported(f"{package(SPECS['plain']).__name__}.place")
     parameters = dict(mixer.named_parameters())
     weights = torch.randn(9, 32, dtype=torch.float64)
     total = (mixer(x, place.Place(place.dense_layout(x)))[0] * weights).sum()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.language.check import distance, exact, inputs, linear, spec_of, worst_way
+from tests.support.imports import imported
 from tests.support.packages import package, random_model
 
 HEADS, DIM = 2, 8
@@ -188,7 +188,7 @@ def test_compiled_with_gradients() -> None:
 def test_order_matters() -> None:
     """The loop sees earlier tokens only, and all of them."""
     model = exact(gated())
-    at = import_module(f"{package(gated()).__name__}.place")
+    at = imported(f"{package(gated()).__name__}.place")
     x = inputs(12).requires_grad_()
     y = model.layers[0].mixer(x, at.Place(at.dense_layout(x)))
     (slope,) = torch.autograd.grad(y[0, 7].sum(), x)

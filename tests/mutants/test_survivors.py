@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import pytest
@@ -12,15 +11,16 @@ from torch import Tensor, nn
 from archc import pipeline
 from tests.language.check import ROUNDING, distance, linear, spec_of, worst_way
 from tests.language.test_blocks import NSA
+from tests.support.imports import imported
 from tests.support.packages import package
 
 
 def test_regrouped_weights_keep_their_scale() -> None:
     """A choice of blocks by regrouped weights does not see their scale, another reader does."""
     name = package(NSA).__name__
-    blocks = importlib.import_module(f"{name}.blocks")
-    cache = importlib.import_module(f"{name}.cache")
-    place = importlib.import_module(f"{name}.place")
+    blocks = imported(f"{name}.blocks")
+    cache = imported(f"{name}.cache")
+    place = imported(f"{name}.place")
     here = place.Place(place.dense_layout(torch.zeros(1, 8)))
     # Blocks of 4 tokens, one every 2: [0, 4), [2, 6), [4, 8). Blocks of 4 tokens side by side: [0, 4), [4, 8).
     weights = torch.tensor([[[0.5, 0.25, 0.125]]])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+
+from tests.support.imports import imported
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,4 +35,4 @@ def load(folder: Path, name: str) -> dict[str, ModuleType]:
     assert spec is not None and spec.loader is not None
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
-    return {path.stem: import_module(f"{name}.{path.stem}") for path in sorted(folder.glob("[a-z]*.py"))}
+    return {path.stem: imported(f"{name}.{path.stem}") for path in sorted(folder.glob("[a-z]*.py"))}

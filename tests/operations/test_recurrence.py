@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import archc
 from archc import pipeline
+from tests.support.imports import imported
 
 T, K, V = 96, 16, 24
 
@@ -101,7 +101,7 @@ def largest(decay: str) -> int:
     names = ("elementwise_decay_rate", "elementwise_decay")
     name = next(name for name in names if (Path(package.__path__[0]) / f"{name}.py").exists())
     model = package.Model()
-    with Sizes(importlib.import_module(f"{package.__name__}.{name}")) as sizes:
+    with Sizes(imported(f"{package.__name__}.{name}")) as sizes:
         model(torch.arange(T)[None] % 32).sum().backward()
     assert len(sizes.entered) == 2
     assert all(parameter.grad is not None for parameter in model.parameters())

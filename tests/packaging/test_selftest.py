@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from archc.pipeline import build, sources_of
+from tests.support.imports import imported
 from tests.support.packages import SPECS, import_folder
 from tests.support.slow import mostly_slow
 
@@ -172,7 +172,7 @@ def test_other_classes_pass(tmp_path: Path, model: str) -> None:
 def test_a_result_below_the_smallest_step_of_its_dtype_may_be_zero(folder: Path) -> None:
     """A decay of -50 leaves gradients of 1e-22, of which float16 has nothing."""
     import_folder(folder, "floors")
-    rounding = importlib.import_module("floors.selftest_oracle").rounding
+    rounding = imported("floors.selftest_oracle").rounding
     assert rounding(torch.float16, torch.tensor([5e-22])) == 2.0**-24
     assert rounding(torch.bfloat16, torch.tensor([5e-22])) == pytest.approx(5e-22 * 2**-7)
     assert rounding(torch.float16, torch.tensor([1.0, -3.0])) == 3 * 2.0**-10

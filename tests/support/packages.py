@@ -50,6 +50,7 @@ def package(source: Mapping[str, Any] | Path) -> ModuleType:
 
 def import_folder(folder: Path, name: str) -> ModuleType:
     """Import the package in `folder` under `name`."""
+    importlib.invalidate_caches()
     found = importlib.util.spec_from_file_location(
         name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import torch
 
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.torch_source import emit
+from tests.support.imports import imported
 from tests.tiles.cases import label
 
 torch.set_num_threads(1)
@@ -46,7 +46,6 @@ def load(package: Path) -> Callable[[RecurrenceKind], ModuleType]:
         path = package / f"{name}.py"
         if not path.exists():
             path.write_text(emit(kind, name))
-            importlib.invalidate_caches()
-        return importlib.import_module(f"emitted_tiles.{name}")
+        return imported(f"emitted_tiles.{name}")
 
     return load_kind

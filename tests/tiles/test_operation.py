@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.torch_source import emit
+from tests.support.imports import imported
 from tests.tiles.cases import GROUPED, all_kinds, difference, label, make
 
 DELTA = RecurrenceKind("head", "delta")
@@ -82,7 +82,7 @@ def test_autocast(kind: RecurrenceKind, load: Load) -> None:
     assert all(torch.equal(a, b) for a, b in zip(gradients, wanted, strict=True))
     function = getattr(module, label(kind))
     case = make(kind, 70, dtype=torch.float32)
-    place = module.Place(importlib.import_module("emitted_tiles.place").dense_layout(case.tensors["q"]))
+    place = module.Place(imported("emitted_tiles.place").dense_layout(case.tensors["q"]))
     with torch.autocast("cpu", torch.bfloat16):
         assert function(*case.tensors.values(), scale=0.5, place=place, key="s").dtype == torch.bfloat16
 
@@ -137,10 +137,9 @@ def test_empty_calls(length: int, load: Load) -> None:
 def test_a_module_can_be_imported_again(package: Path) -> None:
     """The operations of a second import do not clash with those of the first."""
     (package / "twice.py").write_text(emit(DELTA, "twice"))
-    importlib.invalidate_caches()
-    first = importlib.import_module("emitted_tiles.twice")
+    first = imported("emitted_tiles.twice")
     del sys.modules["emitted_tiles.twice"]
-    second = importlib.import_module("emitted_tiles.twice")
+    second = imported("emitted_tiles.twice")
     assert first.NAMESPACE != second.NAMESPACE
     tensors = arguments(DELTA, 5, None, torch.float32)
     assert torch.equal(first.chunk(*tensors, None, 1.0)[0], second.chunk(*tensors, None, 1.0)[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 import archc
 from tests.oracles.row import Row, spec
+from tests.support.imports import imported
 
 N = 16  # states, 8 pairs
 
@@ -71,5 +71,5 @@ def test_response_to_a_pulse() -> None:
 def place_of(model: Any, x: torch.Tensor) -> Any:
     """The place of a dense call, for a module by itself."""
     package = type(model).__module__.rpartition(".")[0]
-    place = importlib.import_module(f"{package}.place")
+    place = imported(f"{package}.place")
     return place.Place(place.dense_layout(x))
