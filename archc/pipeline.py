@@ -20,11 +20,11 @@ from archc.spec.diagnostics import Diagnostic, Reporter, SpecError
 from archc.spec.spec import Spec
 
 if TYPE_CHECKING:
-    from archc.graph.totals import CostReport
     from archc.graph.types import Graph
     from archc.kernels.targets import Target
     from archc.output.write import WriteReport
     from archc.sweeps import Point
+    from archc.totals import CostReport
 
 NEEDS_OTHER_LAYERS = "E338"  # an export, which may stand in a layer that cannot be read
 
@@ -68,7 +68,7 @@ def load_spec(
 
 def make_graph(spec: Spec, report: Reporter, after: str | None = None) -> Graph | None:
     """A spec to a graph, through all passes or up to the one called `after`."""
-    from archc.graph.build import build_graph
+    from archc.elaboration.build import build_graph
     from archc.passes import run_passes
 
     graph = build_graph(spec, report)
@@ -136,8 +136,8 @@ def sources_of(
     have no kernels over chunks there. Raises ValueError for another target.
     """
     from archc.codegen.package import package_files
-    from archc.graph.totals import cost_report
     from archc.kernels.targets import load_target
+    from archc.totals import cost_report
 
     gpu = None if target == "cpu" else load_target(target)
     name = "" if isinstance(source, Mapping) else Path(source).name
@@ -214,13 +214,13 @@ def show(source: Source, resolved: bool = False, after: str | None = None, param
 
 def parameters(source: Source) -> dict[str, tuple[int, ...]]:
     """Every parameter of a model by name, with its shape. Raises SpecError for mistakes in the spec."""
-    from archc.graph.totals import parameter_shapes
+    from archc.totals import parameter_shapes
 
     return parameter_shapes(graph_of(source))
 
 
 def cost(source: Source, batch_size: int = 1, tokens: int | None = None) -> CostReport:
     """What a model costs for sequences of `tokens` (default: its context). Raises SpecError."""
-    from archc.graph.totals import cost_report
+    from archc.totals import cost_report
 
     return cost_report(graph_of(source), batch_size=batch_size, tokens=tokens)

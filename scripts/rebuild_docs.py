@@ -153,7 +153,7 @@ def _axes_as_code(text: str) -> str:
 
 
 def _functions() -> Iterator[str]:
-    from archc.operations.elementwise.table import ANY, FUNCTIONS, OPERATORS
+    from archc.graph.functions import ANY, FUNCTIONS, OPERATORS
 
     yield from ("", "## Functions of the entries", "")
     yield "Operands align by the names of their axes; the operand with the most axes must hold those of the others."
@@ -186,7 +186,7 @@ def _bound(value: float) -> str:
 
 
 def _numbers() -> Iterator[str]:
-    from archc.graph.scope import DRAWS as KNOWN
+    from archc.elaboration.draws import DRAWS as KNOWN
     from archc.spec.statics import FUNCTIONS
 
     yield from (

@@ -10,6 +10,7 @@ from typing import Any
 from archc.codegen.config import may_be_exact
 from archc.codegen.letters import RATE_AXES
 from archc.codegen.views import Names
+from archc.graph.functions import FUNCTIONS
 from archc.graph.types import Module, Node, Ref, ValueType
 from archc.kernels.fusing.select import WITH_KERNELS
 from archc.kernels.targets import Target
@@ -188,8 +189,6 @@ class Printer:
                 sign, level = ("&", 7) if expr.op == "and" else ("|", 5)
                 return Code(f" {sign} ".join(self._pair(v, names).at(level + 1) for v in expr.values), level)
             case ex.Call():
-                from archc.operations.elementwise.table import FUNCTIONS
-
                 function = FUNCTIONS[expr.function]
                 args = [self._pair(arg, names) for arg in expr.args]
                 traced = [

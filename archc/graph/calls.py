@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
-from archc.graph.types import Ref, ValueType
+from archc.graph.signature import Callee
+from archc.graph.types import Node, Ref, ValueType
 from archc.graph.values import Abandon, Several, StaticValue, Traced, Value
-from archc.operations.base import Argument, Operation
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
-from archc.spec.diagnostics import Label, Span
-
-if TYPE_CHECKING:
-    from archc.graph.scope import Scope
+from archc.spec.diagnostics import Label, Reporter, Span
+from archc.spec.spec import Body, Settings, Static
 
 COMMON_KEYWORDS = ("name", "share")
 
@@ -31,10 +29,99 @@ class Pair:
     values: tuple[tuple[str, Traced], ...]
 
 
+class CallSite(Protocol):
+    """The place at which a call stands, as far as operations may ask about it."""
+
+    report: Reporter
+    body: Body
+    equation: str
+    values: dict[str, Value | None]
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """The nodes of the subgraph so far."""
+
+    @property
+    def settings(self) -> Settings:
+        """The numbers of the model."""
+
+    @property
+    def in_losses(self) -> bool:
+        """Whether an equation of `losses:` is being read, where sums over tokens may stand."""
+
+    @property
+    def default_init(self) -> ex.Expr | None:
+        """The start of matrices that do not say their own."""
+
+    def suggest(self, name: str, among: Sequence[str]) -> str:
+        """ "did you mean", or nothing."""
+
+    def read(self, expr: ex.Expr) -> Value:
+        """What an expression stands for."""
+
+    def is_none(self, expr: ex.Expr) -> bool:
+        """Whether an argument comes to `none`."""
+
+    def word(self, expr: ex.Expr) -> str | None:
+        """A bare or quoted word, or a choice parameter's value."""
+
+    def evaluate(self, expr: ex.Expr) -> Static:
+        """The value of a static expression at this layer."""
+
+    def decide(self, test: ex.Expr) -> bool:
+        """Decide a static condition for this layer."""
+
+    def axes(self, expr: ex.Expr) -> tuple[Axis, ...]:
+        """A list of axes, or one axis."""
+
+    def expand(self, axis: Axis) -> Axis:
+        """An axis over parameters only."""
+
+    def size(self, axis: Axis) -> Fraction:
+        """The number an axis comes to."""
+
+    def traced(self, value: Value, span: Span) -> Traced:
+        """The value as a node; a static number becomes one."""
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[Traced],
+        types: tuple[ValueType, ...],
+        attrs: Mapping[str, Any],
+        span: Span,
+        name: str = "",
+    ) -> list[Traced]:
+        """Append a node and return its results."""
+
+    def elementwise(
+        self, name: str, values: Sequence[Value], span: Span, places: Sequence[Span] = ()
+    ) -> Traced:
+        """An elementwise operation of values that align by axis names."""
+
+    def initial(self, expr: ex.Expr, axes: tuple[Axis, ...]) -> Ref:
+        """An init equation of a weight with these axes."""
+
+    def pair(self, expr: ex.Expr) -> Pair | None:
+        """A mask or score, or None where it is neutral."""
+
+    def member_name(self, call: Call, given: str | None, suffix: str) -> str:
+        """The attribute of a call with weights."""
+
+    def state_name(self, call: Call) -> str:
+        """The name of a call's memory."""
+
+    def before(self, call: Call, attrs: Mapping[str, Any], type_: ValueType) -> Traced:
+        """What an equation of this part was at the token before."""
+
+    def sequential(self, call: Call, values: Sequence[Traced]) -> Value:
+        """A part at each token, after the token before it."""
+
+
 class Call:
     """Arguments bound to a signature. Reading one that is wrong records the error and raises `Abandon`."""
 
-    def __init__(self, expr: ex.Call, operation: Operation, scope: Scope) -> None:
+    def __init__(self, expr: ex.Call, operation: Callee, scope: CallSite) -> None:
         self.expr = expr
         self.operation = operation
         self.scope = scope
@@ -242,7 +329,7 @@ class Call:
 
     def default_init(self, axes: tuple[Axis, ...]) -> Ref | None:
         """The start of matrices that do not say their own: the body's or the model's `init:`."""
-        expr = self.scope.elaborator.default_init
+        expr = self.scope.default_init
         return None if expr is None else self.scope.initial(expr, axes)
 
     def pair(self, name: str) -> Pair | None:
@@ -266,6 +353,10 @@ class Call:
         return self.scope.size(axis)
 
     # -- results --------------------------------------------------------------------------------------------
+
+    def memory(self) -> str:
+        """The name of this call's memory: `name=`, else the equation's."""
+        return self.scope.state_name(self)
 
     def member(self) -> str:
         """The attribute that holds this call's weights or state (language rule 9)."""
@@ -297,11 +388,6 @@ class Call:
         )
 
 
-def argument_kinds(operation: Operation) -> dict[str, Argument]:
-    """The declared arguments by name."""
-    return {argument.name: argument for argument in operation.signature.arguments}
-
-
 def counted(number: int, word: str) -> str:
     """`1 argument`, `2 arguments`."""
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
@@ -318,4 +404,4 @@ def lift(*rates: str) -> str:
     return max(rates, key=order.index) if all(rate in order for rate in rates) else "block"
 
 
-__all__ = ["Call", "Pair", "Ref", "argument_kinds", "counted", "lift", "shape"]
+__all__ = ["Call", "CallSite", "Pair", "counted", "lift", "shape"]

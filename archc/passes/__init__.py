@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from archc.graph.invariants import check_graph
 from archc.graph.types import Graph, Subgraph
 from archc.passes.cut_caches import cut_caches
+from archc.passes.invariants import check_graph
 from archc.passes.merge_equal import merge_equal
 from archc.passes.precision import keep_float32
 from archc.passes.remove_unused import remove_unused

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from archc.graph.functions import FUNCTIONS
 from archc.graph.types import Node, Ref, Subgraph
-from archc.operations.elementwise.table import FUNCTIONS
 from archc.passes.rebuild import Rebuilder
 
 FEEDS = ("decay", "decay_v", "decay_rate", "angle", "log_input")  # operands that start a float32 region

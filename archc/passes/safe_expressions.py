@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
+from archc.graph.functions import infer
 from archc.graph.types import Node, Ref, Subgraph, ValueType
-from archc.operations.elementwise.table import infer
 from archc.passes.rebuild import Rebuilder, rebuild
 from archc.spec.expressions import Number
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from archc.graph.build import build_graph
-from archc.graph.totals import CostReport, cost_reports, count_parameters
+from archc.elaboration.build import build_graph
 from archc.graph.types import Graph
 from archc.passes import run_passes
 from archc.spec.diagnostics import Diagnostic, Reporter, SpecError
@@ -18,6 +17,7 @@ from archc.sweeps.match import Guess, Search, Unreachable, percent
 from archc.sweeps.places import put_everywhere
 from archc.sweeps.points import Candidate, resolve_at
 from archc.sweeps.types import Sweep, Target
+from archc.totals import CostReport, cost_reports, count_parameters
 
 COUNTED_AFTER = "remove_unused"  # cheaper than all passes: those after it rarely change weights
 Guesses = list[tuple[Candidate, Guess]]

@@ -8,11 +8,11 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from archc.graph.totals import CostReport, bytes_text, count_text
 from archc.spec.render import to_json
 from archc.sweeps.evaluate import Point
 from archc.sweeps.match import percent
 from archc.sweeps.run import Study
+from archc.totals import CostReport, bytes_text, count_text
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -17,7 +17,7 @@ def test_pages_are_as_a_rebuild_makes_them() -> None:
 
 def test_every_operation_and_entry_is_listed() -> None:
     """What can be called, and what can be used, is on its page; what cannot be called is not."""
-    from archc.operations.elementwise.table import FUNCTIONS, OPERATORS
+    from archc.graph.functions import FUNCTIONS, OPERATORS
     from archc.operations.registry import operations
 
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archc.graph.build import compress
+from archc.elaboration.runs import compress
 from archc.graph.types import Graph, Run
 from archc.pipeline import check, graph_of, parameters, show
 from archc.spec.diagnostics import SpecError

@@ -11,9 +11,9 @@ import pytest
 import torch
 import transformers
 
-from archc.graph.totals import CostReport
 from archc.graph.types import Graph
 from archc.pipeline import cost, graph_of
+from archc.totals import CostReport
 from tests.support.packages import SPECS
 
 MODELS = SPECS / "models"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from archc.graph.build import build_graph
+from archc.elaboration.build import build_graph
 from archc.graph.types import Graph
 from archc.spec.diagnostics import Reporter
 from archc.spec.resolve import load

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from archc.graph.functions import FUNCTIONS
 from archc.graph.types import Ref, Subgraph
-from archc.operations.elementwise.table import FUNCTIONS
 from archc.spec import statics
 from archc.spec.diagnostics import Reporter
 from templates.runtime.initial import inverse_softplus

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from archc.graph.functions import FUNCTIONS, infer
 from archc.graph.types import ValueType
-from archc.operations.elementwise.table import FUNCTIONS, infer
 from tests.passes.reading import apply
 
 ENDS = (-math.inf, -1e4, -30.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 30.0, 1e4, math.inf)

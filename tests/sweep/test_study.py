@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import archc
-from archc.graph.totals import count_parameters
 from archc.pipeline import check, cost, graph_of, parameters
 from archc.spec.diagnostics import SpecError
 from archc.spec.render import render
 from archc.sweeps import Point, study
+from archc.totals import count_parameters
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGED = REPOSITORY / "specs" / "sweeps" / "hybrid_linear_attention.yaml"

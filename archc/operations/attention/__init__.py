@@ -69,7 +69,7 @@ class Attention(Operation):
                 help="let the number of key heads divide that of query heads",
             )
         outputs = call.words("outputs", OUTPUTS) or ("out",)
-        causal = call.flag("causal", call.scope.elaborator.settings.causal)
+        causal = call.flag("causal", call.scope.settings.causal)
         mask, score = call.pair("mask"), call.pair("score")
         blocks = self._blocks(call, k, v, causal)
         ringed = (
@@ -209,7 +209,7 @@ class Attention(Operation):
         """The name of a cached value: the equation that it is (rule 12: one cache for each distinct value)."""
         for name, known in call.scope.values.items():
             if isinstance(known, Traced) and known.ref == value.ref:
-                node = call.scope.builder.nodes[value.ref.node]
+                node = call.scope.nodes[value.ref.node]
                 remembers = node.name == name and not operations()[node.op].tokenwise
                 return f"{name}_kept" if remembers else name  # the operation's own memory has the plain name
         return f"{call.scope.equation}_{fallback}"

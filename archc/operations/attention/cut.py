@@ -41,7 +41,7 @@ class Cached(Operation):
 
 def check_cut(call: Call, cut: Sequence[Traced], operands: Mapping[str, Traced]) -> None:
     """Every way from the body's inputs to k and v leads through a cached value, and nothing behind one looks back."""
-    nodes = call.scope.builder.nodes
+    nodes = call.scope.nodes
     known = operations()
     for value in cut:
         if value.type.rate != "token":

@@ -39,7 +39,7 @@ def made_by(node: Node) -> BlockRate | None:
 
 def blocks_of(call: Call, value: Traced) -> BlockRate:
     """The blocks that a value at block rate, or one over keys, counts in. Two kinds of blocks do not mix."""
-    nodes = call.scope.builder.nodes
+    nodes = call.scope.nodes
     pending, seen = [value.ref], set[Ref]()
     found: dict[tuple[Fraction, Fraction], tuple[BlockRate, Node]] = {}
     while pending:

@@ -60,11 +60,9 @@ class DiagonalSSM(Operation):
                 call.span_of("read_imag"),
                 help="give an angle, or leave out read_imag",
             )
-        name = call.word("name") or call.scope.local or call.scope.equation
-        name = f"{call.scope.prefix}_{name}" if call.scope.prefix else name
         attrs = {"order": ("x", *operands), "states": states}
         inputs = [x, *operands.values()]
-        return call.add(inputs, ValueType(x.type.axes), attrs, name=call.scope.state_name(call, name))
+        return call.add(inputs, ValueType(x.type.axes), attrs, name=call.memory())
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """`diagonal_ssm(x, place, "h", decay=decay, angle=angle, read=C)`."""

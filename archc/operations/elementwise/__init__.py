@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from archc.codegen.printer import Code, Printer
 from archc.graph.costs import Cost, Sizes
+from archc.graph.functions import COMPARISONS, FUNCTIONS
 from archc.graph.types import Node, Subgraph
 from archc.operations.base import Operation, Signature
-from archc.operations.elementwise.table import COMPARISONS, FUNCTIONS
 
 
 class Elementwise(Operation):

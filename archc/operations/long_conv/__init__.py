@@ -64,10 +64,8 @@ class LongConv(Operation):
         if x.type.rate != "token":
             call.fail("E358", "long_conv needs a value with tokens", call.span_of("x"))
         lag = own_axis(call, "kernel", kernel, x, "the lag")
-        name = call.word("name") or call.scope.local or call.scope.equation
-        name = f"{call.scope.prefix}_{name}" if call.scope.prefix else name
         attrs = {"order": ("x", "kernel"), "lag": lag}
-        return call.add([x, kernel], ValueType(x.type.axes), attrs, name=call.scope.state_name(call, name))
+        return call.add([x, kernel], ValueType(x.type.axes), attrs, name=call.memory())
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """`long_conv(x, kernel, place, "y")`."""

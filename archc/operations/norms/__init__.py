@@ -71,7 +71,7 @@ class WeightedNorm(Norm):
             "over": over,
             "weight": weight,
             "bias": bias,
-            "eps": self.eps(call, call.scope.norm_eps()),
+            "eps": self.eps(call, Fraction(call.scope.settings.norm_eps)),
             "init": call.init("init", weight or ()),
             "share": call.word("share", ("none", "mixer", "site", "model")),
         }

@@ -35,10 +35,10 @@ def over_tokens(call: Call, x: Traced, method: str) -> Value:
     scope = call.scope
     if x.type.rate != "token":
         call.fail("E358", f"`{method}` over tokens needs a value with tokens", call.span_of("x"))
-    if scope.elaborator.in_losses:
+    if scope.in_losses:
         type_ = ValueType(x.type.axes, "model", *_bounds(x, method))
         return call.add([x], type_, {"method": method, "of": "call"}, op="over_tokens")
-    if scope.elaborator.settings.causal:
+    if scope.settings.causal:
         call.fail(
             "E383",
             "tokens are summed over only in `losses:`",

@@ -123,9 +123,7 @@ class Recurrence(Operation):
             "grouped": {name: (group[-1] if group else None) for name, group in groups.items()},
         }
         out = ValueType((*((heads,) if heads is not None else ()), value_axis))
-        name = call.word("name") or call.scope.local or call.scope.equation
-        name = f"{call.scope.prefix}_{name}" if call.scope.prefix else name
-        result = call.add([parts[n] for n in order], out, attrs, name=call.scope.state_name(call, name))
+        result = call.add([parts[n] for n in order], out, attrs, name=call.memory())
         if outputs not in ((), ("out",)):
             return self._sums(call, result, outputs)
         if call.has("bonus"):

@@ -32,15 +32,15 @@ def _split(call: Call, value: Traced, key: Axis) -> Parts | None:
         return None, value
     if key not in value.type.axes:
         return value, None
-    builder = call.scope.builder
-    node = builder.nodes[value.ref.node]
+    nodes = call.scope.nodes
+    node = nodes[value.ref.node]
     function = str(node.attrs.get("function")) if node.op == "elementwise" else node.op
     if function not in ("mul", "outer", "div", "neg"):
         return None
     steps: list[Traced | None] = []
     rates: list[Traced | None] = []
     for ref in node.inputs:
-        parts = _split(call, Traced(ref, builder.nodes[ref.node].types[ref.index]), key)
+        parts = _split(call, Traced(ref, nodes[ref.node].types[ref.index]), key)
         if parts is None:
             return None
         steps.append(parts[0])

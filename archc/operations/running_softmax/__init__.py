@@ -30,11 +30,9 @@ class RunningSoftmax(Operation):
         x = call.value("x")
         if x.type.rate != "token":
             call.fail("E358", "running_softmax needs a value with tokens", call.span_of("x"))
-        name = call.word("name") or call.scope.local or call.scope.equation
-        name = f"{call.scope.prefix}_{name}" if call.scope.prefix else name
         weight = ValueType(x.type.axes, "token", 0.0, 1.0)
         decay = ValueType(x.type.axes, "token", float("-inf"), 0.0)
-        return call.add_several([x], [weight, decay], name=call.scope.state_name(call, name))
+        return call.add_several([x], [weight, decay], name=call.memory())
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """`running_softmax(x, place, "w")`."""

@@ -55,8 +55,7 @@ class Scan(Operation):
                 note="without an angle the state is real, and so is what is added to it",
                 help="give angle=, or write a second scan for the other part",
             )
-        name = call.word("name") or call.scope.local or call.scope.equation
-        name = call.scope.state_name(call, f"{call.scope.prefix}_{name}" if call.scope.prefix else name)
+        name = call.memory()
         type_, attrs = ValueType(x.type.axes), {"order": tuple(order)}
         if "angle" in order:
             return call.add_several(inputs, [type_, type_], attrs, name=name)

@@ -34,7 +34,7 @@ class Before(Operation):
             call.number("start")
         start = "-inf" if lowest else call.static("start") or "zeros"
         attrs = {"equation": str(name), "start": start}
-        return call.scope.elaborator.before(call, attrs, ValueType(axes))
+        return call.scope.before(call, attrs, ValueType(axes))
 
     def states(self, node: Node, graph: Subgraph) -> list[StateSpec]:
         """The value after the last token, float32."""
@@ -63,7 +63,7 @@ class Sequential(Operation):
                     f"sequential needs values with tokens, this has {shape(value.type.axes)}",
                     expr.span,
                 )
-        return call.scope.elaborator.call_sequential(call, values)
+        return call.scope.sequential(call, values)
 
     def emit(self, node: Node, inputs: Sequence[Code], printer: Printer) -> Code:
         """`sequential(self.cell, (u,), place.at("cell"))`."""

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
-from archc.graph.elaborate import Elaborator, Signature
-from archc.graph.scope import LAYER_NAMES, literal
-from archc.graph.types import Decision, Graph, Module, Run, Subgraph, ValueType
+from archc.elaboration.body import BodyReader
+from archc.elaboration.context import Context, Interface
+from archc.elaboration.instances import MODEL_NAMES, Instance, statics_of
+from archc.elaboration.runs import compress
+from archc.graph.types import Decision, Graph, Module, ValueType
 from archc.operations.registry import operations
 from archc.spec import expressions as ex
 from archc.spec import statics
 from archc.spec.axes import Axis
-from archc.spec.diagnostics import NOWHERE, Reporter, Span
+from archc.spec.diagnostics import Reporter, Span
 from archc.spec.spec import Body, Shared, Spec, Static, Use
-
-MODEL_NAMES = ("d_model", "n_layers", "vocab_size", "context")
-
-
-@dataclass(slots=True)
-class _Instance:
-    """A use of a body: its static names as expressions and as values, and the classes made of it so far."""
-
-    use: Use
-    prefix: str
-    statics: dict[str, ex.Expr]
-    sizes: dict[str, ex.Expr]
-    values: dict[str, Static]
-    n_sites: int = 0
-    variants: list[Module] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -49,8 +35,8 @@ class GraphBuilder:
         self.spec = spec
         self.report = report
         self.modules: dict[str, Module] = {}
-        self.instances: dict[int, _Instance] = {}
-        self.by_text: dict[str, _Instance] = {}
+        self.instances: dict[int, Instance] = {}
+        self.by_text: dict[str, Instance] = {}
         self.prefixes: dict[str, str] = {}
         self.exported: dict[str, ValueType] = {}
         self.failed: set[tuple[int, tuple[bool, ...]]] = set()
@@ -130,13 +116,13 @@ class GraphBuilder:
         """The key of the class that serves a use at this layer; made where there is none yet."""
         instance = self._instance(use, name, top)
         environment = self._environment(instance, layer)
-        fillers: dict[str, Signature] = {}
+        fillers: dict[str, Interface] = {}
         for slot, filler in use.slots.items():
-            signature = self._filler(filler, slot, name, layer)
-            if signature is None:
+            interface = self._filler(filler, slot, name, layer)
+            if interface is None:
                 return None
-            fillers[slot] = signature
-        slots = {slot: signature.modules for slot, signature in fillers.items()}
+            fillers[slot] = interface
+        slots = {slot: interface.modules for slot, interface in fillers.items()}
         for module in instance.variants:
             used = {slot: keys for slot, keys in slots.items() if slot in module.slots}
             if dict(module.slots) == used and self._holds(module.decisions, environment):
@@ -147,15 +133,15 @@ class GraphBuilder:
         return all(bool(statics.evaluate(d.test, environment, self.report)) == d.value for d in decisions)
 
     def _new_module(
-        self, instance: _Instance, fillers: Mapping[str, Signature], environment: Mapping[str, Static]
+        self, instance: Instance, fillers: Mapping[str, Interface], environment: Mapping[str, Static]
     ) -> str | None:
         body = instance.use.body
         for part_name, part in body.parts.items():
-            signature = self._part(part, part_name, instance, environment)
-            if signature is None:
+            interface = self._part(part, part_name, instance, environment)
+            if interface is None:
                 return None
-            fillers = {**fillers, part_name: signature}
-        elaborator = Elaborator(
+            fillers = {**fillers, part_name: interface}
+        context = Context(
             body,
             self.spec.settings,
             self.spec.functions,
@@ -168,12 +154,12 @@ class GraphBuilder:
             self._default_init(instance.use),
             instance.use.base,
         )
-        subgraph = elaborator.run()
+        subgraph = BodyReader(context).run()
         if subgraph is None:
             return None
         count = len(instance.variants)
         key = instance.prefix if not count else f"{instance.prefix}_{count + 1}"
-        shared = {slot: signature.shared for slot, signature in fillers.items() if signature.shared}
+        shared = {slot: interface.shared for slot, interface in fillers.items() if interface.shared}
         module = Module(
             key,
             instance.prefix,
@@ -181,8 +167,8 @@ class GraphBuilder:
             instance.sizes,
             dict(environment),
             subgraph,
-            elaborator.builder.decision_list(),
-            dict(elaborator.builder.slots),
+            context.builder.decision_list(),
+            dict(context.builder.slots),
             shared,
         )
         instance.variants.append(module)
@@ -190,10 +176,10 @@ class GraphBuilder:
         return key
 
     def _part(
-        self, part: Body, name: str, instance: _Instance, environment: Mapping[str, Static]
-    ) -> Signature | None:
+        self, part: Body, name: str, instance: Instance, environment: Mapping[str, Static]
+    ) -> Interface | None:
         """A part shares the namespace of the body that it stands in."""
-        elaborator = Elaborator(
+        context = Context(
             part,
             self.spec.settings,
             self.spec.functions,
@@ -205,7 +191,7 @@ class GraphBuilder:
             self.report,
             self._default_init(instance.use),
         )
-        subgraph = elaborator.run()
+        subgraph = BodyReader(context).run()
         if subgraph is None:
             return None
         key = f"{instance.prefix}_{name}"
@@ -216,12 +202,12 @@ class GraphBuilder:
             instance.sizes,
             dict(environment),
             subgraph,
-            elaborator.builder.decision_list(),
+            context.builder.decision_list(),
             {},
         )
         inputs = tuple(subgraph.type_of(ref).axes for ref in subgraph.inputs.values())
         tokenwise = all(operations()[node.op].tokenwise for node in subgraph.nodes)
-        return Signature(
+        return Interface(
             inputs,
             subgraph.type_of(subgraph.output),
             (key,),
@@ -234,7 +220,7 @@ class GraphBuilder:
         """How matrices start that do not say it themselves: as the use, the body or the model says."""
         return use.init or use.body.init or self.spec.init
 
-    def _filler(self, filler: Use | Shared, slot: str, block: str, layer: _Layer) -> Signature | None:
+    def _filler(self, filler: Use | Shared, slot: str, block: str, layer: _Layer) -> Interface | None:
         uses = [filler] if isinstance(filler, Use) else [self.spec.shared[name] for name in filler.names]
         names = [f"{block}_{slot}"] if isinstance(filler, Use) else list(filler.names)
         keys: list[str] = []
@@ -255,9 +241,9 @@ class GraphBuilder:
         axes = tuple(self._outer(axis, instance) for axis in output.axes)
         type_ = ValueType(axes, output.rate, output.low, output.high)
         shared = filler.names if isinstance(filler, Shared) else ()
-        return Signature(inputs, type_, tuple(keys), shared, result=_result(uses[0].body))
+        return Interface(inputs, type_, tuple(keys), shared, result=_result(uses[0].body))
 
-    def _outer(self, axis: Axis, instance: _Instance) -> Axis:
+    def _outer(self, axis: Axis, instance: Instance) -> Axis:
         """An axis of an inner body in names that every body knows; a number where it has no such name."""
         known = {**instance.statics, **instance.sizes}
         for _ in range(20):
@@ -277,13 +263,13 @@ class GraphBuilder:
 
     # -- statics --------------------------------------------------------------------------------------------
 
-    def _instance(self, use: Use, name: str, top: bool) -> _Instance:
+    def _instance(self, use: Use, name: str, top: bool) -> Instance:
         """The instance of a use: uses of the same body with the same arguments are one."""
         found = self.instances.get(id(use))
         if found is not None:
             return found
         body = use.body
-        statics_, sizes, values = self._statics(use)
+        statics_, sizes, values = statics_of(use, self.spec.settings, self.report)
         text = repr(
             (
                 body.kind,
@@ -306,64 +292,12 @@ class GraphBuilder:
             while prefix in self.prefixes or prefix in MODEL_NAMES:
                 prefix += "_block" if top else "_2"
             self.prefixes[prefix] = text
-            found = _Instance(use, prefix, statics_, sizes, values, self.site_totals[self._site_name(body)])
+            found = Instance(use, prefix, statics_, sizes, values, self.site_totals[self._site_name(body)])
             self.by_text[text] = found
         self.instances[id(use)] = found
         return found
 
-    def _statics(self, use: Use) -> tuple[dict[str, ex.Expr], dict[str, ex.Expr], dict[str, Static]]:
-        """Static names of a use: name -> expression read in equations, name -> definition, name -> value."""
-        definitions: dict[str, ex.Expr | Static] = {
-            name: use.arguments.get(name, param.default) for name, param in use.body.params.items()
-        }
-        definitions |= use.body.sizes
-        values: dict[str, Static] = dict(self._model_values())
-        names: dict[str, ex.Expr] = {name: ex.Name(NOWHERE, name) for name in MODEL_NAMES}
-        sizes: dict[str, ex.Expr] = {}
-        busy: set[str] = set()
-
-        def value_of(name: str) -> Any:
-            if name in values or name not in definitions:
-                return values.get(name)
-            definition = definitions[name]
-            if isinstance(definition, ex.Expr) and name not in busy:
-                busy.add(name)
-                for other in statics.free_names(definition):
-                    value_of(other)
-                values[name] = statics.evaluate(definition, values, self.report)
-            elif not isinstance(definition, ex.Expr):
-                values[name] = definition
-            return values.get(name)
-
-        for name, definition in definitions.items():
-            value = value_of(name)
-            span = definition.span if isinstance(definition, ex.Expr) else use.span
-            if (
-                isinstance(definition, ex.Expr)
-                and isinstance(value, (Fraction, float))
-                and not isinstance(value, bool)
-                and not isinstance(definition, ex.Number)
-            ):
-                sizes[name] = definition
-                names[name] = ex.Name(span, name)
-            elif isinstance(value, (Fraction, float)) and not isinstance(value, bool):
-                names[name] = ex.Name(span, name)
-            else:
-                names[name] = literal(value, span) or ex.Name(span, name)
-        for name in ("n_sites",):
-            names[name] = ex.Name(NOWHERE, name)
-        return names, sizes, values
-
-    def _model_values(self) -> dict[str, Static]:
-        settings = self.spec.settings
-        return {
-            "d_model": Fraction(settings.d_model),
-            "n_layers": Fraction(settings.n_layers),
-            "vocab_size": Fraction(settings.vocab_size),
-            "context": Fraction(settings.context),
-        }
-
-    def _environment(self, instance: _Instance, layer: _Layer) -> dict[str, Static]:
+    def _environment(self, instance: Instance, layer: _Layer) -> dict[str, Static]:
         site = layer.sites[self._site_name(instance.use.body)]
         return {
             **instance.values,
@@ -383,67 +317,6 @@ class GraphBuilder:
         return found
 
 
-def compress(
-    keys: list[str], period: int = 0
-) -> tuple[tuple[Run, ...], tuple[Run, ...], int, tuple[Run, ...]]:
-    """Layers as runs: a head, a cycle with its number of repeats, a tail.
-
-    `period`: layers after which the spec itself begins anew, 0 where it lists them. A head of at most one such
-    group may differ (its conditions on `site` or `layer` were decided otherwise); the rest must repeat.
-    """
-    for start in range(period + 1) if period else ():
-        rest = keys[start:]
-        if len(rest) >= period and all(key == rest[index % period] for index, key in enumerate(rest)):
-            shortest = _shortest(rest[:period])
-            repeats, left = divmod(len(rest), len(shortest))
-            return (
-                tuple(_runs(keys[:start])),
-                tuple(_runs(shortest)),
-                repeats,
-                tuple(_runs(rest[-left:] if left else [])),
-            )
-    return _fewest_runs(keys)
-
-
-def _shortest(group: list[str]) -> list[str]:
-    """The shortest list that the group repeats."""
-    for size in range(1, len(group) + 1):
-        if len(group) % size == 0 and group == group[:size] * (len(group) // size):
-            return group[:size]
-    return group
-
-
-def _fewest_runs(keys: list[str]) -> tuple[tuple[Run, ...], tuple[Run, ...], int, tuple[Run, ...]]:
-    """The description of listed layers with the fewest runs."""
-    runs = _runs(keys)
-    best: tuple[int, tuple[tuple[Run, ...], tuple[Run, ...], int, tuple[Run, ...]]] = (
-        len(runs),
-        (tuple(runs), (), 0, ()),
-    )
-    for head in range(min(len(runs), 4)):
-        rest = keys[sum(run.count for run in runs[:head]) :]
-        for count in range(1, min(len(runs) - head, 16) + 1):
-            size = sum(run.count for run in runs[head : head + count])
-            repeats = 1
-            while rest[repeats * size : (repeats + 1) * size] == rest[:size]:
-                repeats += 1
-            tail = _runs(rest[repeats * size :])
-            cost = head + count + len(tail)
-            if repeats > 1 and cost < best[0]:
-                best = (cost, (tuple(runs[:head]), tuple(runs[head : head + count]), repeats, tuple(tail)))
-    return best[1]
-
-
-def _runs(keys: list[str]) -> list[Run]:
-    found: list[Run] = []
-    for key in keys:
-        if found and found[-1].module == key:
-            found[-1] = Run(key, found[-1].count + 1)
-        else:
-            found.append(Run(key, 1))
-    return found
-
-
 def _result(body: Body) -> Span | None:
     """Where a body defines what it returns."""
     return next((e.span for e in body.equations if any(t.name == "y" for t in e.targets)), None)
@@ -455,6 +328,3 @@ def build_graph(spec: Spec, report: Reporter) -> Graph | None:
     before = len(report.diagnostics)
     graph = builder.run()
     return None if len(report.diagnostics) > before else graph
-
-
-__all__ = ["LAYER_NAMES", "Subgraph", "build_graph", "compress"]
