@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import stat
@@ -114,6 +115,7 @@ def _write(contents: Mapping[str, bytes], out: Path, *, force: bool, keep: bool)
     except BaseException:
         remove_tree(stage)
         raise
+    importlib.invalidate_caches()  # who builds and imports in one process finds what is new
     return report
 
 

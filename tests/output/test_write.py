@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -316,3 +317,14 @@ def test_a_manifest_that_is_a_link_is_no_manifest(tmp_path: Path) -> None:
     manifest.rename(tmp_path / "moved.json")
     manifest.symlink_to(tmp_path / "moved.json")
     assert "E902" in refusal(FILES, tmp_path / "x", force=True)
+
+
+def test_what_was_written_is_found_by_the_process_that_wrote_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    time = tmp_path.stat().st_mtime_ns
+    assert importlib.util.find_spec("written_just_now") is None  # the folder is listed
+    write_package({"__init__.py": ""}, tmp_path / "written_just_now")
+    os.utime(tmp_path, ns=(time, time))  # by a file system with a slow clock
+    assert importlib.util.find_spec("written_just_now") is not None
