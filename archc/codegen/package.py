@@ -25,7 +25,7 @@ from archc.kernels.targets import Target
 from archc.operations.registry import operations, runtime_folder
 from archc.spec.exact import __file__ as exact_file
 from archc.templates import environment
-from archc.tiles.kind import RecurrenceKind
+from archc.tiles.kind import RecurrenceKind, recurrence_name
 
 STANDARD = ("math",)
 ALWAYS = ("language_model", "place", "state")
@@ -56,21 +56,6 @@ def package_files(
 def camel(key: str) -> str:
     """`gated_mixer_2` -> `GatedMixer2`."""
     return "".join(part[:1].upper() + part[1:] for part in key.split("_"))
-
-
-def recurrence_name(kind: RecurrenceKind) -> str:
-    """What a class of recurrence is called in a package: `head_decay_delta`."""
-    parts = [] if kind.decay == "none" else [f"{kind.decay}_decay"]
-    parts += {"none": [], "delta": ["delta"], "pair": [f"erase_{kind.erase_from}"]}[kind.erase]
-    parts += ["rate"] if kind.decay_rate else []
-    parts += ["grouped"] if kind.grouped else []
-    parts += ["factors"] if kind.factors else []
-    parts += ["exclusive"] if kind.read == "exclusive" else []
-    parts += [f"normalized_{kind.normalize}"] if kind.normalize != "none" else []
-    parts += ["log_input"] if kind.log_input else []
-    parts += ["bounded"] if kind.decay_bounded and kind.decay == "key" else []
-    parts += [f"chunk_{kind.chunk}"] if kind.chunk != 64 else []
-    return "_".join(parts) if parts else "no_decay"
 
 
 class _Package:

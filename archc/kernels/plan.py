@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from archc.codegen.package import recurrence_name
 from archc.graph.types import Graph
 from archc.kernels.conv import conv_kernels
 from archc.kernels.fusing.decode import token_kernels
@@ -10,6 +9,7 @@ from archc.kernels.kernel import Kernel
 from archc.kernels.recurrence import recurrence_kernels, uses_of
 from archc.kernels.rowwise import rowwise_kernels
 from archc.kernels.targets import Target
+from archc.tiles.kind import recurrence_name
 
 
 def kernels_of(graph: Graph, target: Target, dtype: str = "bf16") -> tuple[Kernel, ...]:

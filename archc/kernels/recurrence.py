@@ -9,13 +9,14 @@ from functools import cache
 
 from archc.graph.costs import Sizes
 from archc.graph.types import Graph, Node
+from archc.kernels.decode import decode_kernel
 from archc.kernels.kernel import Constant, Kernel
 from archc.kernels.targets import Target
 from archc.spec.diagnostics import Span
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT
 from archc.tiles.triton_channel_reverse import ChannelLaunch, channel_reverse_source, has_channel_reverse
-from archc.tiles.triton_decode import decode_kernel, decode_source
+from archc.tiles.triton_decode import decode_source
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, kernels, walk_form
 from archc.tiles.views import arguments

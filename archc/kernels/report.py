@@ -58,7 +58,7 @@ def report(graph: Graph, kernels: Sequence[Kernel], fits: Sequence[Fit], target:
 
 def recurrence_kinds(graph: Graph) -> dict[str, RecurrenceKind]:
     """The classes of a model's recurrences by the name that their files have."""
-    from archc.codegen.package import recurrence_name
+    from archc.tiles.kind import recurrence_name
 
     nodes = (node for module in graph.modules.values() for node in module.subgraph.nodes)
     kinds: Iterable[RecurrenceKind] = (node.attrs["kind"] for node in nodes if node.op == "recurrence")

@@ -11,7 +11,8 @@ from typing import Any
 
 from archc.data import data_folder
 from archc.spec.diagnostics import Reporter, Span
-from archc.spec.yaml_nodes import YMapping, YNode, YScalar, YSequence, core_value, parse
+from archc.spec.yaml_nodes import YMapping, YNode, YScalar, YSequence, core_value
+from archc.spec.yaml_reader import parse
 from archc.tiles.kind import DECAYS, ERASES
 
 SETTINGS = ("role", "columns", "channels", "chunk", "num_warps", "num_stages", "screened")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from archc.codegen.package import recurrence_name
 from archc.graph.types import Graph
 from archc.kernels.recurrence import chunked, has_reverse, sizes_of, uses_of
 from archc.kernels.targets import Target
+from archc.tiles.kind import recurrence_name
 
 
 def torch_forms(graph: Graph, target: Target) -> tuple[str, ...]:

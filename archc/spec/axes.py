@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from archc.spec import statics
+from archc.spec.axis_text import expression, text
 from archc.spec.diagnostics import Reporter
 from archc.spec.expressions import (
     Attribute,
@@ -125,7 +126,7 @@ class Axis:
         if not self.names() & mapping.keys():
             return self
         total = Axis.number(0)
-        for monomial, coefficient in for_reading(self):
+        for monomial, coefficient in self.for_reading():
             product = Axis.number(coefficient)
             for atom, exponent in monomial:
                 product = product * _substituted(atom, mapping) ** exponent
@@ -147,15 +148,23 @@ class Axis:
             )
         return found
 
+    def for_reading(self) -> list[tuple[Monomial, Fraction]]:
+        """Terms and their factors in the order in which their atoms were first written, the constant last."""
+        place = {name: position for position, name in enumerate(self.order)}
+
+        def key(term: tuple[Monomial, Fraction]) -> tuple[bool, list[int]]:
+            return not term[0], sorted(place.get(atom.text, 0) for atom, _ in term[0])
+
+        return [
+            (tuple(sorted(monomial, key=lambda factor: place.get(factor[0].text, 0))), coefficient)
+            for monomial, coefficient in sorted(self.terms, key=key)
+        ]
+
     def expr(self) -> Expr:
         """The axis as an expression, in the order in which it was first written."""
-        from archc.spec.axis_text import expression
-
         return expression(self)
 
     def __str__(self) -> str:
-        from archc.spec.axis_text import text
-
         return text(self.expr())
 
 
@@ -231,19 +240,6 @@ def _divide(axis: Axis, divisor: Axis) -> Axis | None:
             return None
         quotient, rest = quotient + step, rest - step * divisor
     return None
-
-
-def for_reading(axis: Axis) -> list[tuple[Monomial, Fraction]]:
-    """Terms and their factors in the order in which their atoms were first written, the constant last."""
-    place = {name: position for position, name in enumerate(axis.order)}
-
-    def key(term: tuple[Monomial, Fraction]) -> tuple[bool, list[int]]:
-        return not term[0], sorted(place.get(atom.text, 0) for atom, _ in term[0])
-
-    return [
-        (tuple(sorted(monomial, key=lambda factor: place.get(factor[0].text, 0))), coefficient)
-        for monomial, coefficient in sorted(axis.terms, key=key)
-    ]
 
 
 def _substituted(atom: Atom, mapping: Mapping[str, Axis]) -> Axis:

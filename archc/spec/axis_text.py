@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Protocol
 
-from archc.spec.axes import Atom, Axis, Monomial, for_reading
 from archc.spec.diagnostics import NOWHERE
 from archc.spec.expressions import (
     Attribute,
@@ -27,12 +28,35 @@ _BINDS = {"+": _SUM, "-": _SUM, "*": _PRODUCT, "/": _PRODUCT, "//": _PRODUCT, "%
 _COMPARISONS = frozenset({"<", "<=", ">", ">=", "==", "!="})
 
 
-def expression(axis: Axis) -> Expr:
+class Factor(Protocol):
+    """An atom of an axis: a declared name, or an operation on axes."""
+
+    @property
+    def text(self) -> str:
+        """The name."""
+
+    @property
+    def operation(self) -> str:
+        """ "name", or what is done with the parts."""
+
+    @property
+    def parts(self) -> Sequence[Sum]:
+        """The axes that the operation takes."""
+
+
+class Sum(Protocol):
+    """An axis: a sum of products of powers of atoms."""
+
+    def for_reading(self) -> Sequence[tuple[Sequence[tuple[Factor, int]], Fraction]]:
+        """Terms and their factors in the order in which they are written."""
+
+
+def expression(axis: Sum) -> Expr:
     """An axis as an expression: a sum of products, divided by what has negative powers."""
     total: Expr | None = None
-    terms = for_reading(axis)
+    terms = axis.for_reading()
     if terms and terms[0][1] < 0:
-        terms.sort(key=lambda term: term[1] < 0)
+        terms = sorted(terms, key=lambda term: term[1] < 0)
     for monomial, coefficient in terms:
         term = _term(monomial, abs(coefficient))
         if total is None:
@@ -46,7 +70,7 @@ def _negative(term: Expr) -> Expr:
     return Unary(NOWHERE, "-", term)
 
 
-def _term(monomial: Monomial, coefficient: Fraction) -> Expr:
+def _term(monomial: Sequence[tuple[Factor, int]], coefficient: Fraction) -> Expr:
     above: list[Expr] = []
     below: list[Expr] = []
     for atom, exponent in monomial:
@@ -73,7 +97,7 @@ def _product(factors: list[Expr]) -> Expr:
     return product
 
 
-def _atom(atom: Atom) -> Expr:
+def _atom(atom: Factor) -> Expr:
     operation = atom.operation
     if operation == "name":
         return _dotted(atom.text)

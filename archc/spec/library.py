@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from archc.data import data_folder
-from archc.spec import text, yaml_nodes
+from archc.spec import text, yaml_reader
 from archc.spec.bodies import SECTIONS, find_cycle, read_body
 from archc.spec.diagnostics import Label, Reporter, Span
 from archc.spec.expressions import Call, Expr
@@ -53,7 +53,7 @@ def read_file(path: Path, name: str, sources: MutableMapping[str, str], report: 
 
 def read_text(content: str, name: str, report: Reporter) -> YMapping | None:
     """The mapping in a YAML text, or None after an error."""
-    node = yaml_nodes.parse(content, name, report)
+    node = yaml_reader.parse(content, name, report)
     if node is not None and not isinstance(node, YMapping):
         report.error(
             "E201",
@@ -320,7 +320,7 @@ def calls_of(body: Body) -> list[str]:
 def default_block(with_mlp: bool) -> str:
     """The library's block for a layer that names none, as `specs/defaults.yaml` says."""
     source = (data_folder("specs") / "defaults.yaml").read_text(encoding="utf-8")
-    node = yaml_nodes.parse(source, "<archc>/defaults.yaml", Reporter())
+    node = yaml_reader.parse(source, "<archc>/defaults.yaml", Reporter())
     entry = node.get("block" if with_mlp else "block_without_mlp") if isinstance(node, YMapping) else None
     if not isinstance(entry, YScalar):
         raise FileNotFoundError("archc's own defaults.yaml is damaged: the installation is incomplete")

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from archc.spec.diagnostics import Reporter, Span
+from archc.spec.diagnostics import Span
 from archc.spec.lexer import exact_number
 
 
@@ -61,18 +61,6 @@ _WORDS: dict[str, bool | None] = {
     "False": False,
     "FALSE": False,
 }
-
-
-def parse(text: str, path: str, report: Reporter) -> YNode | None:
-    """Read one YAML document, or report why not and give None.
-
-    `path` is how errors name the text. Tags, anchors, aliases, merges, duplicate keys, tabs and control
-    characters are refused; so are more than a megabyte, 64 levels or 10,000 nodes. All mistakes of YAML are
-    reported at once; of these only a key given twice leaves a node to go on with (the first value is kept).
-    """
-    from archc.spec.yaml_reader import compose  # the reader needs the node classes above
-
-    return compose(text, path, report)
 
 
 def core_value(scalar: YScalar) -> Fraction | float | bool | str | None:

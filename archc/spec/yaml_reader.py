@@ -42,8 +42,13 @@ class _Open:
     told: bool = False  # the comma mistake has been reported
 
 
-def compose(text: str, path: str, report: Reporter) -> YNode | None:
-    """See `archc.spec.yaml_nodes.parse`."""
+def parse(text: str, path: str, report: Reporter) -> YNode | None:
+    """Read one YAML document, or report why not and give None.
+
+    `path` is how errors name the text. Tags, anchors, aliases, merges, duplicate keys, tabs and control
+    characters are refused; so are more than a megabyte, 64 levels or 10,000 nodes. All mistakes of YAML are
+    reported at once; of these only a key given twice leaves a node to go on with (the first value is kept).
+    """
     text = text.removeprefix("\ufeff")
     if not check_characters(text, path, report):
         return None

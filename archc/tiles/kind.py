@@ -128,3 +128,18 @@ def form_of(kind: RecurrenceKind) -> Verdict:
         if refused:
             return Verdict("error", reason)
     return cell
+
+
+def recurrence_name(kind: RecurrenceKind) -> str:
+    """What a class of recurrence is called in a package: `head_decay_delta`."""
+    parts = [] if kind.decay == "none" else [f"{kind.decay}_decay"]
+    parts += {"none": [], "delta": ["delta"], "pair": [f"erase_{kind.erase_from}"]}[kind.erase]
+    parts += ["rate"] if kind.decay_rate else []
+    parts += ["grouped"] if kind.grouped else []
+    parts += ["factors"] if kind.factors else []
+    parts += ["exclusive"] if kind.read == "exclusive" else []
+    parts += [f"normalized_{kind.normalize}"] if kind.normalize != "none" else []
+    parts += ["log_input"] if kind.log_input else []
+    parts += ["bounded"] if kind.decay_bounded and kind.decay == "key" else []
+    parts += [f"chunk_{kind.chunk}"] if kind.chunk != 64 else []
+    return "_".join(parts) if parts else "no_decay"

@@ -7,7 +7,8 @@ from archc.spec.diagnostics import Reporter, SpecError
 from archc.spec.names import check_name, parse_targets
 from archc.spec.parser import parse_equation
 from archc.spec.spec import Static
-from archc.spec.yaml_nodes import YMapping, YNode, YScalar, YSequence, core_value, parse
+from archc.spec.yaml_nodes import YMapping, YNode, YScalar, YSequence, core_value
+from archc.spec.yaml_reader import parse
 
 
 def check_text(text: str, path: str) -> None:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from archc.data import data_folder
+from archc.kernels.decode import decode_kernel
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.step import Memory, recurrence
 from archc.tiles.torch_source import emit
-from archc.tiles.triton_decode import decode_kernel, decode_source
+from archc.tiles.triton_decode import decode_source
 from archc.tiles.views import arguments
 from tests.support.imports import imported
 from tests.support.slow import mostly_slow

@@ -24,7 +24,8 @@ from archc.spec.parser import (
     parse_expression_text,
     parse_targets,
 )
-from archc.spec.yaml_nodes import YMapping, YNode, YScalar, YSequence, parse
+from archc.spec.yaml_nodes import YMapping, YNode, YScalar, YSequence
+from archc.spec.yaml_reader import parse
 from tests.spec.trees import expressions, without_places
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from archc.spec import yaml_reader
 from archc.spec.diagnostics import Reporter, Span
 from archc.spec.text import decode, read
-from archc.spec.yaml_nodes import YMapping, YNode, YScalar, YSequence, core_value, parse
+from archc.spec.yaml_nodes import YMapping, YNode, YScalar, YSequence, core_value
+from archc.spec.yaml_reader import parse
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SPECS = sorted((REPOSITORY / "specs").rglob("*.yaml"))

@@ -12,7 +12,8 @@ from helpers import BLOCKS, MODEL
 
 from archc.spec.diagnostics import Reporter
 from archc.spec.schema import KINDS, generate
-from archc.spec.yaml_nodes import YMapping, YNode, YSequence, core_value, parse
+from archc.spec.yaml_nodes import YMapping, YNode, YSequence, core_value
+from archc.spec.yaml_reader import parse
 from tests.support.slow import mostly_slow
 
 ROOT = Path(__file__).resolve().parents[2]
