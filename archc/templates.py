@@ -27,6 +27,8 @@ def environment(folder: Path | None = None) -> Environment:
         autoescape=False,
     )
     found.filters["packed"] = packed
+    found.filters["prefixed"] = lambda name, prefix: f"{prefix}{name}"
+    found.filters["suffixed"] = lambda name, suffix: f"{name}{suffix}"
     return found
 
 

@@ -7,6 +7,7 @@ from typing import cast
 from archc.codegen.printer import Code, Printer, call
 from archc.codegen.reach import reached
 from archc.graph.types import Module, Node, Ref, ValueType
+from archc.kernels.fusing.gate_view import Gate
 from archc.kernels.fusing.producers import Chain, conv_groups
 from archc.kernels.fusing.select import Product, products
 from archc.operations.conv1d import Conv1d
@@ -63,10 +64,16 @@ class ForwardWriter:
             self.products = products(self.graph, always - set(in_groups))
         inside = [node for product in self.products.values() for node in product.inside]
         watched = [node for node in inside if Ref(node.id) in self.labels]
+        hidden = self._hidden()
+        watched += [node for node in hidden if self._shown(node, hidden)]
         for node in watched:  # what they are made of gets a name
-            self.uses |= {ref: self.uses[ref] + 1 for ref in node.inputs}
+            self.uses |= {ref: self.uses.get(ref, 0) + 1 for ref in node.inputs}
+        gates = {gate.region.at: gate for gate in self.printer.gates}
         for node in self.graph.nodes:
-            if node in inside:
+            if node.id in gates:
+                self._gate(gates[node.id])
+                continue
+            if node in inside or node in hidden:
                 continue
             if node.id in in_groups:
                 self._beside(node, in_groups[node.id])
@@ -90,6 +97,49 @@ class ForwardWriter:
             self._statement(node)
         self.lines = kept
         return result
+
+    def _hidden(self) -> list[Node]:
+        """The nodes that launches of elementwise equations have; what those read is read once by each."""
+        regions = [gate.region for gate in self.printer.gates]
+        results = {ref.node for region in regions for ref in region.results}
+        taken = {node.id for region in regions for node in region.nodes}
+        for node in self.graph.nodes:  # conversions to float32 that others read, too, stay
+            if node.id in self.needed - taken:
+                taken -= {ref.node for ref in node.inputs} - results
+        taken -= {ref.node for ref in self.graph.roots()} - results
+        hidden = [node for node in self.graph.nodes if node.id in taken]
+        for node in hidden:
+            for ref in node.inputs:
+                self.uses[ref] -= 1
+        for ref in (ref for region in regions for ref in region.operands):
+            self.uses[ref] = self.uses.get(ref, 0) + 1
+        return hidden
+
+    def _shown(self, node: Node, hidden: list[Node]) -> bool:
+        """Whether somebody may look at a hidden value, or at what is made of it in the same launch."""
+        ref = Ref(node.id)
+        for gate in self.printer.gates:
+            if node in gate.region.nodes and ref not in gate.region.results:
+                readers = [n for n in gate.region.nodes if ref in n.inputs]
+                if ref in self.labels or any(self._shown(reader, hidden) for reader in readers):
+                    return True
+        return False
+
+    def _gate(self, gate: Gate) -> None:
+        """`beta, decay = gated_deltanet_beta_decay(self.beta(x), ...)`."""
+        self.printer.use("gates", gate.name)
+        numbers = [self.printer.number(expr) for expr in gate.numbers.values()]
+        code = call(gate.name, *(self.codes[ref] for ref in gate.region.operands), *numbers)
+        if len(gate.results) == 1:
+            ref = gate.results[0].ref
+            self._bind(self.graph.nodes[ref.node], code)
+            return
+        names = []
+        for result in gate.results:
+            node = self.graph.nodes[result.ref.node]
+            names.append(self._variable(self.labels.get(result.ref) or self._temporary(node), node.type))
+            self.codes[result.ref] = Code(names[-1])
+        self.lines.append(f"{', '.join(names)} = {code.text}")
 
     def _kept(self, name: str, ref: Ref) -> str:
         """Who keeps an exported value, where that is an earlier layer: the argument with the comma before it."""

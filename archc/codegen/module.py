@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from archc.codegen.config import may_be_exact
@@ -13,6 +13,7 @@ from archc.codegen.views import MODEL_NUMBERS, ClassView, Names
 from archc.codegen.weights import declarations, initial_lines, owned_nodes, remembers, state_lines
 from archc.graph.types import Graph, Module
 from archc.kernels.fusing.decode import fuse_decode, joined_names, module_file
+from archc.kernels.fusing.gate_view import Gate
 from archc.kernels.targets import Target
 from archc.spec.axes import Axis
 
@@ -28,6 +29,7 @@ class ModuleWriter:
         letters: Mapping[Axis, str],
         recurrence: Callable[[Any], str],
         target: Target | None = None,
+        gates: Sequence[Gate] = (),
     ) -> None:
         self.graph = graph
         self.module = module
@@ -35,6 +37,7 @@ class ModuleWriter:
         self.letters = letters
         self.recurrence = recurrence
         self.target = target
+        self.gates = gates
         self.numbers: dict[str, None] = {}  # static names read from the config
         self.counted = module.body.name in names.counted
 
@@ -58,6 +61,7 @@ class ModuleWriter:
         printer = Printer(self.module, self.letters, self.recurrence)
         printer.names = self.names
         printer.target = self.target
+        printer.gates = self.gates
         return printer
 
     def _own(self) -> ClassView:

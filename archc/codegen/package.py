@@ -19,6 +19,8 @@ from archc.codegen.weights import declarations, initial_lines, owned_nodes
 from archc.data import data_folder
 from archc.graph.costs import Sizes
 from archc.graph.types import Graph, Module, Run
+from archc.kernels.fusing.gate_files import gate_files, once
+from archc.kernels.fusing.gates import gates_of
 from archc.kernels.fusing.select import FILES, WITH_KERNELS
 from archc.kernels.selftest_cases import recurrence_cases
 from archc.kernels.targets import Target
@@ -75,6 +77,7 @@ class _Package:
         self.target = target
         self.torch_forms = torch_forms
         self.letters = assign_letters(graph)
+        self.gates = {} if target is None else gates_of(graph, self.letters)
         self.kinds: dict[str, RecurrenceKind] = {}
         self.model_owned: dict[str, str] = {}  # weights of the model itself: name -> constructor line
         self.model_initial: list[str] = []
@@ -103,7 +106,7 @@ class _Package:
         for name, kind in sorted(self.kinds.items()):
             found |= self._recurrence(kind, name)
         if self.target is not None:
-            found |= self._fused_tokens()
+            found |= self._fused_tokens() | gate_files(once(self.gates), self._legend())
         if "from .exact import" in found["config.py"]:
             needed.add("exact")
         if self.target is not None:
@@ -209,7 +212,13 @@ class _Package:
         used: dict[str, dict[str, None]] = {}
         for module in self.graph.modules.values():
             writer = ModuleWriter(
-                self.graph, module, self.names, self.letters, self._recurrence_function, self.target
+                self.graph,
+                module,
+                self.names,
+                self.letters,
+                self._recurrence_function,
+                self.target,
+                self.gates.get(module.key, ()),
             )
             found = writer.views()
             found[0].imports |= {

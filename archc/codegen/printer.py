@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from archc.codegen.config import may_be_exact
 from archc.codegen.letters import RATE_AXES
@@ -17,6 +17,9 @@ from archc.kernels.targets import Target
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
 from archc.spec.spec import Static
+
+if TYPE_CHECKING:
+    from archc.kernels.fusing.gate_view import Gate
 
 ATOM = 12  # level of names, calls and subscripts; lower binds looser (`+` 8, `*` 9, unary minus 10, `**` 11)
 MODEL_NAMES = ("d_model", "n_layers", "vocab_size", "context")
@@ -66,6 +69,7 @@ class Printer:
         self.from_config = False  # in the model's own class: numbers are read from `config`
         self.names: Names | None = None  # what the classes are called; set where modules call modules
         self.target: Target | None = None  # the GPU that the package has kernels for
+        self.gates: Sequence[Gate] = ()  # elementwise equations that one launch computes there
 
     # -- statics --------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from archc.graph.types import Graph
 from archc.kernels.conv import conv_kernels
 from archc.kernels.fusing.decode import token_kernels
+from archc.kernels.gates import gate_kernels
 from archc.kernels.kernel import Kernel
 from archc.kernels.recurrence import recurrence_kernels, uses_of
 from archc.kernels.rowwise import rowwise_kernels
@@ -18,6 +19,6 @@ def kernels_of(graph: Graph, target: Target, dtype: str = "bf16") -> tuple[Kerne
     for kind, uses in uses_of(graph).items():
         found += recurrence_kernels(kind, recurrence_name(kind), uses, target, dtype)
     found += [*conv_kernels(graph, dtype), *rowwise_kernels(graph, dtype, target.warp_size)]
-    found += token_kernels(graph, dtype)
+    found += [*gate_kernels(graph, dtype, target.warp_size), *token_kernels(graph, dtype)]
     once = {repr((k.file, k.name, k.signature, k.constants)): k for k in found}
     return tuple(once.values())

@@ -1,0 +1,140 @@
+"""What the templates of elementwise regions show, everything decided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from archc.graph.types import Ref
+from archc.kernels.fusing.regions import Region
+from archc.spec import expressions as ex
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A tensor that a region reads.
+
+    `name`: with the letters of its axes; `plain`: without, as pointers are called. `kind`: "TC" for a value of every
+    entry, "T" of every head, both of tokens; "C" for a parameter of entries, "" of heads. `where`: its address in a
+    kernel. `loaded`: a kernel reads it, not its dtype alone. `sloped`: something reaches it. `single`: it is float32
+    whatever the dtype of the model.
+    """
+
+    name: str
+    plain: str
+    ref: Ref
+    kind: str
+    where: str
+    loaded: bool
+    sloped: bool
+    single: bool
+
+    @property
+    def per_token(self) -> bool:
+        """Whether every token has its own."""
+        return "T" in self.kind
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a launch gives. `dtype`: as Python reads it off the operands. `single`: it is float32."""
+
+    name: str
+    plain: str
+    ref: Ref
+    dtype: str
+    single: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What the templates show of one region.
+
+    `name`: of its function; `title`: the equations. `numbers`: static numbers, by the name of their argument. `like`:
+    the operand that has the shape of the results. `form`: the torch form's statements and what it returns. `before`,
+    `inner`, `after`: lines of the backward ahead of its loop over tokens, in it, behind it.
+    """
+
+    name: str
+    title: tuple[str, ...]
+    region: Region
+    operands: tuple[Operand, ...]
+    results: tuple[Result, ...]
+    numbers: Mapping[str, ex.Expr]
+    like: str
+    form: tuple[str, ...]
+    formed: str
+    imports: frozenset[tuple[str, str]]
+    functional: bool
+    forward: tuple[str, ...]
+    before: tuple[str, ...]
+    inner: tuple[str, ...]
+    after: tuple[str, ...]
+
+    @property
+    def outer(self) -> int:
+        """How many axes count heads; with none of them columns of entries are cut among programs."""
+        return self.region.outer
+
+    @property
+    def whole(self) -> bool:
+        """Whether a program has all entries of a head, since it sums over them."""
+        return bool(self.outer) or any(operand.kind == "T" for operand in self.operands)
+
+    @property
+    def entries(self) -> str:
+        """Entries of a token, in a kernel."""
+        return "(HEADS * CHANNELS)" if self.outer else "CHANNELS"
+
+    @property
+    def read(self) -> list[Operand]:
+        """What the kernels load."""
+        return [operand for operand in self.operands if operand.loaded]
+
+    @property
+    def strided(self) -> list[Operand]:
+        """Those of them whose rows may lie apart."""
+        return [operand for operand in self.read if operand.per_token]
+
+    @property
+    def sloped(self) -> list[Operand]:
+        """What has a gradient."""
+        return [operand for operand in self.operands if operand.sloped]
+
+    @property
+    def gradients(self) -> str:
+        """What the backward hands to autograd, an entry for each argument."""
+        found = [f"d{operand.name}" if operand.sloped else "None" for operand in self.operands]
+        found += ["None"] * len(self.numbers)
+        return f"({found[0]},)" if len(found) == 1 else ", ".join(found)
+
+    @property
+    def passed(self) -> list[str]:
+        """What launchers pass for them."""
+        return [f"{o.plain}_rows" if o.per_token else f"{o.name}.contiguous()" for o in self.read]
+
+    @property
+    def strides(self) -> list[str]:
+        """And for the distances of rows."""
+        return [f"{operand.plain}_rows.stride(0)" for operand in self.strided]
+
+    @property
+    def rows(self) -> list[str]:
+        """As kernels call those."""
+        return [f"{operand.plain}_row" for operand in self.strided]
+
+    @property
+    def pointers(self) -> list[str]:
+        """Of the forward's arguments those in memory."""
+        return [*(f"{o.plain}_ptr" for o in self.read), *(f"{result.plain}_ptr" for result in self.results)]
+
+    @property
+    def backward_pointers(self) -> list[str]:
+        """Of the backward's."""
+        ahead = [f"d{result.plain}_ptr" for result in self.results]
+        return [*ahead, *(f"{o.plain}_ptr" for o in self.read), *(f"d{o.plain}_ptr" for o in self.sloped)]
+
+    @property
+    def summed(self) -> list[Operand]:
+        """Values of the model that have one: it is a sum over tokens."""
+        return [operand for operand in self.sloped if not operand.per_token]

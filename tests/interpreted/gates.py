@@ -1,0 +1,103 @@
+"""The elementwise regions of a model as a package has them, their kernels in the place of what runs on a CPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from archc.codegen.format import format_files
+from archc.codegen.letters import assign_letters
+from archc.codegen.package import runtime_path
+from archc.graph.costs import Sizes
+from archc.graph.types import Graph, Module
+from archc.kernels.fusing.gate_files import gate_files, once
+from archc.kernels.fusing.gate_view import Gate
+from archc.kernels.fusing.gates import gates_of
+from tests.interpreted.modules import IMPORTED
+from tests.support.imports import imported
+
+
+def load_gates(graph: Graph, folder: Path) -> tuple[SimpleNamespace, list[tuple[Module, Gate]]]:
+    """The modules `gates` and `gates_kernels`, and each region with a module of the graph that has it."""
+    found = gates_of(graph, assign_letters(graph))
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    pending = []
+    for path, text in format_files(gate_files(once(found))).items():
+        (folder / path).write_text(text)
+        pending += IMPORTED.findall(text)
+    while pending:
+        target = folder / f"{pending.pop()}.py"
+        if not target.exists():
+            target.write_text(runtime_path(target.stem).read_text())
+            pending += IMPORTED.findall(target.read_text())
+    sys.path.insert(0, str(folder.parent))
+    try:
+        loaded = SimpleNamespace(
+            gates=imported(f"{folder.name}.gates"), kernels=imported(f"{folder.name}.gates_kernels")
+        )
+    finally:
+        sys.path.remove(str(folder.parent))
+    register(loaded.gates)
+    which = {gate.name: (graph.modules[key], gate) for key, gates in found.items() for gate in gates}
+    return loaded, list(which.values())
+
+
+def register(gates: Any) -> None:
+    """Let the operations of the module run on a CPU."""
+    for name, operation in list(vars(gates).items()):
+        if isinstance(
+            operation, torch.library.CustomOpDef if hasattr(torch.library, "CustomOpDef") else ()
+        ) or (hasattr(operation, "register_kernel") and name.startswith("_")):
+            operation.register_kernel("cpu")(operation._init_fn)
+
+
+def draw(
+    module: Module,
+    gate: Gate,
+    tokens: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    values: Tensor | None = None,
+) -> tuple[list[Tensor], list[float]]:
+    """Operands of a region, float32 where the model has that anyway; and its static numbers.
+
+    `values`: what operands are made of in turn, in place of normal numbers.
+    """
+    generator = torch.Generator().manual_seed(3)
+    sizes = Sizes(module.values)
+    operands = []
+    for operand in gate.operands:
+        type_ = module.subgraph.type_of(operand.ref)
+        shape = [*(tokens if operand.per_token else ()), *(sizes.axis(axis) for axis in type_.axes)]
+        if values is None:
+            x = torch.randn(shape, generator=generator, dtype=torch.float64)
+        else:
+            count = max(torch.Size(shape).numel(), 1)
+            x = values.repeat(count // len(values) + 1)[:count].reshape(shape)
+        operands.append(x.to(torch.float32 if operand.single else dtype))
+    return operands, [float(sizes.number(expr)) for expr in gate.numbers.values()]
+
+
+def results(function: Any, operands: Sequence[Tensor], numbers: Sequence[float]) -> list[Tensor]:
+    """What a function gives and the gradients of its operands, of slopes that depend on the results' shapes alone."""
+    given = [x.detach().clone().requires_grad_() for x in operands]
+    made = function(*given, *numbers)
+    made = [made] if isinstance(made, Tensor) else list(made)
+    generator = torch.Generator().manual_seed(7)
+    slopes = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in made]
+    found = torch.autograd.grad(made, given, slopes, allow_unused=True)
+    return [
+        *(y.detach() for y in made),
+        *(torch.zeros_like(x) if d is None else d for x, d in zip(given, found)),
+    ]
+
+
+def by_name(graph: Graph, name: str, table: Mapping[str, Any]) -> Any:
+    """An entry of a table, or what it says for the rest."""
+    return table.get(name, table[""])
