@@ -19,8 +19,8 @@ from archc.kernels.fusing.gate_view import Gate, Operand, Result
 from archc.kernels.fusing.producers import conv_groups
 from archc.kernels.fusing.regions import Region, regions
 from archc.kernels.fusing.select import products
+from archc.kernels.triton_derivatives import ITSELF, PRODUCT, SIGN, SUM, slopes
 from archc.kernels.triton_functions import FUNCTIONS, HELPERS
-from archc.operations.elementwise.derivatives import ITSELF, PRODUCT, SIGN, SUM, slopes
 from archc.passes.precision import FOLLOW, INSIDE
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis

@@ -14,8 +14,8 @@ from archc.codegen.reach import reached
 from archc.graph.costs import Sizes
 from archc.graph.functions import FUNCTIONS as TABLE
 from archc.graph.types import Node, Ref, Subgraph
+from archc.kernels.triton_derivatives import slopes
 from archc.kernels.triton_functions import FUNCTIONS
-from archc.operations.elementwise.derivatives import slopes
 from archc.spec.axes import Axis
 from archc.spec.spec import Static
 
