@@ -17,6 +17,7 @@ from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT
 from archc.tiles.triton_channel_reverse import ChannelLaunch, channel_reverse_source, has_channel_reverse
 from archc.tiles.triton_decode import decode_source
+from archc.tiles.triton_pair_reverse import has_pair_reverse, pair_reverse_source
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, kernels, walk_form
 from archc.tiles.views import arguments
@@ -174,7 +175,8 @@ def source_of(kind: RecurrenceKind, name: str, sizes: Sequence[tuple[int, int]],
     back = reverse_launch(kind, sizes, target) if sizes else None
     reverse = ""
     if isinstance(back, ChannelLaunch):
-        reverse = channel_reverse_source(kind, back)
+        by_channel = pair_reverse_source if has_pair_reverse(kind) else channel_reverse_source
+        reverse = by_channel(kind, back)
     elif back is not None:
         reverse = reverse_source(kind, back)
     return kernels(

@@ -60,17 +60,23 @@ def has_channel_reverse(kind: RecurrenceKind) -> bool:
     return form_of(kind).form == "chunk" and kind.core().decay == "key" and kind.normalize == "none"
 
 
-def channel_reverse_source(kind: RecurrenceKind, launch: ChannelLaunch) -> str:
+def channel_reverse_source(
+    kind: RecurrenceKind,
+    launch: ChannelLaunch,
+    printer: type[Again] | None = None,
+    template: str = "recurrence/kernels_channel_reverse.py.jinja",
+) -> str:
     """The text of `walk_back`, `walk_again` and their launcher `chunk_backward`, for the module of the forward kernels.
 
     `chunk_backward` has the arguments and results of that of the torch form, with the states that the forward kernels
-    keep. Raises ValueError for a class without these kernels.
+    keep. printer: of `walk_again`, with its template, where a class needs another one. Raises ValueError for a
+    class without these kernels.
     """
     if not has_channel_reverse(kind):
         raise ValueError(f"no reverse kernels by channel for a decay of the class {kind.core().decay}")
     found = arguments(kind)
     facts = public_facts(kind, found)
-    back, again = channel_kernels(kind)
+    back, again = channel_kernels(kind, printer)
     form = walk_form(kind)
     assert form.prepare is not None
     inputs = [argument.name for argument in found]
@@ -78,6 +84,7 @@ def channel_reverse_source(kind: RecurrenceKind, launch: ChannelLaunch) -> str:
     made = [*back.made, *again.made]
     view = {
         "launch": launch,
+        "halvings": kind.chunk.bit_length() - 1,
         "back": back,
         "again": again,
         "inputs": inputs,
@@ -97,12 +104,12 @@ def channel_reverse_source(kind: RecurrenceKind, launch: ChannelLaunch) -> str:
         "later": any("later(" in line for line in again.lines),
         "gradient": {name: "dE" if name == "v" and "dv" not in made else f"d{name}" for name in inputs},
     }
-    return environment().get_template("recurrence/kernels_channel_reverse.py.jinja").render(view)
+    return environment().get_template(template).render(view)
 
 
-def channel_kernels(kind: RecurrenceKind) -> tuple[View, View]:
+def channel_kernels(kind: RecurrenceKind, printer: type[Again] | None = None) -> tuple[View, View]:
     """The two kernels of a class, `walk_back` and `walk_again`."""
-    return _Back(kind).view(), _Again(kind).view()
+    return _Back(kind).view(), (printer or Again)(kind).view()
 
 
 def _given(name: str) -> str:
@@ -228,7 +235,7 @@ class _Back(_Lines):
             self.out.append(f"dS_VK {'-' if sign < 0 else '+'}= dot({value}, {rows})")
 
 
-class _Again(_Lines):
+class Again(_Lines):
     """`walk_again`: gradients of the rows that read, those of pairs within a chunk, and that of the decay."""
 
     def __init__(self, kind: RecurrenceKind) -> None:
@@ -304,7 +311,7 @@ class _Again(_Lines):
 
     def reads_and_pairs(self) -> None:
         """One row that reads after the other: dx = dz S^T, then dP = dz y^T and what it gives to x and y."""
-        self.out.append("G_CK = tl.cumsum(decay_CK, 0)")
+        self.out.append(f"G_CK = tl.cumsum({self.load('decay_CK')}, 0)")
         for step in self.reads:
             x, dz = self.read_of[step.result], step.operands[0]
             scale = " * scale" if dz.base == "do" else ""

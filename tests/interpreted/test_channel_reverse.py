@@ -14,6 +14,7 @@ import torch
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.torch_source import emit
 from archc.tiles.triton_channel_reverse import ChannelLaunch, channel_reverse_source, has_channel_reverse
+from archc.tiles.triton_pair_reverse import has_pair_reverse, pair_reverse_source
 from archc.tiles.triton_source import Launch, kernels
 from tests.interpreted.test_backward import expected, found, poisoned, rounded
 from tests.support.imports import imported
@@ -35,7 +36,8 @@ Load = Callable[..., ModuleType]
 def text_of(kind: RecurrenceKind, name: str, columns: int, channels: int) -> str:
     """The module of a class whose programs have so many value columns, and key channels."""
     launches = {"prepare": Launch(columns, 4, 1), "walk": Launch(columns, 4, 1)}
-    reverse = channel_reverse_source(kind, ChannelLaunch(columns, channels, (4, 1), (4, 1)))
+    source = pair_reverse_source if has_pair_reverse(kind) else channel_reverse_source
+    reverse = source(kind, ChannelLaunch(columns, channels, (4, 1), (4, 1)))
     return kernels(kind, name, launches, precision="ieee", segment=SEGMENT, reverse=reverse)
 
 
