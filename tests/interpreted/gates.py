@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 
 from archc.codegen.format import format_files
 from archc.codegen.letters import assign_letters
@@ -51,10 +52,8 @@ def load_gates(graph: Graph, folder: Path) -> tuple[SimpleNamespace, list[tuple[
 
 def register(gates: Any) -> None:
     """Let the operations of the module run on a CPU."""
-    for name, operation in list(vars(gates).items()):
-        if isinstance(
-            operation, torch.library.CustomOpDef if hasattr(torch.library, "CustomOpDef") else ()
-        ) or (hasattr(operation, "register_kernel") and name.startswith("_")):
+    for operation in list(vars(gates).values()):
+        if isinstance(operation, CustomOpDef):
             operation.register_kernel("cpu")(operation._init_fn)
 
 
@@ -67,19 +66,19 @@ def draw(
 ) -> tuple[list[Tensor], list[float]]:
     """Operands of a region, float32 where the model has that anyway; and its static numbers.
 
-    `values`: what operands are made of in turn, in place of normal numbers.
+    `values`: what operands are made of in turn, in place of normal numbers; each begins one further on.
     """
     generator = torch.Generator().manual_seed(3)
     sizes = Sizes(module.values)
     operands = []
-    for operand in gate.operands:
+    for number, operand in enumerate(gate.operands):
         type_ = module.subgraph.type_of(operand.ref)
         shape = [*(tokens if operand.per_token else ()), *(sizes.axis(axis) for axis in type_.axes)]
         if values is None:
             x = torch.randn(shape, generator=generator, dtype=torch.float64)
         else:
             count = max(torch.Size(shape).numel(), 1)
-            x = values.repeat(count // len(values) + 1)[:count].reshape(shape)
+            x = values.roll(-number).repeat(count // len(values) + 1)[:count].reshape(shape)
         operands.append(x.to(torch.float32 if operand.single else dtype))
     return operands, [float(sizes.number(expr)) for expr in gate.numbers.values()]
 
@@ -90,14 +89,9 @@ def results(function: Any, operands: Sequence[Tensor], numbers: Sequence[float])
     made = function(*given, *numbers)
     made = [made] if isinstance(made, Tensor) else list(made)
     generator = torch.Generator().manual_seed(7)
-    slopes = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in made]
+    slopes = [torch.randn(y.shape, generator=generator).half().to(y.dtype) for y in made]  # equal in all
     found = torch.autograd.grad(made, given, slopes, allow_unused=True)
     return [
         *(y.detach() for y in made),
         *(torch.zeros_like(x) if d is None else d for x, d in zip(given, found)),
     ]
-
-
-def by_name(graph: Graph, name: str, table: Mapping[str, Any]) -> Any:
-    """An entry of a table, or what it says for the rest."""
-    return table.get(name, table[""])

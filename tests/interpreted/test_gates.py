@@ -1,0 +1,252 @@
+"""Elementwise regions of bodies, interpreted: values, gradients, extremes, bytes, whole packages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from archc.graph.types import Module
+from archc.kernels.counting.counter import counting
+from archc.kernels.fusing.gate_view import Gate
+from archc.kernels.triton_derivatives import SLOPES
+from archc.pipeline import build, graph_of
+from tests.interpreted.gates import draw, load_gates, register, results
+from tests.interpreted.modules import assert_near, poisoned
+from tests.laws.subjects import LIBRARY, one_mixer
+from tests.support.imports import imported
+from tests.support.packages import import_folder, randomise
+from tests.support.slow import mostly_slow
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered")  # of NumPy, at infinity
+
+MIXERS = ("kda", "gated_deltanet", "gla", "rwkv7", "mamba2", "mingru", "rwkv6", "hgrn2", "rglru")
+Found = tuple[SimpleNamespace, list[tuple[Module, Gate]]]
+
+
+@pytest.fixture(scope="module")
+def regions_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A mixer of the library as a function of its name -> its regions as modules; what is not written is NaN."""
+
+    @cache
+    def found(name: str) -> Found:
+        return load_gates(graph_of(LIBRARY[name]), tmp_path_factory.mktemp(name) / f"gates_of_{name}")
+
+    with poisoned():
+        yield found
+
+
+def run(
+    loaded: SimpleNamespace, gate: Gate, operands: list[Tensor], numbers: list[float], kernels: bool
+) -> list[Tensor]:
+    """Results and gradients, by kernels or by the torch form."""
+    loaded.gates._has_kernel = lambda *operands: kernels
+    return results(getattr(loaded.gates, gate.name), operands, numbers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "name", mostly_slow(MIXERS, lambda name: name in ("kda", "gated_deltanet", "mamba2"))
+)
+def test_values(name: str, dtype: torch.dtype, regions_of: Any) -> None:
+    """Results and gradients beside float64 and the torch form, of equal operands; ragged, several programs, empty."""
+    loaded, which = regions_of(name)
+    for module, gate in which:
+        for tokens in ((2, 37), (1, 261), (3, 0)):
+            operands, numbers = draw(module, gate, tokens, dtype)
+            exact = run(loaded, gate, [x.double() for x in operands], numbers, False)
+            single = run(loaded, gate, [x.float() for x in operands], numbers, False)
+            ours = run(loaded, gate, operands, numbers, True)
+            theirs = run(loaded, gate, operands, numbers, False)
+            assert [(x.dtype, x.shape) for x in ours] == [(x.dtype, x.shape) for x in theirs]
+            assert_near(ours, single, exact)
+
+
+EXTREMES = torch.tensor(
+    [
+        0.0,
+        1e4,
+        -1e4,
+        1e-40,
+        -1e-40,
+        1.0,
+        -1.0,
+        0.5,
+        0.5,
+        20.5,
+        -20.5,
+        88.0,
+        -88.0,
+        100.0,
+        -104.0,
+        1e-20,
+        -3e38,
+        2.0,
+    ],
+    dtype=torch.float64,
+)
+# Function -> an equation with it; `b` is another value of tokens.
+BODIES = {
+    **{
+        name: f"{name}(a) + b"
+        for name in SLOPES
+        if len(SLOPES[name]) == 1 and name not in ("neg", "fp32", "detach")
+    },
+    "neg": "exp(-a) + b",
+    "add": "exp(a + b)",
+    "sub": "exp(a - b)",
+    "mul": "exp(a * b)",
+    "div": "exp(a / b)",
+    "min": "min(a, b) + 1",
+    "max": "max(a, b) + 1",
+    "min with a number": "min(a, 1/2) + b",
+    "max with a number": "max(1/2, a) + b",
+    "clip": "clip(a, -1, 1/2) + b",
+    "where": "where(a > b, exp(a), b)",
+    "less": "where(a < b, a * 2, b)",
+    "less_equal": "where(a <= b, a * 2, b)",
+    "greater_equal": "where(a >= b, a * 2, b)",
+    "equal": "where(a == b, a * 2, b)",
+    "not_equal": "where(a != b, a * 2, b)",
+    "fp32": "fp32(a) * exp(fp32(b))",
+    "silu twice": "silu(a) + silu(a) * silu(b) + b",
+}
+
+
+@pytest.mark.parametrize("name", mostly_slow(BODIES, 4))
+def test_extremes(name: str, tmp_path: Path) -> None:
+    """Values and slopes are the torch form's at 0, beyond the range of exponentials, at denormals and at ties."""
+    body = {
+        "a": "linear(x, [n_heads, head_dim])",
+        "b": "linear(x, [n_heads, head_dim])",
+        "u": BODIES[name],
+        "y": "linear(u, d_model)",
+    }
+    spec = dict(one_mixer("own", {"use": "own"}))
+    params = {"n_heads": {"type": "int", "default": 2}, "head_dim": {"type": "int", "default": 9}}
+    spec["mixers"] = {"own": {"params": params, "body": body}}
+    loaded, [(module, gate)] = load_gates(graph_of(spec), tmp_path / f"gates_{list(BODIES).index(name)}")
+    operands, numbers = draw(module, gate, (2, 5), values=EXTREMES)
+    tied = [operands[0].clone() for _ in operands]
+    for given in (operands, tied):
+        ours, theirs = (run(loaded, gate, given, numbers, kernels) for kernels in (True, False))
+        for mine, wanted in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine, wanted, equal_nan=True)
+
+
+def test_every_function_with_a_derivative_is_held() -> None:
+    assert {name.split()[0] for name in BODIES} | {"detach", "greater"} == set(SLOPES)
+
+
+def test_pieces_of_a_wider_tensor(regions_of: Any) -> None:
+    """Operands are read where they lie, slopes that are expanded are not."""
+    loaded, which = regions_of("kda")
+    [(module, gate)] = which
+    (x, bias, rate), _ = draw(module, gate, (2, 21))
+    run(loaded, gate, [x, bias, rate], [], True)
+    wide = torch.cat((x, x + 1), -2)
+    with counting() as counted:
+        apart = loaded.gates.kda_decay(wide[:, :, : x.shape[2]], bias, rate)
+    assert torch.equal(apart, loaded.gates.kda_decay(x, bias, rate))
+    assert [launch.name for launch in counted.launches] == ["kda_decay_kernel"] and not counted.others
+    turned = x.transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    assert torch.equal(loaded.gates.kda_decay(turned, bias, rate), loaded.gates.kda_decay(x, bias, rate))
+    (slope,) = torch.autograd.grad(loaded.gates.kda_decay(turned, bias, rate).sum(), turned)
+    assert torch.isfinite(slope).all()
+
+
+@pytest.mark.parametrize(
+    "name", mostly_slow(["kda", "gated_deltanet", "mamba2", "rwkv7"], lambda n: n == "kda")
+)
+def test_bytes(name: str, regions_of: Any) -> None:
+    """Every entry of a token is read once and written once, in one launch each way; nothing is kept beside operands."""
+    loaded, which = regions_of(name)
+    for module, gate in which:
+        moved = []
+        for tokens in (256, 512):
+            operands, numbers = draw(module, gate, (1, tokens))
+            with counting() as counted:
+                run(loaded, gate, operands, numbers, True)
+            launches = counted.launches
+            assert [launch.name for launch in launches] == [
+                f"{gate.name}_kernel",
+                f"{gate.name}_backward_kernel",
+            ]
+            moved.append([(launch.distinct, launch.requested) for launch in launches])
+        own = [x for x, o in zip(operands, gate.operands) if o.per_token and o.loaded]
+        shape = next(x for x, o in zip(operands, gate.operands) if o.kind == "TC")
+        entries = 4 * sum(x[0, 0].numel() for x in own)
+        made = 4 * len(gate.results) * shape[0, 0].numel()
+        # What tokens share is summed over 128 tokens of a program, a number for each entry or head.
+        heads = shape.shape[2] if gate.outer else 1
+        sums = sum(4 * (shape[0, 0].numel() if o.kind else heads) for o in gate.summed) / 128
+        (forward, _), (backward, _) = ((b[0] - a[0], b[1] - a[1]) for a, b in zip(*moved))
+        assert forward == 256 * (entries + made)
+        assert backward == 256 * (2 * entries + made + sums)
+
+
+@pytest.mark.parametrize("name", mostly_slow(["kda", "mingru", "rwkv7"], lambda name: name == "kda"))
+def test_operation(name: str, regions_of: Any) -> None:
+    """The operations keep their contract, with several results, numbers, and dtypes that differ."""
+    loaded, which = regions_of(name)
+    module, gate = which[min(1, len(which) - 1)]
+    operands, numbers = draw(module, gate, (2, 5))
+    run(loaded, gate, operands, numbers, True)
+    operation = getattr(loaded.gates, f"_{gate.name}")
+    torch.library.opcheck(operation, (*(x.requires_grad_() for x in operands), *numbers))
+    halves, _ = draw(module, gate, (2, 5), torch.float16)
+    torch.library.opcheck(operation, (*halves, *numbers))
+
+
+def test_compiles_without_a_break(regions_of: Any) -> None:
+    loaded, [(module, gate)] = regions_of("kda")
+    operands, numbers = draw(module, gate, (2, 21))
+    want = run(loaded, gate, operands, numbers, True)
+    compiled = torch.compile(loaded.gates.kda_decay, fullgraph=True, backend="aot_eager", dynamic=True)
+    for mine, theirs in zip(results(compiled, operands, numbers), want, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def everything(model: nn.Module) -> dict[str, Tensor]:
+    """Logits, gradients, packed rows, pieces with a state, captured values."""
+    tokens = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(5))
+    model.zero_grad()
+    logits = model(tokens)
+    logits.square().mean().backward()
+    found = {"logits": logits.detach()}
+    found |= {f"gradient of {n}": p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    with torch.no_grad():
+        found["packed"] = model(tokens.reshape(1, -1), cu_seqlens=torch.tensor([0, 5, 5, 16]))[:, :16]
+        state = model.init_state(batch_size=2, max_length=16)
+        found["pieces"] = torch.cat([model(piece, state=state) for piece in tokens.split([7, 1, 1], 1)], 1)
+        return found | model(tokens, capture=["layers.*"])[1]
+
+
+QUICK = ("gated_deltanet", "rwkv7")
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("name", mostly_slow(LIBRARY, lambda name: name in QUICK, "library"))
+def test_package(name: str, tmp_path: Path) -> None:
+    """A package with the kernels of its regions gives what it gives in the torch form, captured equations too."""
+    build(LIBRARY[name], tmp_path / "package", target="h100")
+    if not (tmp_path / "package" / "gates.py").exists():
+        pytest.skip("nothing of it goes entry by entry")
+    package = import_folder(tmp_path / "package", f"interpreted_gates_{name}")
+    model = randomise(package.Model())
+    want = everything(model)
+    gates = imported(f"{package.__name__}.gates")
+    register(gates)
+    gates._has_kernel = lambda *operands: True
+    got = everything(model)
+    assert got.keys() == want.keys()
+    for key, value in want.items():
+        torch.testing.assert_close(got[key], value, rtol=1e-4, atol=1e-5, msg=lambda text: f"{key}: {text}")  # noqa: B023
+    if name == "rwkv7":  # inside of launches
+        assert {"layers.0.mixer.a", "layers.0.mixer.past", "layers.1.mixer.mu"} <= got.keys()
