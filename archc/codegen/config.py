@@ -8,7 +8,6 @@ from fractions import Fraction
 
 from archc.graph.types import Graph, Module
 from archc.spec import statics
-from archc.spec.expressions import Expr
 from archc.spec.python_source import python_names, to_python
 from archc.spec.spec import Static
 
@@ -48,7 +47,7 @@ def _module(found: ConfigView, module: Module, used: Iterable[str]) -> None:
     in_sizes = {
         name
         for name in wanted
-        for definition in [_definition(module, name)]
+        for definition in [module.definitions.get(name)]
         if definition is not None
         for name in statics.free_names(definition)
     }
@@ -58,9 +57,9 @@ def _module(found: ConfigView, module: Module, used: Iterable[str]) -> None:
         *sorted(n for n in wanted if "." in n),
     ]:
         full = f"{module.prefix}_{name.replace('.', '_')}"
-        definition = _definition(module, name)
+        definition = module.definitions.get(name)
         comment = module.body.params[name].help if name in module.body.params else ""
-        value = _value(module, name)
+        value = module.value(name)
         whole = isinstance(value, Fraction) and value.denominator == 1
         if definition is None:
             exact = name in in_sizes and not whole
@@ -81,20 +80,12 @@ def _module(found: ConfigView, module: Module, used: Iterable[str]) -> None:
         names = python_names(definition)
         found.imports |= names
         if whole:
-            if names - {"math"} or any(may_be_exact(module, n) for n in statics.free_names(definition)):
+            if names - {"math"} or any(module.may_be_exact(n) for n in statics.free_names(definition)):
                 source = f'whole({source}, "{full}")'
                 found.imports.add("whole")
         else:
             source = f"float({source})"
         found.properties.append((full, "int" if whole else "float", source, comment or _text(module, name)))
-
-
-def may_be_exact(module: Module, name: str) -> bool:
-    """Whether a number may stand as a Fraction in the configuration: it is one, and others follow from it."""
-    value = _value(module, name)
-    if not isinstance(value, Fraction) or value.denominator == 1 or _definition(module, name) is not None:
-        return False
-    return any(name in statics.free_names(definition) for definition in module.definitions.values())
 
 
 def _closure(module: Module, used: Iterable[str]) -> list[str]:
@@ -106,7 +97,7 @@ def _closure(module: Module, used: Iterable[str]) -> list[str]:
         if name in found:
             continue
         found[name] = None
-        definition = _definition(module, name)
+        definition = module.definitions.get(name)
         if definition is not None:
             pending += [
                 n
@@ -114,21 +105,6 @@ def _closure(module: Module, used: Iterable[str]) -> list[str]:
                 if n not in MODEL_FIELDS and (n in module.body.params or n in module.body.sizes)
             ]
     return list(found)
-
-
-def _definition(module: Module, name: str) -> Expr | None:
-    """The expression that a name follows from, or None for a number of its own."""
-    return module.definitions.get(name)
-
-
-def _value(module: Module, name: str) -> Static:
-    value: Static = module.values.get(name.split(".")[0])
-    for part in name.split(".")[1:]:
-        if isinstance(value, Mapping):
-            value = value[part]
-        elif isinstance(value, tuple):
-            value = value[int(part)]
-    return value
 
 
 def _text(module: Module, name: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
-from archc.codegen.printer import Code, Printer, call
-from archc.codegen.reach import reached
+from archc.graph.reach import reached
 from archc.graph.types import Module, Node, Ref, ValueType
 from archc.kernels.fusing.gate_view import Gate
 from archc.kernels.fusing.producers import Chain, conv_groups
@@ -14,6 +14,7 @@ from archc.operations.conv1d import Conv1d
 from archc.operations.norms import RmsNorm
 from archc.operations.registry import operations
 from archc.passes.share_caches import passed_on
+from archc.printing.printer import Code, Printer, call
 
 INLINE = ("input", "static", "param")  # printed by name wherever they are used
 
@@ -24,10 +25,11 @@ class ForwardWriter:
     `watched`: statements of values that kernels keep to themselves, for those who look at them.
     """
 
-    def __init__(self, module: Module, printer: Printer) -> None:
+    def __init__(self, module: Module, printer: Printer, gates: Sequence[Gate] = ()) -> None:
         self.module = module
         self.graph = module.subgraph
         self.printer = printer
+        self.gates = gates
         self.codes: dict[Ref, Code] = {}
         self.taken: set[str] = {"place", "mixer", "site"}
         self.arguments: list[str] = []
@@ -58,9 +60,9 @@ class ForwardWriter:
                 self.arguments.append(f"{variable}: Tensor")
         carried = self.graph.carried.values()
         always = reached(self.graph, [self.graph.output, *self.graph.exports.values(), *carried])
-        groups = conv_groups(self.graph, always) if self.printer.target is not None else []
+        groups = conv_groups(self.graph, always) if self.printer.for_gpu else []
         in_groups = {node.id: group for group in groups for chain in group for node in chain.nodes}
-        if self.printer.target is not None:
+        if self.printer.for_gpu:
             self.products = products(self.graph, always - set(in_groups))
         inside = [node for product in self.products.values() for node in product.inside]
         watched = [node for node in inside if Ref(node.id) in self.labels]
@@ -68,7 +70,7 @@ class ForwardWriter:
         watched += [node for node in hidden if self._shown(node, hidden)]
         for node in watched:  # what they are made of gets a name
             self.uses |= {ref: self.uses.get(ref, 0) + 1 for ref in node.inputs}
-        gates = {gate.region.at: gate for gate in self.printer.gates}
+        gates = {gate.region.at: gate for gate in self.gates}
         for node in self.graph.nodes:
             if node.id in gates:
                 self._gate(gates[node.id])
@@ -100,7 +102,7 @@ class ForwardWriter:
 
     def _hidden(self) -> list[Node]:
         """The nodes that launches of elementwise equations have; what those read is read once by each."""
-        regions = [gate.region for gate in self.printer.gates]
+        regions = [gate.region for gate in self.gates]
         results = {ref.node for region in regions for ref in region.results}
         taken = {node.id for region in regions for node in region.nodes}
         for node in self.graph.nodes:  # conversions to float32 that others read, too, stay
@@ -118,7 +120,7 @@ class ForwardWriter:
     def _shown(self, node: Node, hidden: list[Node]) -> bool:
         """Whether somebody may look at a hidden value, or at what is made of it in the same launch."""
         ref = Ref(node.id)
-        for gate in self.printer.gates:
+        for gate in self.gates:
             if node in gate.region.nodes and ref not in gate.region.results:
                 readers = [n for n in gate.region.nodes if ref in n.inputs]
                 if ref in self.labels or any(self._shown(reader, hidden) for reader in readers):
@@ -257,7 +259,7 @@ class ForwardWriter:
         )
 
     def _layered(self, node: Node) -> bool:
-        from archc.codegen.reach import static_names
+        from archc.graph.reach import static_names
 
         return bool(static_names(node) & {"layer", "site"})
 

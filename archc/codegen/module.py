@@ -6,15 +6,16 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from archc.codegen.config import may_be_exact
 from archc.codegen.forward import ForwardWriter
-from archc.codegen.printer import Printer
-from archc.codegen.views import MODEL_NUMBERS, ClassView, Names
+from archc.codegen.views import MODEL_NUMBERS, ClassView
 from archc.codegen.weights import declarations, initial_lines, owned_nodes, remembers, state_lines
 from archc.graph.types import Graph, Module
 from archc.kernels.fusing.decode import fuse_decode, joined_names, module_file
 from archc.kernels.fusing.gate_view import Gate
+from archc.kernels.fusing.select import WITH_KERNELS
 from archc.kernels.targets import Target
+from archc.printing.names import Names
+from archc.printing.printer import Printer
 from archc.spec.axes import Axis
 
 
@@ -60,8 +61,8 @@ class ModuleWriter:
     def _printer(self) -> Printer:
         printer = Printer(self.module, self.letters, self.recurrence)
         printer.names = self.names
-        printer.target = self.target
-        printer.gates = self.gates
+        if self.target is not None:
+            printer.for_gpu, printer.with_kernels = True, WITH_KERNELS
         return printer
 
     def _own(self) -> ClassView:
@@ -73,7 +74,7 @@ class ModuleWriter:
             module.body.source,
             [line for text in module.subgraph.texts for line in wrapped(text)],
         )
-        forward = ForwardWriter(module, printer)
+        forward = ForwardWriter(module, printer, self.gates)
         owned = owned_nodes(module, "self")
         for keys in module.slots.values():
             inner = self.graph.modules[keys[0]]
@@ -158,7 +159,7 @@ class ModuleWriter:
                 source = f"config.{name}"
             else:
                 source = f"config.{self.module.prefix}_{attribute}"
-                if may_be_exact(self.module, name):
+                if self.module.may_be_exact(name):
                     source = f"float({source})"
             view.numbers.append(f"self.{attribute} = {source}")
         self.numbers.update(printer.numbers)

@@ -10,14 +10,12 @@ from typing import Any
 
 from archc.codegen.config import config_view
 from archc.codegen.format import format_files
-from archc.codegen.letters import assign_letters
 from archc.codegen.module import ModuleWriter, wrapped
-from archc.codegen.printer import Printer
-from archc.codegen.reach import static_names
-from archc.codegen.views import ClassView, Names
+from archc.codegen.views import ClassView
 from archc.codegen.weights import declarations, initial_lines, owned_nodes
 from archc.data import data_folder
 from archc.graph.costs import Sizes
+from archc.graph.reach import static_names
 from archc.graph.types import Graph, Module, Run
 from archc.kernels.fusing.gate_files import gate_files, once
 from archc.kernels.fusing.gates import gates_of
@@ -25,6 +23,9 @@ from archc.kernels.fusing.select import FILES, WITH_KERNELS
 from archc.kernels.selftest_cases import recurrence_cases
 from archc.kernels.targets import Target
 from archc.operations.registry import operations, runtime_folder
+from archc.printing.letters import assign_letters
+from archc.printing.names import Names
+from archc.printing.printer import Printer
 from archc.spec.exact import __file__ as exact_file
 from archc.templates import environment
 from archc.tiles.kind import RecurrenceKind, recurrence_name
@@ -235,7 +236,8 @@ class _Package:
         """Prints the weights that a module leaves to the model into `constructor` and `initial`."""
         printer = Printer(module, self.letters, self._recurrence_function)
         printer.from_config = True
-        printer.target = self.target
+        if self.target is not None:
+            printer.for_gpu, printer.with_kernels = True, WITH_KERNELS
         owned = [
             (graph, node) for graph, node in owned_nodes(module, "model") if node.name not in self.model_owned
         ]

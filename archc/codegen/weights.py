@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from archc.codegen.printer import Code, Printer, owner_of
-from archc.codegen.reach import reached
+from archc.graph.reach import reached
 from archc.graph.types import Graph, Module, Node, Ref, Subgraph, ValueType
 from archc.operations.base import StateSpec, widest
 from archc.operations.registry import operations
+from archc.printing.printer import Code, Printer, owner_of
 from archc.spec.axes import Axis
 
 Owned = tuple[Subgraph, Node]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from archc.spec import statics
 from archc.spec.axes import Axis
 from archc.spec.diagnostics import Span
 from archc.spec.expressions import Expr
-from archc.spec.spec import Body, Settings
+from archc.spec.spec import Body, Settings, Static
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -147,6 +149,24 @@ class Module:
     shared: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # slots that modules of the model fill, in turn
+
+    def value(self, name: str) -> Static:
+        """A static name's value; `rope.theta` is an entry of a mapping, `sizes.0` one of a list."""
+        first, *rest = name.split(".")
+        value: Static = self.values.get(first)
+        for part in rest:
+            if isinstance(value, Mapping):
+                value = value[part]
+            elif isinstance(value, tuple):
+                value = value[int(part)]
+        return value
+
+    def may_be_exact(self, name: str) -> bool:
+        """Whether a number may stand as a Fraction in the configuration: it is one, and others follow from it."""
+        value = self.value(name)
+        if not isinstance(value, Fraction) or value.denominator == 1 or name in self.definitions:
+            return False
+        return any(name in statics.free_names(definition) for definition in self.definitions.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from archc.codegen.reach import reached
 from archc.graph.costs import Sizes
+from archc.graph.reach import reached
 from archc.graph.types import Graph
 from archc.kernels.fusing.producers import Chain, conv_groups
 from archc.kernels.kernel import Constant, Kernel

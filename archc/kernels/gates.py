@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from archc.codegen.letters import assign_letters
 from archc.graph.costs import Sizes
 from archc.graph.types import Graph
 from archc.kernels.fusing.gate_files import COLUMNS, ENTRIES, FILE, TOKENS, gate_files, once
 from archc.kernels.fusing.gate_view import Gate
 from archc.kernels.fusing.gates import gates_of
 from archc.kernels.kernel import Constant, Kernel
+from archc.printing.letters import assign_letters
 
 ENTRIES_A_THREAD = 8
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from archc.codegen.reach import reached
 from archc.graph.costs import Sizes
+from archc.graph.reach import reached
 from archc.graph.types import Graph, Node, Subgraph
 from archc.kernels.fusing.select import FILES, products
 from archc.kernels.kernel import Constant, Kernel

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from archc.codegen.printer import Code, Printer
 from archc.graph.calls import Call
 from archc.graph.costs import Cost, Sizes
 from archc.graph.signature import Argument, Signature
 from archc.graph.types import Node, Ref, Subgraph
 from archc.graph.values import Value
+from archc.printing.printer import Code, Printer
 from archc.spec.axes import Axis
 from archc.spec.expressions import Expr
 

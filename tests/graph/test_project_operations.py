@@ -14,7 +14,7 @@ from archc.pipeline import build, check
 
 DEFINITION = '''
 """ramp: a leaky ramp."""
-from archc.codegen.printer import call
+from archc.printing.printer import call
 from archc.graph.types import ValueType
 from archc.operations.base import Operation, Signature
 

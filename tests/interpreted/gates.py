@@ -13,13 +13,13 @@ from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 
 from archc.codegen.format import format_files
-from archc.codegen.letters import assign_letters
 from archc.codegen.package import runtime_path
 from archc.graph.costs import Sizes
 from archc.graph.types import Graph, Module
 from archc.kernels.fusing.gate_files import gate_files, once
 from archc.kernels.fusing.gate_view import Gate
 from archc.kernels.fusing.gates import gates_of
+from archc.printing.letters import assign_letters
 from tests.interpreted.modules import IMPORTED
 from tests.support.imports import imported
 

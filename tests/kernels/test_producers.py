@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from archc.codegen.reach import reached
+from archc.graph.reach import reached
 from archc.graph.types import Module
 from archc.kernels.conv import conv_kernels
 from archc.kernels.fusing.producers import Chain, conv_groups

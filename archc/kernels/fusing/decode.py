@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from archc.codegen.printer import Code
 from archc.graph.types import Graph, Module, Node, Ref
 from archc.kernels.fusing.tiles import At, Fused, Product, Tile, Tiles, Unfused, argument
 from archc.kernels.kernel import Constant, Kernel
 from archc.kernels.triton_functions import HELPERS
+from archc.printing.printer import Code
 from archc.templates import environment
 from archc.tiles.triton_decode import read_line, state_lines
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from archc.codegen.printer import Code
+from archc.printing.printer import Code
 
 MASKS = {"TC": "in_TC", "T": "in_T", "C": "in_C"}
 

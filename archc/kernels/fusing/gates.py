@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from archc.codegen.printer import Code, Printer, decimal
-from archc.codegen.reach import reached
+from archc.graph.reach import reached
 from archc.graph.types import Graph, Module, Node, Ref, Subgraph, ValueType
 from archc.kernels.fusing.gate_functions import OWN
 from archc.kernels.fusing.gate_lines import MASKS, Lines, Value, fresh, loads_first, summed
@@ -22,6 +21,7 @@ from archc.kernels.fusing.select import products
 from archc.kernels.triton_derivatives import ITSELF, PRODUCT, SIGN, SUM, slopes
 from archc.kernels.triton_functions import FUNCTIONS, HELPERS
 from archc.passes.precision import FOLLOW, INSIDE
+from archc.printing.printer import Code, Printer, decimal
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
 

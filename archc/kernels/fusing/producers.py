@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from archc.codegen.reach import reached
+from archc.graph.reach import reached
 from archc.graph.types import Node, Ref, Subgraph
 from archc.spec.axes import Axis
 from archc.spec.expressions import Expr

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from archc.codegen.reach import reached
 from archc.graph.costs import Sizes
 from archc.graph.functions import FUNCTIONS as TABLE
+from archc.graph.reach import reached
 from archc.graph.types import Node, Ref, Subgraph
 from archc.kernels.triton_derivatives import slopes
 from archc.kernels.triton_functions import FUNCTIONS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from archc.codegen.reach import reached
+from archc.graph.reach import reached
 from archc.graph.types import Node, Ref, Subgraph
 
 # (file of the package, name) -> the same with kernels; the files lie in the folders of operations.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from archc.codegen.printer import Code, Printer, decimal
 from archc.graph.costs import Sizes
 from archc.graph.types import Module, Node, Ref, ValueType
 from archc.kernels.triton_functions import FUNCTIONS, HELPERS
+from archc.printing.printer import Code, Printer, decimal
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
 from archc.tiles.kind import RecurrenceKind

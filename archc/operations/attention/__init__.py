@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from archc.codegen.printer import Code, Printer, call
 from archc.graph.calls import Call, Pair, shape
 from archc.graph.costs import Cost, Sizes
 from archc.graph.types import Node, Ref, Subgraph, ValueType
@@ -15,6 +14,7 @@ from archc.operations.blocks import printed
 from archc.operations.blocks.rate import KEYS, BlockRate, blocks_of, same
 from archc.operations.heads import fail_operand, split_heads, widest_heads
 from archc.operations.registry import operations
+from archc.printing.printer import Code, Printer, call
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from archc.codegen.printer import Code, Printer, call
 from archc.graph.calls import Call
 from archc.graph.types import Node, Ref, Subgraph
 from archc.graph.values import Traced
 from archc.operations.base import Operation, Signature, StateSpec
 from archc.operations.registry import operations
+from archc.printing.printer import Code, Printer, call
 from archc.spec.axes import Axis
 
 

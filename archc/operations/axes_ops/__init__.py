@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from archc.codegen.printer import Code, Printer, call
 from archc.graph.calls import Call, lift, shape
 from archc.graph.costs import Cost, Sizes
 from archc.graph.functions import infer
 from archc.graph.types import Node, Subgraph, ValueType
 from archc.graph.values import Value
 from archc.operations.base import Operation, Signature
+from archc.printing.printer import Code, Printer, call
 from archc.spec.axes import Axis
 
 

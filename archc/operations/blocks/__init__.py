@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from archc.codegen.printer import Code, Printer, call
 from archc.graph.calls import Call, shape
 from archc.graph.costs import Cost, Sizes
 from archc.graph.types import Node, Subgraph, ValueType
 from archc.graph.values import Value
 from archc.operations.base import Operation, Signature, StateSpec
 from archc.operations.blocks.rate import KEYS, BlockRate, blocks_of
+from archc.printing.printer import Code, Printer, call
 from archc.spec.axes import Axis
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from archc.codegen.printer import Code, Printer, call
 from archc.graph.calls import Call, shape
 from archc.graph.costs import Cost, Sizes
 from archc.graph.types import Node, Subgraph, ValueType
 from archc.graph.values import Traced, Value
 from archc.operations.base import Operation, Signature, StateSpec
 from archc.operations.long_conv import fft_flops, own_axis
+from archc.printing.printer import Code, Printer, call
 from archc.spec.axes import Axis
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from archc.codegen.printer import Code, Printer
 from archc.graph.costs import Cost, Sizes
 from archc.graph.functions import COMPARISONS, FUNCTIONS
 from archc.graph.types import Node, Subgraph
 from archc.operations.base import Operation, Signature
+from archc.printing.printer import Code, Printer
 
 
 class Elementwise(Operation):

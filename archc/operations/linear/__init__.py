@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from archc.codegen.printer import Code, Printer, call
-from archc.codegen.reach import reached
 from archc.graph.calls import Call
 from archc.graph.costs import Cost, Sizes
+from archc.graph.reach import reached
 from archc.graph.types import Node, Ref, Subgraph, ValueType
 from archc.graph.values import Value
 from archc.operations.base import Operation, Signature
+from archc.printing.printer import Code, Printer, call
 from archc.spec.axes import Axis
 
 OWNERS = ("param", "buffer", "linear")  # what gives a value of the model the dtype of the weights

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from archc.codegen.printer import Code, Printer
 from archc.graph.costs import Cost, Sizes
 from archc.graph.types import Node, Subgraph
 from archc.operations.base import Operation, Signature
+from archc.printing.printer import Code, Printer
 
 
 class Mixture(Operation):

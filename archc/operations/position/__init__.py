@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from archc.codegen.printer import Code, Printer
 from archc.graph.calls import Call
 from archc.graph.types import Node, ValueType
 from archc.graph.values import Value
 from archc.operations.base import Operation, Signature
+from archc.printing.printer import Code, Printer
 
 
 class Position(Operation):

@@ -8,7 +8,6 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import cast
 
-from archc.codegen.printer import Code, Printer, call
 from archc.graph.calls import Call
 from archc.graph.costs import Cost, Sizes
 from archc.graph.types import Node, Subgraph, ValueType
@@ -16,6 +15,7 @@ from archc.graph.values import Several, Traced, Value
 from archc.operations.base import Operation, Signature, StateSpec
 from archc.operations.heads import divides, fail_operand, widest_heads
 from archc.operations.recurrence.rate import step_and_rate
+from archc.printing.printer import Code, Printer, call
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
 from archc.spec.diagnostics import Label

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from archc.codegen.printer import Code, Printer
 from archc.graph.calls import Call
 from archc.graph.costs import Cost, Sizes
 from archc.graph.types import Node, Subgraph, ValueType
 from archc.graph.values import Value
 from archc.operations.base import Operation, Signature
 from archc.operations.over_tokens import over_tokens
+from archc.printing.printer import Code, Printer
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from archc.codegen.printer import Code, Printer
 from archc.graph.calls import Call, shape
 from archc.graph.costs import Cost
 from archc.graph.types import Node, Subgraph, ValueType
 from archc.graph.values import Value
 from archc.operations.base import Operation, Signature, StateSpec
+from archc.printing.printer import Code, Printer
 from archc.spec import expressions as ex
 
 

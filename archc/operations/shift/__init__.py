@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from archc.codegen.printer import Code, Printer, call
 from archc.graph.calls import Call
 from archc.graph.types import Node, Subgraph, ValueType
 from archc.graph.values import Value
 from archc.operations.base import Operation, Signature, StateSpec
+from archc.printing.printer import Code, Printer, call
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
 

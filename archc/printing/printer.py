@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from archc.codegen.config import may_be_exact
-from archc.codegen.letters import RATE_AXES
-from archc.codegen.views import Names
 from archc.graph.functions import FUNCTIONS
 from archc.graph.types import Module, Node, Ref, ValueType
-from archc.kernels.fusing.select import WITH_KERNELS
-from archc.kernels.targets import Target
+from archc.printing.letters import RATE_AXES
+from archc.printing.names import Names
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
 from archc.spec.spec import Static
-
-if TYPE_CHECKING:
-    from archc.kernels.fusing.gate_view import Gate
 
 ATOM = 12  # level of names, calls and subscripts; lower binds looser (`+` 8, `*` 9, unary minus 10, `**` 11)
 MODEL_NAMES = ("d_model", "n_layers", "vocab_size", "context")
@@ -68,8 +62,10 @@ class Printer:
         self.drawn = ""  # inside an init: the weight that draws take their shape from
         self.from_config = False  # in the model's own class: numbers are read from `config`
         self.names: Names | None = None  # what the classes are called; set where modules call modules
-        self.target: Target | None = None  # the GPU that the package has kernels for
-        self.gates: Sequence[Gate] = ()  # elementwise equations that one launch computes there
+        self.with_kernels: Mapping[
+            tuple[str, str], tuple[str, str]
+        ] = {}  # in a package for a GPU: what has kernels
+        self.for_gpu = False
 
     # -- statics --------------------------------------------------------------------------------------------
 
@@ -81,7 +77,7 @@ class Printer:
             if attribute in MODEL_NAMES:
                 return f"config.{attribute}"
             source = f"config.{self.module.prefix}_{attribute}"
-            return f"float({source})" if may_be_exact(self.module, identifier) else source
+            return f"float({source})" if self.module.may_be_exact(identifier) else source
         return f"self.{attribute}"
 
     def number(self, expr: ex.Expr) -> Code:
@@ -233,8 +229,7 @@ class Printer:
     def use(self, file: str, *names: str) -> None:
         """Say that the expression needs names of a run-time file."""
         for name in names:
-            plain = (file, name)
-            self.imports.add(plain if self.target is None else WITH_KERNELS.get(plain, plain))
+            self.imports.add(self.with_kernels.get((file, name), (file, name)))
 
     def member(self, node: Node) -> str:
         """The attribute of an operation that owns weights, on the object that owns them (language rule 10)."""

@@ -1,0 +1,1 @@
+"""Expressions of a graph as Python source: what operations print themselves with."""
