@@ -48,14 +48,14 @@ def _of(gate: Gate, sizes: Sizes, source: str, dtype: str, warp_size: int) -> li
     strides = {f"{operand.plain}_row" for operand in rows}
     span = next(node.span for node in gate.region.nodes if node.id == gate.region.at)
     kernels = []
-    for name, pointers, more in (
-        (f"{gate.name}_kernel", gate.pointers, {}),
-        (f"{gate.name}_backward_kernel", gate.backward_pointers, blocks),
+    for name, pointers, operands, more in (
+        (f"{gate.name}_kernel", gate.pointers, gate.read, {}),
+        (f"{gate.name}_backward_kernel", gate.backward_pointers, gate.reread, blocks),
     ):
         signature = {pointer: f"*{types[pointer.removesuffix('_ptr')]}" for pointer in pointers}
         signature |= {
             "tokens": "i32",
-            **dict.fromkeys(gate.rows, "i32"),
+            **dict.fromkeys(gate.rows(operands), "i32"),
             **dict.fromkeys(gate.numbers, "fp32"),
         }
         aligned = tuple(key for key in signature if key.endswith("_ptr") or key in strides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -61,7 +62,8 @@ class Lines:
     def _plain(self, value: Value) -> Code:
         inner = value.kind if value.inner is None else value.inner
         parts = [self.text(needed, inner).at(value.need) for needed in value.inputs]
-        return Code(value.text.format(*parts), value.level)
+        text = value.text.format(*parts)
+        return Code(re.sub(r"\(\(([^()]*)\)\)", r"(\1)", text), value.level)
 
     def bind(self, value: Value) -> None:
         """Give names to a value and to what it is made of, where they shall have some."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from archc.graph.types import Ref
@@ -97,6 +97,23 @@ class Gate:
         return [operand for operand in self.read if operand.per_token]
 
     @property
+    def kept(self) -> list[Operand]:
+        """What the backward is given again: what it computes with, and what has sums of the same shape."""
+        text = "\n".join((*self.before, *self.inner, *self.after))
+        again = [o for o in self.operands if f"tl.load({o.plain}_ptr" in text]
+        return [o for o in self.operands if o in again or o in self.summed]
+
+    @property
+    def reread(self) -> list[Operand]:
+        """What its kernel loads."""
+        return [operand for operand in self.kept if operand.loaded]
+
+    @property
+    def typed(self) -> list[Operand]:
+        """Of these a gradient needs nothing but the dtype."""
+        return [operand for operand in self.sloped if operand not in self.kept]
+
+    @property
     def sloped(self) -> list[Operand]:
         """What has a gradient."""
         return [operand for operand in self.operands if operand.sloped]
@@ -108,20 +125,32 @@ class Gate:
         found += ["None"] * len(self.numbers)
         return f"({found[0]},)" if len(found) == 1 else ", ".join(found)
 
-    @property
-    def passed(self) -> list[str]:
-        """What launchers pass for them."""
-        return [f"{o.plain}_rows" if o.per_token else f"{o.name}.contiguous()" for o in self.read]
+    def empty(self, operand: Operand) -> str:
+        """Memory for its gradient, in the backward: in the shape of what is kept, else of what reaches a result."""
+        if operand in self.kept:
+            return f"{operand.name}.new_empty({operand.name}.shape)"
+        like = f"d{self.results[0].name}"
+        shape = f"{like}.shape" if operand.kind == "TC" else f"{like}.shape[:{2 + self.outer}]"
+        return f"{like}.new_empty({shape}, dtype={operand.name}_dtype)"
 
     @property
-    def strides(self) -> list[str]:
+    def unpacked(self) -> str:
+        """The forward's arguments where it is noted what the backward needs; what it does not need has no name."""
+        wanted = {*self.kept, *self.typed}
+        found = [operand.name if operand in wanted else "_" for operand in self.operands]
+        return f"{found[0]}," if len(found) + len(self.numbers) == 1 else ", ".join([*found, *self.numbers])
+
+    def passed(self, operands: Sequence[Operand]) -> list[str]:
+        """What launchers pass for operands."""
+        return [f"{o.plain}_rows" if o.per_token else f"{o.name}.contiguous()" for o in operands]
+
+    def strides(self, operands: Sequence[Operand]) -> list[str]:
         """And for the distances of rows."""
-        return [f"{operand.plain}_rows.stride(0)" for operand in self.strided]
+        return [f"{operand.plain}_rows.stride(0)" for operand in operands if operand.per_token]
 
-    @property
-    def rows(self) -> list[str]:
+    def rows(self, operands: Sequence[Operand]) -> list[str]:
         """As kernels call those."""
-        return [f"{operand.plain}_row" for operand in self.strided]
+        return [f"{operand.plain}_row" for operand in operands if operand.per_token]
 
     @property
     def pointers(self) -> list[str]:
@@ -132,7 +161,7 @@ class Gate:
     def backward_pointers(self) -> list[str]:
         """Of the backward's."""
         ahead = [f"d{result.plain}_ptr" for result in self.results]
-        return [*ahead, *(f"{o.plain}_ptr" for o in self.read), *(f"d{o.plain}_ptr" for o in self.sloped)]
+        return [*ahead, *(f"{o.plain}_ptr" for o in self.reread), *(f"d{o.plain}_ptr" for o in self.sloped)]
 
     @property
     def summed(self) -> list[Operand]:
