@@ -10,6 +10,7 @@ from functools import cache
 from archc.graph.costs import Sizes
 from archc.graph.types import Graph, Node
 from archc.kernels.decode import decode_kernel
+from archc.kernels.elementwise import WIDEST, token_launches
 from archc.kernels.kernel import Constant, Kernel
 from archc.kernels.targets import Target
 from archc.spec.diagnostics import Span
@@ -17,6 +18,7 @@ from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT
 from archc.tiles.triton_channel_reverse import ChannelLaunch, channel_reverse_source, has_channel_reverse
 from archc.tiles.triton_decode import decode_source
+from archc.tiles.triton_elementwise import GROUP, TokenLaunch, elementwise_source, kept
 from archc.tiles.triton_pair_reverse import has_pair_reverse, pair_reverse_source
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, kernels, walk_form
@@ -54,6 +56,7 @@ FLOAT32 = (
     "ddecay",
     "dbeta",
     "dweight",
+    "drate",
 )
 # Key channels that the walk carries a normaliser beside, half of them with a decay: as many as fitted on Hopper.
 BESIDE = 128
@@ -105,9 +108,9 @@ def _use(node: Node, sizes: Sizes) -> Use:
 
 def chunked(kind: RecurrenceKind, use: Use) -> str:
     """Why a recurrence runs over chunks in its torch form; empty if it has kernels."""
-    verdict = form_of(kind)
-    if verdict.form != "chunk":
-        return verdict.reason
+    if form_of(kind).form == "scan":
+        few = use.K <= WIDEST
+        return "" if few else "a state with so many key channels does not fit the registers"
     if kind.normalize != "none" and not kind.beside:
         return (
             "under an erase, or with factors, the normaliser is one more column of V, whose rows do not align"
@@ -143,6 +146,8 @@ def sizes_of(kind: RecurrenceKind, uses: Sequence[Use]) -> list[tuple[int, int]]
 
 def has_reverse(kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: Target) -> bool:
     """Whether the backward has kernels as well; without, it runs in the torch form."""
+    if sizes and form_of(kind).form == "scan":
+        return "walk_back" in token_launches(kind, sizes, target)
     return bool(sizes) and reverse_launch(kind, sizes, target) is not None
 
 
@@ -170,6 +175,9 @@ def reverse_launch(
 
 def source_of(kind: RecurrenceKind, name: str, sizes: Sequence[tuple[int, int]], target: Target) -> str:
     """The text of `<name>_kernels.py`: the form over chunks for heads of these (K, V), if any, and the decode step."""
+    if sizes and form_of(kind).form == "scan":
+        walks = token_launches(kind, sizes, target)
+        return elementwise_source(kind, name, walks["walk"], walks.get("walk_back"))
     precision = "tf32x3" if target.backend == "cuda" else "ieee"
     cut = launches(kind, sizes, target) if sizes else {}
     back = reverse_launch(kind, sizes, target) if sizes else None
@@ -191,8 +199,9 @@ def recurrence_kernels(
     """What a class launches, for each of its sizes."""
     sizes = sizes_of(kind, uses)
     source, file = source_of(kind, name, sizes, target), f"{name}_kernels.py"
-    form = walk_form(kind) if sizes else None
-    back = reverse_launch(kind, sizes, target) if sizes else None
+    by_token = form_of(kind).form == "scan"
+    form = walk_form(kind) if sizes and not by_token else None
+    back = reverse_launch(kind, sizes, target) if sizes and not by_token else None
     for use in uses:
         queries = use.heads["q"] // use.H if kind.grouped else 1
         for V in (use.V, 1) if kind.normalize != "none" else (use.V,):  # the normaliser decodes as one column
@@ -200,6 +209,9 @@ def recurrence_kernels(
                 kind, use.K, V, dtype, heads=use.H, queries=queries, file=file, source=source
             )
             yield replace(step, span=use.span)
+        if by_token and not chunked(kind, use):
+            for role, walk in token_launches(kind, sizes, target).items():
+                yield from with_packed(walk_by_token(source, file, role, kind, use, walk, dtype))
         if form is None or chunked(kind, use):
             continue
         tiles = launches(kind, sizes, target)
@@ -224,6 +236,16 @@ def recurrence_kernels(
                 yield from with_packed(
                     described(source, file, role, role, kind, use, cut, dtype, back.columns)
                 )
+
+
+def walk_by_token(
+    source: str, file: str, role: str, kind: RecurrenceKind, use: Use, launch: TokenLaunch, dtype: str
+) -> Kernel:
+    """A walk over tokens as it is compiled. Sums over value columns are float32 where there are several blocks."""
+    cut = Launch(launch.columns, launch.num_warps, launch.num_stages)
+    kernel = described(source, file, role, role, kind, use, cut, dtype, launch.columns)
+    sums = {name: "*fp32" for name in ("dq", "dk") if name in kernel.signature and use.V > launch.columns}
+    return replace(kernel, signature={**kernel.signature, **sums}, matrix=False)
 
 
 def with_packed(kernel: Kernel) -> Iterator[Kernel]:
@@ -255,6 +277,7 @@ def described(
         "H": use.H, "K": use.K, "V": use.V, "BLOCK_K": BLOCK_K, "COLUMNS": columns,
         "CHANNELS": min(launch.channels, BLOCK_K), "BLOCK_V": max(_power(use.V), 16), "VALUES": 0,
         "C": kind.chunk, "SEGMENT": SEGMENT, "PACKED": False, "INITIAL": False,
+        "GROUP": GROUP, "KEPT": kept(kind),
         **{f"{name}_heads": count for name, count in use.heads.items()},
     }  # fmt: skip
     signature, constants = {}, {}

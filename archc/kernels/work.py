@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import prod
 
 from archc.kernels.bounds import Work
+from archc.kernels.elementwise import work_by_token
 from archc.tiles.costs import _exponentials, _flops, count
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
@@ -23,11 +24,13 @@ def work_of(
 ) -> Work | None:
     """The work of one kernel of a class, per token and head of the state; None for a role that has no count.
 
-    role: "prepare" and "walk" of the forward, "prepare_reverse" and "reverse" of the backward, "decode". columns:
-    values that a program of a walk has; all of them by default. itemsize: bytes of an element of q, k and v.
+    role: "prepare" and "walk" of the forward, "prepare_reverse" and "reverse" of the backward, "decode"; "walk_back" of
+    a class that walks token by token. columns: values that a program of a walk has; all of them by default. itemsize:
+    bytes of an element of q, k and v.
     """
-    if form_of(kind).form != "chunk":
-        return None
+    form = form_of(kind).form
+    if form != "chunk":
+        return work_by_token(kind, role, K, V, columns, itemsize) if form == "scan" else None
     if role == "decode":
         costs = count(kind, K, V, itemsize=itemsize).decode
         return Work(costs.bytes, costs.flops, costs.exponentials, 0.0)

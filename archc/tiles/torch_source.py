@@ -14,7 +14,10 @@ from archc.tiles.reverse import reverse
 from archc.tiles.schedule import Schedule, schedule
 from archc.tiles.token_lines import decode_lines, token_lines
 from archc.tiles.torch_lines import Printer
+from archc.tiles.triton_elementwise import kept
 from archc.tiles.views import Argument, arguments, beside_facts, public_facts, steps, wrap
+
+SCAN_CHUNK = 16  # tokens of a chunk of a class that is a scan over tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ def emit(
         "kernel_sizes": ", ".join(str(size) for size in kernel_sizes or ()),
     }
     if verdict.form == "scan":
+        view |= {"scan_chunk": SCAN_CHUNK, "segment": kept(kind) // SCAN_CHUNK}
         empty = Forms([], [], [], [], [], [], [], [], [], frozenset())
         view["forms"] = empty
         view["facts"] = {**public_facts(kind, found), **chunk_facts(kind, found, empty)}

@@ -20,8 +20,6 @@ KEPT, KEPT_FULL = (
     64,
     16,
 )  # tokens between two states that are kept; the latter where decays are as large as states
-ENTRIES, ENTRIES_BACK = 16, 8  # entries of the state a thread, at most
-ROLES = ("walk", "walk_back")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +43,6 @@ class Loaded:
 def kept(kind: RecurrenceKind) -> int:
     """Tokens between two states that are kept for the backward."""
     return KEPT if kind.decay_rate else KEPT_FULL
-
-
-def columns_of(role: str, columns: int, threads: int, block_K: int, block_V: int) -> int:
-    """Value columns of a program of so many threads: `columns`, or fewer if its state would fill the registers."""
-    most = (ENTRIES if role == "walk" else ENTRIES_BACK) * threads // block_K
-    return max(min(columns, most, block_V), 16)
 
 
 def elementwise_source(

@@ -9,6 +9,7 @@ from archc.kernels.targets import load_target
 from archc.kernels.work import work_of
 from archc.tiles.costs import count
 from archc.tiles.kind import RecurrenceKind
+from archc.tiles.triton_elementwise import kept
 
 H100 = load_target("h100")
 
@@ -52,6 +53,19 @@ def test_the_kernels_of_a_class_do_its_work_together(decay: str, erase: str) -> 
     assert half.chain == pytest.approx(whole.chain / 2) and 0 < whole.chain < whole.flops
 
 
-def test_no_count_for_what_is_no_chunk_form() -> None:
-    assert work_of(RecurrenceKind(decay="elementwise"), "walk", 64, 64) is None
+@pytest.mark.parametrize("rate", [True, False])
+def test_a_walk_over_tokens_moves_its_arguments_and_the_states_that_are_kept(rate: bool) -> None:
+    kind = RecurrenceKind("elementwise", decay_rate=rate)
+    costs, tokens = count(kind, 16, 256), kept(kind)
+    walk, back = (work_of(kind, role, 16, 256) for role in ("walk", "walk_back"))
+    assert walk is not None and back is not None
+    assert walk.bytes == costs.forward.bytes + 4 * 16 * 256 / tokens
+    assert back.bytes == costs.backward.bytes + 4 * 16 * 256 / tokens
+    assert walk.exponentials == 16 * 256 and 2 < back.exponentials / walk.exponentials < 3
+    blocks = work_of(kind, "walk_back", 16, 256, columns=128)  # two numbers in float32 for one in bfloat16
+    assert blocks is not None and blocks.bytes - back.bytes == 2 * 16 * (2 * 4 - 2)
+
+
+def test_no_count_for_other_roles() -> None:
+    assert work_of(RecurrenceKind(decay="elementwise"), "prepare", 64, 64) is None
     assert work_of(RecurrenceKind(), "norm", 64, 64) is None

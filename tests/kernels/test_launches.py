@@ -8,7 +8,7 @@ import pytest
 
 from archc.kernels.fit import judge
 from archc.kernels.kernel import Kernel
-from archc.kernels.recurrence import Use, recurrence_kernels
+from archc.kernels.recurrence import Use, chunked, recurrence_kernels
 from archc.kernels.targets import load_target
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.views import arguments
@@ -60,3 +60,22 @@ def test_a_target_without_a_row_for_it_walks_sequences_whole() -> None:
     use = Use(128, 128, 4, {argument.name: 4 for argument in arguments(RecurrenceKind())}, None)
     found = recurrence_kernels(RecurrenceKind(), "made", [use], replace(H100, tiles=rows))
     assert not {"walk_ahead", "carry"} & {kernel.role for kernel in found}
+
+
+@pytest.mark.parametrize(("rate", "K", "columns"), [(True, 16, 128), (True, 128, 16), (False, 256, 8)])
+def test_a_walk_over_tokens_has_the_columns_that_fit(rate: bool, K: int, columns: int) -> None:
+    """Both walks, dense and packed, and the sums over their blocks of value columns in float32."""
+    found = launched(RecurrenceKind("elementwise", decay_rate=rate), K, 512)
+    assert list(found) == [(role, case) for role in ("walk", "walk_back") for case in ("", "packed")]
+    back = found["walk_back", ""]
+    assert back.constants["COLUMNS"] == columns and not back.matrix
+    assert back.signature["dq"] == back.signature["ddecay"] == "*fp32" and back.signature["dv"] == "*bf16"
+    alone = launched(RecurrenceKind("elementwise"), 16, 16)["walk_back", ""]
+    assert alone.signature["dq"] == "*bf16"
+
+
+def test_a_state_that_is_too_wide_for_a_walk_over_tokens() -> None:
+    kind = RecurrenceKind("elementwise")
+    use = Use(512, 64, 4, {argument.name: 4 for argument in arguments(kind)}, None)
+    assert "registers" in chunked(kind, use)
+    assert [kernel.role for kernel in recurrence_kernels(kind, "made", [use], H100)] == ["decode"]
