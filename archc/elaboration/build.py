@@ -130,7 +130,9 @@ class GraphBuilder:
         return self._new_module(instance, fillers, environment)
 
     def _holds(self, decisions: tuple[Decision, ...], environment: Mapping[str, Static]) -> bool:
-        return all(bool(statics.evaluate(d.test, environment, self.report)) == d.value for d in decisions)
+        return all(
+            statics.is_true(statics.evaluate(d.test, environment, self.report)) is d.value for d in decisions
+        )
 
     def _new_module(
         self, instance: Instance, fillers: Mapping[str, Interface], environment: Mapping[str, Static]

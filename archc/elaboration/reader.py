@@ -196,7 +196,8 @@ class Reader(Scope):
                 "E305",
                 f"there is no operation or function `{name}`",
                 expr.function_span,
-                help=self.suggest(name, known) or "`archc library` lists functions and operations",
+                help=self.suggest(name, known)
+                or "define it under `functions:`, or compose it of those that `archc library` lists",
             )
         if not registry.is_added(name):
             return operation.build(Call(expr, operation, self))

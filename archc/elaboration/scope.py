@@ -149,7 +149,7 @@ class Scope(ABC):
         found = self.evaluate(value.expr)
         if len(self.report.diagnostics) > before:
             raise Abandon
-        chosen = found is not None and found is not False and found != 0 and found != ""
+        chosen = statics.is_true(found)
         if LAYER_NAMES & statics.free_names(value.expr):
             self.builder.decisions[value.expr] = chosen
         return chosen

@@ -40,18 +40,20 @@ INSIDE = (
 TOKENS = ("token", "seen")
 # Operations whose result has the dtype of their first operand.
 FOLLOW = ("scan", "shift", "rmsnorm", "layernorm", "l2norm")
+# Functions that give whole numbers for whole numbers.
+WHOLE = ("neg", "abs", "sign", "square", "add", "sub", "mul", "floordiv", "mod", "min", "max", "clip")
 MATRICES = ("linear", "conv1d")  # their weights have the dtype of the model
 
 
 def keep_float32(graph: Subgraph) -> Subgraph:
     """The same subgraph with conversions at the borders of its float32 regions; parameters inside are marked."""
-    wide = _regions(graph)
-    if not wide:
+    wide, numbers = _regions(graph), _numbers(graph)
+    if not wide and not numbers:
         return graph
     made = Rebuilder(graph)
     converted: dict[Ref, Ref] = {}
-    # What is float32 at run time: the regions, and what is made of them alone.
-    single = {number for number in wide if graph.nodes[number].type.rate != "static"}
+    # What is float32 at run time: the regions, what stands for numbers, and what is made of them alone.
+    single = {number for number in wide if graph.nodes[number].type.rate != "static"} | numbers
     for node in graph.nodes:
         if node.id in wide:
             _copy_wide(node, made, wide, converted)
@@ -76,6 +78,33 @@ def keep_float32(graph: Subgraph) -> Subgraph:
                 "cast_like", (Ref(fresh.id), like), node.type, {}, node.span, node.equation
             )
     return made.finish()
+
+
+def _numbers(graph: Subgraph) -> set[int]:
+    """The nodes that are made of numbers alone, and are float32 in models of any dtype: `ones(n)`, `exp(arange(n))`.
+
+    Whole ones are none of these: they take the dtype of what they meet.
+    """
+    found: set[int] = set()
+    whole: set[int] = set()
+    for node in graph.nodes:
+        if node.op in ("ones", "zeros"):
+            found.add(node.id)
+        elif node.op == "arange" or node.op == "static" and _is_whole(node):
+            whole.add(node.id)
+        elif node.op in INSIDE and node.inputs and node.type.rate == "model" and not _has_no_precision(node):
+            made_of = {ref.node for ref in node.inputs}
+            kept = node.op != "elementwise" or node.attrs["function"] in WHOLE
+            if kept and made_of <= whole:
+                whole.add(node.id)
+            elif all(k in found | whole or graph.nodes[k].op == "static" for k in made_of):
+                found.add(node.id)
+    return found
+
+
+def _is_whole(node: Node) -> bool:
+    """Whether a static number is whole at every layer."""
+    return node.type.low == node.type.high and float(node.type.low).is_integer()
 
 
 def _has_no_precision(node: Node) -> bool:

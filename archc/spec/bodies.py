@@ -343,6 +343,7 @@ def _refuse_taken(body: Body, name: str, span: Span, report: Reporter) -> None:
             f"`{name}` cannot name a parameter or a slot of {a_noun(body.kind)}",
             span,
             note=f"where the {noun(body.kind)} is used, the key `{name}:` means something else",
+            help="give it another name",
         )
 
 
@@ -377,7 +378,9 @@ def replace_equations(body: Body, node: YMapping, report: Reporter) -> Body:
                 "E235",
                 f"{noun(body.kind)} `{body.name}` has no equation `{', '.join(names)}` to replace",
                 place,
-                help=f"did you mean `{', '.join(owner[near])}`?" if near else f"equations: {listed}",
+                help=f"did you mean `{', '.join(owner[near])}`?"
+                if near
+                else f"replace one of {listed}; a new equation belongs into a body of its own",
                 labels=[Label(body.span, f"{noun(body.kind)} `{body.name}` is defined here")],
             )
     return replace(body, equations=tuple(equations))

@@ -74,8 +74,8 @@ def free_names(expr: Expr) -> frozenset[str]:
 
 
 def is_true(value: Static) -> bool:
-    """Whether a condition holds: `none`, `false`, zero and the empty list do not."""
-    return bool(value)
+    """Whether a condition holds: `none` (also as a choice), `false`, zero, the empty text and list do not."""
+    return bool(value) and value != "none"
 
 
 class _Evaluator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from archc.spec.bodies import SECTIONS, read_body, replace_equations
+from archc.spec.bodies import SECTIONS, TAKEN, read_body, replace_equations
 from archc.spec.diagnostics import Label, Reporter, Span
 from archc.spec.expressions import Attribute, Expr, Name
 from archc.spec.fields import WORD, Fields, a_noun, describe, items_of, noun, unknown_key
@@ -39,7 +39,9 @@ class Binder:
                 "E204",
                 f"`{slot}` needs a mapping, not {describe(node)}",
                 node.span,
-                help=f"write `{slot}: {{use: {word}}}`",
+                help=f"write `{slot}: {{shared: [{word}]}}`"
+                if word in self.shared
+                else f"write `{slot}: {{use: {word}}}`",
             )
             return None
         if node.get("shared") is not None:
@@ -75,6 +77,15 @@ class Binder:
         listed = fields.take("shared")
         fields.finish(("shared",))
         names = []
+        if listed is not None and not items_of(listed):
+            self.report.error(
+                "E242",
+                f"`{slot}` lists no shared body",
+                listed.span,
+                help=f"there are: {', '.join(f'`{name}`' for name in self.shared)}"
+                if self.shared
+                else f"declare one under `shared:`, or write `{slot}: {{use: ...}}`",
+            )
         for item in items_of(listed) if listed is not None else ():
             if isinstance(item, YScalar) and item.text in self.shared:
                 names.append(item.text)
@@ -136,7 +147,7 @@ class Binder:
                     note="" if known else f"{noun(body.kind)} `{body.name}` has no parameters",
                 )
         for slot, kinds in body.slots.items():
-            if slot not in tried:
+            if slot not in tried and slot not in TAKEN.get(body.kind, ()):  # such a name is refused already
                 self.report.error(
                     "E240",
                     f"slot `{slot}` of {noun(body.kind)} `{body.name}` is not filled",

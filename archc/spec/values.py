@@ -207,11 +207,10 @@ def _settled(value: Expr | Static) -> tuple[Static, bool]:
 
 
 def fits(value: Static, param: Param) -> bool:
-    """Whether a value has the type of a parameter; `none` fits where the default is `none`."""
+    """Whether a value has the type of a parameter; `none` fits a default of `none`, and mappings with a default."""
     if value is None:
-        return (
-            param.type == "any" or (not param.required and param.default is None) or "none" in param.choices
-        )
+        may_be_none = param.default is None or param.type == "mapping"
+        return param.type == "any" or (not param.required and may_be_none) or "none" in param.choices
     if param.type == "int":
         return isinstance(value, Fraction) and value.denominator == 1
     if param.type == "number":

@@ -51,7 +51,7 @@ class DiagonalSSM(Operation):
                 "this decay is not known to be at most 0, so the state could grow without bound",
                 call.span_of("decay"),
                 note="decay is the logarithm of what is kept",
-                help="-exp(...) * dt, logsigmoid(...), or min(..., 0)",
+                help="write what cannot be positive: -exp(...) * dt, logsigmoid(...), or min(..., 0)",
             )
         if "read_imag" in operands and "angle" not in operands:
             call.fail(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from archc.graph.costs import Cost, Sizes
@@ -9,6 +10,8 @@ from archc.graph.functions import COMPARISONS, FUNCTIONS
 from archc.graph.types import Node, Subgraph
 from archc.operations.base import Operation, Signature
 from archc.printing.printer import Code, Printer
+
+FLOAT = re.compile(r"\d+(\.\d*)?(e[-+]?\d+)?")
 
 
 class Elementwise(Operation):
@@ -43,6 +46,8 @@ class Elementwise(Operation):
         numbers = [type_.rate == "static" for type_ in types]
         if name == "pow" and numbers[0]:
             aligned[0] = _as_float(aligned[0])
+        if name == "pow" and numbers[1] and types[0].rate == "model" and types[1].low < 0:
+            aligned[1] = _as_float(aligned[1])  # `arange(n) ** -1` is no whole number
         if name in ("min", "max") and any(numbers):
             value, bound = (1, 0) if numbers[0] else (0, 1)
             limit = "max" if name == "min" else "min"
@@ -86,7 +91,7 @@ def _as_float(number: Code) -> Code:
     literal = number.text.lstrip("-")
     if literal.isdigit():
         return Code(f"{number.text}.0", number.level)
-    return number if literal[0].isdigit() else Code(f"float({number.text})")
+    return number if FLOAT.fullmatch(literal) else Code(f"float({number.text})")
 
 
 class StaticNumber(Operation):

@@ -227,7 +227,7 @@ class Recurrence(Operation):
                     if math.isfinite(type_.high)
                     else "archc finds no bound"
                 ),
-                help="-exp(...) * softplus(...), logsigmoid(...), or min(..., 0)",
+                help="write what cannot be positive: -exp(...) * softplus(...), logsigmoid(...), or min(..., 0)",
             )
         last = axes[name][-1:] if axes[name] else ()
         if key in axes[name] and value in axes[name] and key != value:
@@ -272,6 +272,14 @@ class Recurrence(Operation):
         read = call.word("read", ("inclusive", "exclusive")) or (
             "exclusive" if call.has("bonus") else "inclusive"
         )
+        if call.has("bonus") and read == "inclusive":
+            call.fail(
+                "E374",
+                "bonus= stands in the place of the token's own write, so the read must leave that out",
+                call.span_of("read"),
+                labels=[Label(call.span_of("bonus"), "the bonus")],
+                help="leave out read=: with bonus= it is exclusive",
+            )
         chunk = int(call.number("chunk", Fraction(64)))
         if chunk < 16 or chunk & (chunk - 1) or chunk > 1024:
             call.fail("E321", "a chunk is 16, 32, 64, ... up to 1024 tokens", call.span_of("chunk"))

@@ -35,7 +35,7 @@ class Scan(Operation):
                 "this decay is not known to be at most 0, so the state could grow without bound",
                 call.span_of("decay"),
                 note="decay is the logarithm of what is kept",
-                help="-exp(...) * softplus(...), logsigmoid(...), or min(..., 0)",
+                help="write what cannot be positive: -exp(...) * softplus(...), logsigmoid(...), or min(..., 0)",
             )
         order, inputs = ["x", "decay"], [x, decay]
         for name in ("angle", "imag"):
