@@ -22,12 +22,11 @@ from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import Row, Step
 from archc.tiles.reverse import reverse
-from archc.tiles.triton_lines import FACTORS
+from archc.tiles.triton_lines import FACTORS, factor_lines, load_line, row_line, walks_decay_rows
 from archc.tiles.triton_source import (
     INPUTS,
     buffer_line,
     constants_given,
-    load_line,
     open_lines,
     walk_form,
 )
@@ -101,6 +100,8 @@ def channel_reverse_source(
         "parts": [name for name in made if name.endswith("_state")],
         "rows": [name for name in made if name in ("dq", "dk", "dw", "dr", "ddecay")],
         "given": _given,
+        "decays_rows": walks_decay_rows(kind),
+        "typed_by": next(name for name in ("q", "q_in", "q_before") if name in back.loaded),
         "later": any("later(" in line for line in again.lines),
         "gradient": {name: "dE" if name == "v" and "dv" not in made else f"d{name}" for name in inputs},
     }
@@ -166,6 +167,24 @@ class _Lines:
 class _Back(_Lines):
     """`walk_back`: gradients of values, and of the rows that write through dS."""
 
+    def __init__(self, kind: RecurrenceKind) -> None:
+        super().__init__(kind)
+        self.decays_rows = walks_decay_rows(kind)
+        self.ready: set[str] = set()  # factors that rows are decayed with here
+
+    def decayed(self, base: str, factor: str) -> str:
+        """A row that meets dS: decayed here, or by `prepare`."""
+        tile = f"{base}_{factor}_CK"
+        if not self.decays_rows:
+            return self.load(tile)
+        if tile not in self.ready:
+            if factor not in self.ready:
+                self.out += factor_lines(factor)
+            self.ready |= {factor, tile}
+            self.out.append(row_line(base, factor))
+            self.loaded |= dict.fromkeys((f"{base}_CK", "decay_CK"))
+        return tile
+
     def view(self) -> View:
         self.values()
         for step in self.steps:
@@ -195,7 +214,7 @@ class _Back(_Lines):
                 self.put(target, f"{product}{' * scale' if dz.base == 'do' else ''}", step)
             elif step.operation == "read" and step.operands[1].base == "dS_next":
                 x = step.operands[0]
-                product = f"dot(dS_VK.to(dtype), tl.trans({self.load(f'{x.base}_out_CK')}))"
+                product = f"dot(dS_VK.to(dtype), tl.trans({self.decayed(x.base, 'out')}))"
                 factor = f" * {self.scalar(x.scalar)}[None, :]" if x.scalar else ""
                 self.put(target, f"{product}{factor}", step)
             elif step.operation == "solve":
@@ -228,9 +247,10 @@ class _Back(_Lines):
 
     def update(self) -> None:
         step = next(step for step in self.steps if step.operation == "update")
-        self.out.append(f"dS_VK *= tl.exp({self.load('G_end_K')})[None, :]  # {step.number}")
+        end = "G_end_K" if self.decays_rows else self.load("G_end_K")
+        self.out.append(f"dS_VK *= tl.exp({end})[None, :]  # {step.number}")
         for x, dz, sign in zip(step.operands[1::2], step.operands[2::2], step.signs, strict=True):
-            rows = self.load(f"{x.base}_{FACTORS[x.exponent]}_CK")
+            rows = self.decayed(x.base, FACTORS[x.exponent])
             value = f"({dz.base}_VC * scale).to(dtype)" if dz.base == "do" else self.narrow(dz)
             self.out.append(f"dS_VK {'-' if sign < 0 else '+'}= dot({value}, {rows})")
 
@@ -247,7 +267,6 @@ class Again(_Lines):
         self.read_of = {step.result: step.result[1:].removesuffix("_read") for step in self.reads}
 
     def view(self) -> View:
-        self.load("decay_CK")
         self.reads_and_pairs()
         self.decay()
         self.untouched()

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import Row, Step, TileProgram
 from archc.tiles.reverse import reverse
-from archc.tiles.triton_lines import Lines
+from archc.tiles.triton_lines import Lines, load_line
 from archc.tiles.triton_normaliser import ReverseNormaliser, divisor
-from archc.tiles.triton_source import INPUTS, load_line
+from archc.tiles.triton_source import INPUTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,33 @@ from archc.tiles.program import Row, Step, TileProgram
 # The decay factor that belongs to an exponent, and the exponent's argument per token.
 FACTORS = {"+": "in", "<": "before", "-": "out"}
 EXPONENT = {"+": "G_{0}", "<": "G_{0} - decay_{0}", "-": "G_end_{1} - G_{0}"}
+# What rows of one block of key channels are decayed with, from `decay_CK`.
+BEFORE = {"in": "tl.cumsum(decay_CK, 0)", "before": "tl.cumsum(decay_CK, 0) - decay_CK"}
+
+
+def walks_decay_rows(kind: RecurrenceKind) -> bool:
+    """Whether walks decay the rows of keys that meet the state, rather than read what `prepare` has decayed.
+
+    With an erase there are three such rows or more: to write and read them moves more than q, k and the decay again.
+    """
+    return kind.core().decay == "key" and kind.erase != "none"
+
+
+def row_line(base: str, factor: str) -> str:
+    """The line that loads a row and decays it."""
+    return f"{base}_{factor}_CK = ({base}_tiles.load([start, 0]) * {factor}_CK).to(dtype)"
+
+
+def factor_lines(factor: str) -> list[str]:
+    """The lines that make the factor of decayed rows; the decay is loaded again rather than kept over products."""
+    text = load_line("decay_CK")
+    if factor != "out":
+        return [text, f"{factor}_CK = tl.exp({BEFORE[factor]})"]
+    return [
+        text.replace("decay_CK = ", "G_CK = tl.cumsum(", 1) + ", 0)",
+        "G_end_K = tl.sum(tl.where(tl.arange(0, C)[:, None] == C - 1, G_CK, 0.0), 0)",
+        "out_CK = tl.exp(G_end_K[None, :] - G_CK)",
+    ]
 
 
 def prepared(kind: RecurrenceKind, program: TileProgram) -> list[Step]:
@@ -49,17 +76,22 @@ class Lines:
         self.program = program
         self.kernel = kernel
         self.blocked = kernel == "prepare" and self.decay == "key"  # by blocks of key channels
+        self.decays_rows = kernel == "walk" and walks_decay_rows(kind)  # then tiles are loaded late
         self.factors: dict[str, str] = {}
         self.loaded: dict[str, None] = {}
+        self.waiting: list[str] = []  # lines that stand ahead of the next one
+        self.ready: set[str] = set()  # factors that rows are decayed with here
         self.made: set[str] = set()
 
     def of(self, steps: list[Step]) -> list[str]:
         """The lines of the steps, numbered."""
         lines: list[str] = []
         for step in steps:
-            text = list(getattr(self, f"_{step.operation}")(step))
-            if text:
-                lines += [f"{text[0]}  # {step.number}", *text[1:]]
+            number = f"  # {step.number}"
+            for line in getattr(self, f"_{step.operation}")(step):
+                lines += [*self.waiting, line + number]
+                self.waiting.clear()
+                number = ""
             self.made.add(step.result)
         return lines
 
@@ -67,8 +99,19 @@ class Lines:
 
     def load(self, name: str) -> str:
         """A tile from memory."""
+        if self.decays_rows and name not in self.loaded:
+            self.waiting.append(load_line(name))
         self.loaded.setdefault(name)
         return name
+
+    def decayed_row(self, base: str, factor: str) -> str:
+        """A row that is loaded and decayed here."""
+        if factor not in self.ready:
+            self.waiting += factor_lines(factor)
+            self.ready.add(factor)
+        self.waiting.append(row_line(base, factor))
+        self.loaded |= dict.fromkeys((f"{base}_CK", "decay_CK"))
+        return f"{base}_{factor}_CK"
 
     def factor(self, name: str, text: str) -> str:
         """A vector over tokens, made before the steps."""
@@ -104,9 +147,13 @@ class Lines:
     def row(self, row: Row) -> tuple[str, str]:
         """A row that meets the state: its tile `[C, K]`, and the factor a token that is left for outside."""
         if self.decay == "key" and row.exponent:
-            return self.load(f"{row.base}_{FACTORS[row.exponent]}_CK"), self.gate(
-                row.scalar
-            ) if row.scalar else ""
+            factor = FACTORS[row.exponent]
+            tile = (
+                self.decayed_row(row.base, factor)
+                if self.decays_rows
+                else self.load(f"{row.base}_{factor}_CK")
+            )
+            return tile, self.gate(row.scalar) if row.scalar else ""
         tile = self.load(f"{row.base}_CK")
         if not row.exponent or self.decay == "value":
             return tile, self.gate(row.scalar) if row.scalar else ""
@@ -205,6 +252,10 @@ class Lines:
             self.load("decay_C")
             self.end()
             yield "S_VK *= tl.exp(G_end)"
+        elif self.decays_rows:
+            self.waiting += factor_lines("out")
+            self.ready = {"out"}
+            yield "S_VK *= tl.exp(G_end_K)[None, :]"
         elif self.decay == "key":
             yield f"S_VK *= tl.exp({self.load('G_end_K')})[None, :]"
         elif self.decay == "value":
@@ -222,3 +273,28 @@ class Lines:
     def _combine(self, step: Step) -> Iterator[str]:
         a, b = (self.value(row) for row in step.operands)
         yield f"{step.result}_VC = {a} {'-' if step.sign < 0 else '+'} {b}"
+
+
+def buffer_name(tile: str) -> str:
+    """What a tile's tensor is called as an argument: `q_in_CK` -> `q_in`; of o, what `prepare` made is `inside`."""
+    base = tile.rsplit("_", 1)[0]
+    return {"o": "inside", "out": "o"}.get(base, base)
+
+
+def load_line(tile: str, blocked: bool = False) -> str:
+    """The line that loads a tile; blocked: its block of key channels."""
+    base, axes = tile.rsplit("_", 1)
+    wide = ".to(tl.float32)" if base in ("decay", "o") else ""
+    name = buffer_name(tile)
+    match axes:
+        case "C":
+            return f"{tile} = scalars({base}, start, inside_C, h, H, {base}_heads)"
+        case "CK":
+            return f"{tile} = {name}_tiles.load([start, {'channel' if blocked else 0}]){wide}"
+        case "VC":
+            return f"{tile} = tl.trans({name}_tiles.load([start, column])){wide}"
+        case "JC":
+            return f"{tile} = tl.trans({name}_tiles.load([start, 0]))"
+        case _:
+            number = "tl.cast(start // C + n, tl.int64)"
+            return f"{tile} = tl.load({base} + ({number} * H + h) * K + channel_K, mask=channel_K < K, other=0.0)"

@@ -10,13 +10,12 @@ from archc.templates import environment, packed
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT, Step, TileProgram
-from archc.tiles.triton_lines import Lines, prepared
+from archc.tiles.triton_lines import BEFORE, Lines, buffer_name, load_line, prepared, walks_decay_rows
 from archc.tiles.triton_normaliser import Normaliser, normaliser
 from archc.tiles.triton_spans import Ahead, ahead_of
 from archc.tiles.views import TITLES, definition, kernel_arguments, public_facts
 
 INPUTS = ("q", "k", "v", "decay", "beta", "w", "r", "weight", "floor")
-BEFORE = {"in": "tl.cumsum(decay_CK, 0)", "before": "tl.cumsum(decay_CK, 0) - decay_CK"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +142,7 @@ def _chunk_view(
             *(buffer_line(buffer, axes) for buffer, axes in form.buffers.items()),
         ],
         "typed_by": form.typed_by,
+        "decays_rows": walks_decay_rows(kind),
         "prepare_launch": _prepare_launch(form),
         "walk_launch": _walk_launch(form),
         "ahead": form.ahead if "carry" in launches else None,
@@ -172,7 +172,7 @@ def walk_form(kind: RecurrenceKind) -> Walk:
     written = [tile for tile in walk.loaded if tile.rsplit("_", 1)[0] not in names]
     lines = _prepare_lines(first, ahead, written)
     letters = {"JC": "CC", "CK": "CK", "VC": "CV", "K": "K"}
-    buffers = {_buffer_name(tile): letters[tile.rsplit("_", 1)[1]] for tile in written}
+    buffers = {buffer_name(tile): letters[tile.rsplit("_", 1)[1]] for tile in written}
     walk_inputs = [name for name in names if any(tile.rsplit("_", 1)[0] == name for tile in walk.loaded)]
     prepare = None
     if lines:
@@ -186,7 +186,7 @@ def walk_form(kind: RecurrenceKind) -> Walk:
             [],
             value_blocks,
         )
-    heading = [load_line(tile) for tile in walk.loaded] + [f"{n} = {t}" for n, t in walk.factors.items()]
+    heading = _heading(walk)
     text = "\n".join([*lines, *body])
     helpers = [helper for helper in ("inverse", "pair", "apply") if f" {helper}(" in text]
     solved = "U" in program.axes
@@ -220,18 +220,20 @@ def _ahead(kind: RecurrenceKind, program: TileProgram, rest: Sequence[Step]) -> 
     walk = Lines(kind, program, "walk")
     body = walk.of(_short_lives([step for step in steps if step.operation != "update"]))
     body += walk.of([step for step in steps if step.operation == "update"])
-    body = [
-        *(load_line(tile) for tile in walk.loaded),
-        *(f"{n} = {t}" for n, t in walk.factors.items()),
-        *body,
-    ]
+    body = [*_heading(walk), *body]
     inputs = [argument.name for argument in kernel_arguments(kind)]
-    tensors = list(dict.fromkeys(_buffer_name(tile) for tile in walk.loaded))
+    tensors = list(dict.fromkeys(buffer_name(tile) for tile in walk.loaded))
     given = [name for name in inputs if name in tensors]
-    rows = next(_buffer_name(tile) for tile in walk.loaded if tile.endswith("_CK"))
+    rows = next(buffer_name(tile) for tile in walk.loaded if tile.endswith("_CK"))
     tensors = [*given, *(name for name in tensors if name not in given)]
     constants = _constants(given, True)
     return ahead_of(kind, tensors, rows, constants, _values(constants), open_lines(walk.loaded), body)
+
+
+def _heading(walk: Lines) -> list[str]:
+    """What a chunk begins with: loads, unless they stand where a tile is used first, and factors."""
+    loads = [] if walk.decays_rows else [load_line(tile) for tile in walk.loaded]
+    return [*loads, *(f"{name} = {text}" for name, text in walk.factors.items())]
 
 
 def _prepare_lines(first: Lines, steps: Sequence[Step], written: Sequence[str]) -> list[str]:
@@ -404,12 +406,6 @@ def _constants(inputs: Sequence[str], values: bool, blocked: bool = False) -> li
     return [f"{name}: tl.constexpr" for name in [*names, "PACKED"]]
 
 
-def _buffer_name(tile: str) -> str:
-    """What a tile's tensor is called as an argument: `q_in_CK` -> `q_in`; of o, what `prepare` made is `inside`."""
-    base = tile.rsplit("_", 1)[0]
-    return {"o": "inside", "out": "o"}.get(base, base)
-
-
 def buffer_line(name: str, axes: str) -> str:
     """Make a buffer between the kernels."""
     if axes == "K":
@@ -426,28 +422,9 @@ def open_lines(tiles: Iterable[str], blocked: bool = False) -> list[str]:
             continue
         many = f"{base}_heads" if base in INPUTS else "H"
         width, block = {"CK": ("K", keys), "VC": ("V", "COLUMNS"), "JC": ("C", "C")}[axes]
-        name = _buffer_name(tile)
+        name = buffer_name(tile)
         lines.append(f"{name}_tiles = tokens({name}, end, h, H, {many}, {width}, C, {block})")
     return lines
-
-
-def load_line(tile: str, blocked: bool = False) -> str:
-    """The line that loads a tile; blocked: its block of key channels."""
-    base, axes = tile.rsplit("_", 1)
-    wide = ".to(tl.float32)" if base in ("decay", "o") else ""
-    name = _buffer_name(tile)
-    match axes:
-        case "C":
-            return f"{tile} = scalars({base}, start, inside_C, h, H, {base}_heads)"
-        case "CK":
-            return f"{tile} = {name}_tiles.load([start, {'channel' if blocked else 0}]){wide}"
-        case "VC":
-            return f"{tile} = tl.trans({name}_tiles.load([start, column])){wide}"
-        case "JC":
-            return f"{tile} = tl.trans({name}_tiles.load([start, 0]))"
-        case _:
-            number = "tl.cast(start // C + n, tl.int64)"
-            return f"{tile} = tl.load({base} + ({number} * H + h) * K + channel_K, mask=channel_K < K, other=0.0)"
 
 
 def _store(first: Lines, tile: str) -> list[str]:
@@ -460,7 +437,7 @@ def _store(first: Lines, tile: str) -> list[str]:
             f"at_K = {base} + (tl.program_id(0).to(tl.int64) * H + h) * K + channel_K",
             "tl.store(at_K, tl.sum(decay_CK, 0), mask=channel_K < K)",
         ]
-    name = _buffer_name(tile)
+    name = buffer_name(tile)
     if axes == "CK":
         row, factor = base.rsplit("_", 1)
         first.load(f"{row}_CK")

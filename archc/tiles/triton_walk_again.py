@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import Row, Step, TileProgram
 from archc.tiles.triton_gradients import Gradients, name_of, plus, scaled, times
-from archc.tiles.triton_lines import Lines
+from archc.tiles.triton_lines import Lines, load_line
 from archc.tiles.triton_normaliser import ReverseNormaliser, vector_update, walked_again
-from archc.tiles.triton_source import INPUTS, load_line
+from archc.tiles.triton_source import INPUTS
 
 
 class Again(Gradients):
