@@ -165,6 +165,22 @@ def planned_by_channel(
     }
 
 
+def planned_by_value(
+    kind: RecurrenceKind, K: int, V: int, itemsize: int = 2, segment: int = SEGMENT
+) -> dict[str, float]:
+    """Bytes of each kernel of the backward of a class with a decay along V, likewise: with one block of V."""
+    C = kind.chunk
+    rows, value, pairs = itemsize * K, itemsize * V, itemsize * C  # q, k and their like; v; scores
+    inputs = 2 * rows + 2 * value + 4 * V  # q, k, v, do and the decay
+    # The state of a segment, and what its decays are anchored with.
+    once = (4 * K * V + 4 * V) / (segment * C)
+    return {
+        "prepare_back": inputs + pairs + value + 4 * V,
+        "walk_back": inputs + pairs + rows + value + once,
+        "walk_again": inputs + pairs + 2 * value + 4 * V + rows + value + 4 * V + once,
+    }
+
+
 def spent(
     short: Counted,
     long: Counted,

@@ -22,6 +22,7 @@ from archc.tiles.triton_elementwise import GROUP, TokenLaunch, elementwise_sourc
 from archc.tiles.triton_pair_reverse import has_pair_reverse, pair_reverse_source
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, kernels, walk_form
+from archc.tiles.triton_value_reverse import ValueLaunch, has_value_reverse, value_reverse_source
 from archc.tiles.views import arguments
 
 # Tensors that are float32 whatever the model's type: gates of a decay, sums of it, states.
@@ -41,6 +42,7 @@ FLOAT32 = (
     "dinitial",
     "written",
     "anchors",
+    "ddecay_inside",
     "ddecay",
     "dbeta",
     "weight",
@@ -153,7 +155,7 @@ def has_reverse(kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: 
 
 def reverse_launch(
     kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: Target
-) -> ReverseLaunch | ChannelLaunch | None:
+) -> ReverseLaunch | ChannelLaunch | ValueLaunch | None:
     """The tiles of the backward, or None where the target has no rows that were seen to fit."""
     if kind.normalize != "none":
         return None  # its walks keep 192 to 256 bytes of local memory on Hopper at 128 value columns
@@ -166,6 +168,10 @@ def reverse_launch(
     cuts = (back.num_warps, back.num_stages), (again.num_warps, again.num_stages)
     if has_channel_reverse(kind):
         return ChannelLaunch(columns, min(again.channels, max(16, _power(K))), *cuts)
+    if has_value_reverse(kind):
+        pairs = target.tile("prepare_back", **facts)
+        inside = pairs and (min(pairs.columns, columns), pairs.num_warps, pairs.num_stages)
+        return ValueLaunch(columns, inside, *cuts) if inside else None
     if kind.core().decay not in ("none", "head"):
         return None
     # With an erase a program has not the registers for all key channels.
@@ -185,6 +191,8 @@ def source_of(kind: RecurrenceKind, name: str, sizes: Sequence[tuple[int, int]],
     if isinstance(back, ChannelLaunch):
         by_channel = pair_reverse_source if has_pair_reverse(kind) else channel_reverse_source
         reverse = by_channel(kind, back)
+    elif isinstance(back, ValueLaunch):
+        reverse = value_reverse_source(kind, back)
     elif back is not None:
         reverse = reverse_source(kind, back)
     return kernels(
@@ -231,11 +239,19 @@ def recurrence_kernels(
             # What products it has are small: any matrix instructions will do.
             yield packed(replace(carry, constants={**carry.constants, **values}, matrix=False))
         if back is not None:
-            for role, (warps, stages) in (("walk_back", back.back), ("walk_again", back.again)):
-                cut = Launch(back.columns, warps, stages, back.channels)
+            for role, cut in _reverse_cuts(back):
                 yield from with_packed(
-                    described(source, file, role, role, kind, use, cut, dtype, back.columns)
+                    described(source, file, role, role, kind, use, cut, dtype, cut.columns)
                 )
+
+
+def _reverse_cuts(back: ReverseLaunch | ChannelLaunch | ValueLaunch) -> Iterator[tuple[str, Launch]]:
+    """The kernels of a backward, and how each is cut."""
+    if isinstance(back, ValueLaunch):
+        yield "prepare_back", Launch(*back.inside)
+    channels = 0 if isinstance(back, ValueLaunch) else back.channels
+    for role, (warps, stages) in (("walk_back", back.back), ("walk_again", back.again)):
+        yield role, Launch(back.columns, warps, stages, channels)
 
 
 def walk_by_token(

@@ -12,7 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from archc.kernels.bytes import Minimum, Spent, exceeded, limits, minimum, planned, planned_by_channel, spent
+from archc.kernels.bytes import (
+    Minimum,
+    Spent,
+    exceeded,
+    limits,
+    minimum,
+    planned,
+    planned_by_channel,
+    planned_by_value,
+    spent,
+)
 from archc.kernels.counting.counted import Counted, Launch
 from archc.kernels.counting.counter import counting
 from archc.tiles.costs import count
@@ -20,9 +30,11 @@ from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT
 from archc.tiles.triton_channel_reverse import ChannelLaunch, channel_reverse_source, has_channel_reverse
 from archc.tiles.triton_decode import decode_source
+from archc.tiles.triton_pair_reverse import has_pair_reverse, pair_reverse_source
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch as Cut
 from archc.tiles.triton_source import kernels
+from archc.tiles.triton_value_reverse import ValueLaunch, has_value_reverse, value_reverse_source
 from archc.tiles.views import arguments
 from tests.support.imports import imported
 from tests.support.slow import mostly_slow
@@ -143,7 +155,10 @@ def emitted(
         channels = 64 if kind.erase != "none" else 0
         reverse = reverse_source(kind, ReverseLaunch(columns, (8, 1), (8, 1), channels))
     elif has_channel_reverse(kind):
-        reverse = channel_reverse_source(kind, ChannelLaunch(columns, 32, (8, 1), (8, 1)))
+        by_channel = pair_reverse_source if has_pair_reverse(kind) else channel_reverse_source
+        reverse = by_channel(kind, ChannelLaunch(columns, 32, (8, 1), (8, 1)))
+    elif has_value_reverse(kind):
+        reverse = value_reverse_source(kind, ValueLaunch(columns, (32, 8, 1), (8, 1), (8, 1)))
     return load(f"{name}_kernels", kernels(kind, name, launches, segment=segment, reverse=reverse))
 
 
@@ -207,7 +222,7 @@ def test_decays_by_channel_keep_their_limits_of_bytes(kind: RecurrenceKind) -> N
     assert sum(planned_by_channel(kind, 128, 128).values()) <= most.backward * least.backward
 
 
-BY_CHANNEL = [kind for kind in CHUNKED if has_channel_reverse(kind)]
+BY_CHANNEL = [kind for kind in CHUNKED if has_channel_reverse(kind) or has_value_reverse(kind)]
 
 
 @pytest.mark.parametrize("kind", mostly_slow(BY_CHANNEL, lambda kind: kind == BY_CHANNEL[0]), ids=label)
@@ -225,7 +240,8 @@ def test_the_backward_by_channel_moves_what_is_planned(
         launches.append({launch.name: launch for launch in counted.launches})
     short, long = launches
     found = {name: (long[name].distinct - short[name].distinct) / 16 for name in long}
-    assert found == planned_by_channel(kind, 16, 32, segment=1)
+    plan = planned_by_value if has_value_reverse(kind) else planned_by_channel
+    assert found == plan(kind, 16, 32, segment=1)
 
 
 @pytest.mark.slow
@@ -254,9 +270,8 @@ def test_kernels_stay_inside_their_arguments(
     with counting() as counted:
         o, final, *saved = module.chunk_forward(*given, state, borders, 0.1)
     assert counted.requested <= 2 * counted.distinct
-    if kind.decay != "value":
-        with counting():
-            module.chunk_backward(torch.ones_like(o), final, *given, borders, *saved, 0.1)
+    with counting():
+        module.chunk_backward(torch.ones_like(o), final, *given, borders, *saved, 0.1)
 
 
 @pytest.mark.parametrize("kind", CHUNKED, ids=label)
