@@ -12,8 +12,8 @@ from archc.codegen.weights import declarations, initial_lines, owned_nodes, reme
 from archc.graph.types import Graph, Module
 from archc.kernels.fusing.decode import fuse_decode, joined_names, module_file
 from archc.kernels.fusing.gate_view import Gate
-from archc.kernels.fusing.select import WITH_KERNELS
 from archc.kernels.targets import Target
+from archc.operations.registry import with_kernels
 from archc.printing.names import Names
 from archc.printing.printer import Printer
 from archc.spec.axes import Axis
@@ -62,7 +62,7 @@ class ModuleWriter:
         printer = Printer(self.module, self.letters, self.recurrence)
         printer.names = self.names
         if self.target is not None:
-            printer.for_gpu, printer.with_kernels = True, WITH_KERNELS
+            printer.for_gpu, printer.with_kernels = True, with_kernels()
         return printer
 
     def _own(self) -> ClassView:

@@ -19,10 +19,9 @@ from archc.graph.reach import static_names
 from archc.graph.types import Graph, Module, Run
 from archc.kernels.fusing.gate_files import gate_files, once
 from archc.kernels.fusing.gates import gates_of
-from archc.kernels.fusing.select import FILES, WITH_KERNELS
 from archc.kernels.selftest_cases import recurrence_cases
 from archc.kernels.targets import Target
-from archc.operations.registry import operations, runtime_folder
+from archc.operations.registry import operations, source_path, with_kernels
 from archc.printing.letters import assign_letters
 from archc.printing.names import Names
 from archc.printing.printer import Printer
@@ -33,11 +32,6 @@ from archc.tiles.kind import RecurrenceKind, recurrence_name
 STANDARD = ("math",)
 ALWAYS = ("language_model", "place", "state")
 NORMS = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}
-FUSED = {  # run-time sources of packages with kernels, in the folders of operations
-    "fused_conv": "conv1d/fused.py",
-    "conv_kernels": "conv1d/kernels.py",
-    **FILES,
-}
 
 
 def package_files(
@@ -237,7 +231,7 @@ class _Package:
         printer = Printer(module, self.letters, self._recurrence_function)
         printer.from_config = True
         if self.target is not None:
-            printer.for_gpu, printer.with_kernels = True, WITH_KERNELS
+            printer.for_gpu, printer.with_kernels = True, with_kernels()
         owned = [
             (graph, node) for graph, node in owned_nodes(module, "model") if node.name not in self.model_owned
         ]
@@ -272,7 +266,7 @@ class _Package:
             imports.setdefault(file, set()).add(name)
         for norm in filter(None, (settings.norm, settings.embedding_norm)):
             plain = ("norm_modules", NORMS[norm])
-            file, name = plain if self.target is None else WITH_KERNELS.get(plain, plain)
+            file, name = plain if self.target is None else with_kernels().get(plain, plain)
             imports.setdefault(file, set()).add(name)
         if self.names.sites[self.graph_top()]:
             imports["place"].add("Sites")
@@ -478,13 +472,8 @@ def runtime_path(name: str) -> Path:
     """Where a run-time source lies: beside the templates, or in an operation's folder."""
     if name == "exact":
         return Path(exact_file)
-    own = runtime_folder(name)
-    if own is not None:
-        return own / "runtime.py"
-    if name in FUSED:
-        return Path(__file__).parent.parent / "operations" / FUSED[name]
-    shared = data_folder("templates") / "runtime" / f"{name}.py"
-    return shared if shared.exists() else Path(__file__).parent.parent / "operations" / name / "runtime.py"
+    of_operation = source_path(name)
+    return of_operation or data_folder("templates") / "runtime" / f"{name}.py"
 
 
 def _relative_imports(source: str) -> set[str]:

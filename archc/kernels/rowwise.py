@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from archc.graph.costs import Sizes
 from archc.graph.reach import reached
 from archc.graph.types import Graph, Node, Subgraph
-from archc.kernels.fusing.select import FILES, products
+from archc.kernels.fusing.select import products
 from archc.kernels.kernel import Constant, Kernel
-from archc.operations import __file__ as operations_file
+from archc.operations.registry import source_path
 from archc.spec.axes import Axis
 from archc.spec.diagnostics import Span
 
@@ -171,7 +170,9 @@ def _kernel(
 ) -> Kernel:
     """Pointers and `strides` are multiples of 16."""
     file = "glu_kernels" if role == "gated" else f"{role}_kernels"
-    source = (Path(operations_file).parent / FILES[file]).read_text(encoding="utf-8")
+    path = source_path(file)
+    assert path is not None
+    source = path.read_text(encoding="utf-8")
     signature = {key: _type(key, dtype) for key in _ARGUMENTS[name].split() if key not in constants}
     aligned = tuple(key for key in signature if key.endswith("_ptr") or key in strides)
     return Kernel(f"{file}.py", source, name, role, signature, constants, aligned, num_warps, 3, False, span)

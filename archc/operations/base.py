@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from archc.printing.printer import Code, Printer
 from archc.spec.axes import Axis
 from archc.spec.expressions import Expr
 
-__all__ = ["Argument", "Operation", "Signature", "StateSpec", "widest"]
+__all__ = ["Argument", "Launch", "Operation", "Signature", "StateSpec", "widest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,25 @@ class StateSpec:
     slots: Axis | str | None = None
     fill: str | Expr = "zeros"
     every: Expr | None = None  # with "all": a slot for every so many tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A kernel that an operation launches, as it is compiled ahead of time and held against the target's limits.
+
+    `file`: of the package, without `.py`; `kernel`: the `@triton.jit` function in it. `signature`: run-time argument ->
+    Triton type ("*bf16", "*fp32", "i32"). `constants`: constexpr arguments. `aligned`: run-time arguments that are
+    multiples of 16 at every launch. `matrix`: it has matrix products.
+    """
+
+    file: str
+    kernel: str
+    signature: Mapping[str, str]
+    constants: Mapping[str, int | float | bool | str | None]
+    aligned: tuple[str, ...] = ()
+    num_warps: int = 4
+    num_stages: int = 3
+    matrix: bool = False
 
 
 def widest(first: StateSpec, second: StateSpec) -> StateSpec:
@@ -58,6 +77,10 @@ class Operation:
     tokenwise: ClassVar[bool] = False  # each token's result depends on that token alone, wherever it stands
     positional: ClassVar[bool] = False  # it depends on that token and on its place in the sequence
     title: ClassVar[str] = ""
+    # Of packages for a GPU: files beside `runtime.py`, by their name in a package without `.py`, and what stands in the
+    # place of which (file of a package, name).
+    kernel_files: ClassVar[Mapping[str, str]] = {}
+    with_kernels: ClassVar[Mapping[tuple[str, str], tuple[str, str]]] = {}
     forms: ClassVar[tuple[str, ...]] = ()  # of an operation with a history of tokens: how it is computed
 
     def build(self, call: Call) -> Value:
@@ -91,6 +114,12 @@ class Operation:
     def remembers(self) -> bool:
         """Whether it keeps memory between calls."""
         return type(self).states is not Operation.states
+
+    def launches(
+        self, node: Node, graph: Subgraph, sizes: Sizes, dtype: str, warp_size: int
+    ) -> Sequence[Launch]:
+        """The kernels of `kernel_files` that the node launches for activations of `dtype` ("bf16", "fp16", "fp32")."""
+        return ()
 
     def cost(self, node: Node, graph: Subgraph, sizes: Sizes) -> Cost:
         """Parameters, and FLOPs a token as a function of the context."""

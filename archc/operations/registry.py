@@ -49,10 +49,28 @@ def operations() -> dict[str, Operation]:
     )
 
 
-def runtime_folder(name: str) -> Path | None:
-    """The folder of an operation that is not archc's own, whose `runtime.py` is `<name>.py` in packages, or None."""
-    own = next((folder for _, folder in _added.values() if folder.name == name), None)
-    return own or _folders.get(name)
+def folder_of(operation: Operation) -> Path:
+    """Where an operation's sources lie."""
+    return Path(str(sys.modules[type(operation).__module__].__file__)).parent
+
+
+def source_path(file: str) -> Path | None:
+    """Where the source of a file of packages lies that operations bring along, or None for others."""
+    own = next((folder for _, folder in _added.values() if folder.name == file), None) or _folders.get(file)
+    if own is not None:
+        return own / "runtime.py"
+    for operation in operations().values():
+        if file in operation.kernel_files:
+            return folder_of(operation) / operation.kernel_files[file]
+    runtime = Path(archc.operations.__path__[0]) / file / "runtime.py"
+    return runtime if runtime.is_file() else None
+
+
+def with_kernels() -> dict[tuple[str, str], tuple[str, str]]:
+    """For packages for a GPU: (file of a package, name) -> the same with kernels."""
+    return {
+        name: other for operation in operations().values() for name, other in operation.with_kernels.items()
+    }
 
 
 def is_added(name: str) -> bool:
@@ -116,6 +134,17 @@ def _add(folder: Path, report: Reporter, place: Span) -> None:
                 f"there is an operation `{operation.name}` already",
                 place,
                 help="give yours another name",
+            )
+            continue
+        taken = [file for file in operation.kernel_files if source_path(file) is not None]
+        missing = [file for file in operation.kernel_files.values() if not (folder / file).is_file()]
+        if taken or missing:
+            report.error(
+                "E390",
+                f"the operation in {folder} names a file `{(taken or missing)[0]}` that "
+                + ("another operation has" if taken else "does not exist"),
+                place,
+                help="`kernel_files` gives files of packages their sources in the operation's folder",
             )
             continue
         _added[operation.name] = (operation, folder)

@@ -8,20 +8,6 @@ from dataclasses import dataclass
 from archc.graph.reach import reached
 from archc.graph.types import Node, Ref, Subgraph
 
-# (file of the package, name) -> the same with kernels; the files lie in the folders of operations.
-WITH_KERNELS = {
-    ("norms", "rmsnorm"): ("fused_norms", "rmsnorm"),
-    ("norm_modules", "RMSNorm"): ("fused_norms", "RMSNorm"),
-    ("scan", "scan"): ("fused_scan", "scan"),
-}
-FILES = {
-    "fused_norms": "norms/fused.py",
-    "norm_kernels": "norms/kernels.py",
-    "fused_glu": "elementwise/fused.py",
-    "glu_kernels": "elementwise/kernels.py",
-    "fused_scan": "scan/fused.py",
-    "scan_kernels": "scan/kernels.py",
-}
 OF_NORMS = ("silu", "sigmoid")  # activations that the kernels know
 OF_VALUES = ("silu", "gelu", "gelu_tanh", "relu", "sigmoid")
 READERS = ("linear", "rmsnorm", "layernorm", "reshape", "dropout")

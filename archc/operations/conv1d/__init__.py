@@ -19,6 +19,7 @@ class Conv1d(Operation):
     """y_t = sum_j weight[:, width - 1 - j] x_{t - j} (+ bias), each channel for itself."""
 
     name = "conv1d"
+    kernel_files = {"fused_conv": "fused.py", "conv_kernels": "kernels.py"}
     title = "a causal depthwise convolution over the tokens"
     signature = Signature.parse("x, width: static, *, bias: static?, init: init?, bias_init: init?")
     suffix = "conv"

@@ -18,6 +18,7 @@ class Elementwise(Operation):
     """One entry of the table of functions. Built by the reader of expressions, never called by this name."""
 
     name = "elementwise"
+    kernel_files = {"fused_glu": "fused.py", "glu_kernels": "kernels.py"}
     title = "functions of the entries"
     tokenwise = True
     signature = Signature.parse("")

@@ -121,6 +121,11 @@ class RmsNorm(WeightedNorm):
     """x / sqrt(mean(x^2) + eps) * weight."""
 
     name = "rmsnorm"
+    kernel_files = {"fused_norms": "fused.py", "norm_kernels": "kernels.py"}
+    with_kernels = {
+        ("norms", "rmsnorm"): ("fused_norms", "rmsnorm"),
+        ("norm_modules", "RMSNorm"): ("fused_norms", "RMSNorm"),
+    }
     title = "x / sqrt(mean(x^2) + eps) * weight"
     module = "RMSNorm"
     signature = Signature.parse("x, *, over: axes?, weight: axes?, eps: static?, init: init?")

@@ -20,6 +20,8 @@ class Scan(Operation):
     """
 
     name = "scan"
+    kernel_files = {"fused_scan": "fused.py", "scan_kernels": "kernels.py"}
+    with_kernels = {("scan", "scan"): ("fused_scan", "scan")}
     forms = ("step", "scan")
     title = "a vector state that decays entry by entry"
     signature = Signature.parse("x, *, decay, angle?, imag?, name: word?")
