@@ -67,8 +67,12 @@ class Lines:
     """The lines of one kernel. `factors` collects decay factors and gates in order of first use.
 
     kernel: "prepare" or "walk". loaded: tiles that the lines use and that come from memory, in order of first use,
-    as (name, axes): "k_CK", "v_VC", "X_JC", and per token "beta_C".
+    as (name, axes): "k_CK", "v_VC", "X_JC", and per token "beta_C". parts: of the state along its key channels, of
+    which each has so many as `keys` says.
     """
+
+    parts: tuple[str, ...] = ("",)
+    keys = "BLOCK_K"
 
     def __init__(self, kind: RecurrenceKind, program: TileProgram, kernel: str) -> None:
         self.kind = kind
@@ -96,6 +100,10 @@ class Lines:
         return lines
 
     # Tiles and what multiplies them.
+
+    def channels(self) -> str:
+        """The line that numbers the key channels."""
+        return "channel_K = tl.arange(0, BLOCK_K)"
 
     def load(self, name: str) -> str:
         """A tile from memory."""
@@ -171,6 +179,17 @@ class Lines:
         """Scores `[J, C]`: made here, or by `prepare`."""
         return f"{name}_JC" if name in self.made else self.load(f"{name}_JC")
 
+    def decay_between(self, pair: Step) -> str:
+        """The decay from the token that wrote to the one that reads, zero where it does not see it."""
+        before = pair.operands[0].exponent == "<"
+        self.load("decay_C")
+        self.factor("G_C", "tl.cumsum(decay_C, 0)")
+        above = "(G_C - decay_C)" if before else "G_C"
+        return self.factor(
+            f"between_{'before_' if before else ''}{pair.mask}_JC",
+            f"tl.exp(tl.where({sees(pair)}, {above}[None, :] - G_C[:, None], -float('inf')))",
+        )
+
     # Statements.
 
     def put(self, target: str, step: Step, text: str) -> str:
@@ -185,19 +204,11 @@ class Lines:
     def _pair(self, step: Step) -> Iterator[str]:
         x, y = step.operands
         left, right = self.load(f"{x.base}_CK"), self.load(f"{y.base}_CK")
-        seen = f"j_J1 {'<' if step.mask == 'strict' else '<='} c_1C"
         target = f"{step.result}_JC"
         if self.decay == "head":
-            self.load("decay_C")
-            self.factor("G_C", "tl.cumsum(decay_C, 0)")
-            above = "(G_C - decay_C)" if x.exponent == "<" else "G_C"
-            between = self.factor(
-                f"between_{'before_' if x.exponent == '<' else ''}{step.mask}_JC",
-                f"tl.exp(tl.where({seen}, {above}[None, :] - G_C[:, None], -float('inf')))",
-            )
-            yield f"{target} = dot({right}, tl.trans({left})) * {between}"
+            yield f"{target} = dot({right}, tl.trans({left})) * {self.decay_between(step)}"
         else:
-            yield f"{target} = tl.where({seen}, dot({right}, tl.trans({left})), 0.0)"
+            yield f"{target} = tl.where({sees(step)}, dot({right}, tl.trans({left})), 0.0)"
         yield from self.with_scalar(step)
 
     def pair_calls(self, steps: list[Step]) -> list[str]:
@@ -275,6 +286,17 @@ class Lines:
         yield f"{step.result}_VC = {a} {'-' if step.sign < 0 else '+'} {b}"
 
 
+def part_of(tile: str, part: str) -> str:
+    """The name of a part of a tile: `k_CK` -> `k1_CK`."""
+    base, axes = tile.rsplit("_", 1)
+    return f"{base}{part}_{axes}"
+
+
+def sees(pair: Step) -> str:
+    """Whether the token that reads sees the one that wrote."""
+    return f"j_J1 {'<' if pair.mask == 'strict' else '<='} c_1C"
+
+
 def buffer_name(tile: str) -> str:
     """What a tile's tensor is called as an argument: `q_in_CK` -> `q_in`; of o, what `prepare` made is `inside`."""
     base = tile.rsplit("_", 1)[0]
@@ -296,5 +318,10 @@ def load_line(tile: str, blocked: bool = False) -> str:
         case "JC":
             return f"{tile} = tl.trans({name}_tiles.load([start, 0]))"
         case _:
-            number = "tl.cast(start // C + n, tl.int64)"
-            return f"{tile} = tl.load({base} + ({number} * H + h) * K + channel_K, mask=channel_K < K, other=0.0)"
+            return vector_line(tile, base, "channel_K")
+
+
+def vector_line(name: str, base: str, channel: str) -> str:
+    """The line that loads what a chunk has one of for each key channel."""
+    at = f"(tl.cast(start // C + n, tl.int64) * H + h) * K + {channel}"
+    return f"{name} = tl.load({base} + {at}, mask={channel} < K, other=0.0)"

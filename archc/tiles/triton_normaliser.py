@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import Step, TileProgram
-from archc.tiles.triton_lines import Lines
+from archc.tiles.triton_lines import Lines, part_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +18,16 @@ class Normaliser:
     """What the template shows of it, all of it empty where a class has none.
 
     tensors, numbers: arguments of the walk. entry, border: lines where a sequence starts, and where the state is
-    kept for the backward. lines: after those that make o. update: after those of the state. exit: at the end.
+    kept for the backward. ahead: before the scores. divisor: behind them. lines: after those that make o. update:
+    after those of the state. exit: at the end.
     """
 
     tensors: list[str] = field(default_factory=list)
     numbers: list[str] = field(default_factory=list)
     entry: list[str] = field(default_factory=list)
     border: list[str] = field(default_factory=list)
+    ahead: list[str] = field(default_factory=list)
+    divisor: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     update: list[str] = field(default_factory=list)
     exit: list[str] = field(default_factory=list)
@@ -37,26 +40,43 @@ def normaliser(kind: RecurrenceKind, program: TileProgram, walk: Lines) -> Norma
     step = next(step for step in program.steps if step.operation == "update")
     read = next(step for step in program.steps if step.operation == "read")
     q, within = walk.row(read.operands[0])
-    sums = f"tl.sum({q} * n_K[None, :], 1)" + (f" * {within}" if within else "")
+    sums = [f"tl.sum({part_of(q, part)} * n{part}_K[None, :], 1)" for part in walk.parts]
+    updates = [vector_update(walk, step, part) for part in walk.parts]
+    factor = f" * {within}" if within else ""
+    ahead, before, inverse = [], f"{sums[0]}{factor}", []
+    lines = [f"o_VC /= {divisor(kind, walk)}[None, :]"]
+    if len(sums) > 1:  # part by part, and early: behind the products there is no room
+        for sign, text, update in zip(("=", "+="), sums, updates, strict=True):
+            ahead += [f"z_C {sign} {text}", update]
+        before, updates = f"z_C{factor}", []
+        inverse, lines = [f"over_C = 1.0 / {divisor(kind, walk)}"], ["o_VC *= over_C[None, :]"]
+    divided = [
+        f"z_C = ({before} + tl.sum({walk.scores('qk')}.to(tl.float32), 0)) * scale",
+        "at_C = z + tl.cast(start, tl.int64) * H + h + tl.arange(0, C) * H",
+        "tl.store(at_C, z_C, mask=inside_C & (column == 0))",
+        *inverse,
+    ]
+    entry = [] if walk.decay == "key" else [walk.channels()]
+    owns = "(channel{0}_K < K) & (column == 0)"
+    note = "  # the first block of value columns writes it"
+    entry += [f"own{part}_K = {owns.format(part)}{note}" for part in walk.parts]
+    entry += [f"n{part}_K = tl.zeros([{walk.keys}], tl.float32)" for part in walk.parts]
+    at = "(n * H + h) * K + channel{0}_K"
+    loads = [
+        f"    n{part}_K += tl.load(normaliser + {at.format(part)}, mask=channel{part}_K < K, other=0.0)"
+        for part in walk.parts
+    ]
+    kept = "normalisers + (segment * H + h) * K + channel{0}_K"
     return Normaliser(
         ["normaliser", "normalisers", "last", "z"],
         ["eps"],
-        [
-            *(["channel_K = tl.arange(0, BLOCK_K)"] if walk.decay != "key" else []),
-            "own_K = (channel_K < K) & (column == 0)  # the first block of value columns writes it",
-            "n_K = tl.zeros([BLOCK_K], tl.float32)",
-            "if INITIAL:",
-            "    n_K += tl.load(normaliser + (n * H + h) * K + channel_K, mask=channel_K < K, other=0.0)",
-        ],
-        ["tl.store(normalisers + (segment * H + h) * K + channel_K, n_K, mask=own_K)"],
-        [
-            f"z_C = ({sums} + tl.sum({walk.scores('qk')}.to(tl.float32), 0)) * scale",
-            "at_C = z + tl.cast(start, tl.int64) * H + h + tl.arange(0, C) * H",
-            "tl.store(at_C, z_C, mask=inside_C & (column == 0))",
-            f"o_VC /= {divisor(kind, walk)}[None, :]",
-        ],
-        [vector_update(walk, step)],
-        ["tl.store(last + (n * H + h) * K + channel_K, n_K, mask=own_K)"],
+        [*entry, "if INITIAL:", *loads],
+        [f"tl.store({kept.format(part)}, n{part}_K, mask=own{part}_K)" for part in walk.parts],
+        ahead,
+        divided,
+        lines,
+        updates,
+        [f"tl.store(last + {at.format(part)}, n{part}_K, mask=own{part}_K)" for part in walk.parts],
     )
 
 
@@ -72,12 +92,13 @@ def slope_of(lines: Lines) -> str:
     return f"tl.where(tl.abs(z_C) > {lines.gate('floor')}, tl.where(z_C < 0.0, -1.0, 1.0), 0.0)"
 
 
-def vector_update(lines: Lines, update: Step) -> str:
-    """The vector behind a chunk: what the state would have as one more column."""
-    decay = {"none": "", "head": " * tl.exp(G_end)", "key": " * tl.exp(G_end_K)"}[lines.decay]
+def vector_update(lines: Lines, update: Step, part: str = "") -> str:
+    """The vector behind a chunk, or a part of it: what the state would have as one more column."""
+    decay = {"none": "", "head": " * tl.exp(G_end)", "key": f" * tl.exp(G_end{part}_K)"}[lines.decay]
     k, factor = lines.row(update.operands[1])
+    k = part_of(k, part)
     written = f"tl.sum({k} * {factor}[:, None], 0)" if factor else f"tl.sum({k}.to(tl.float32), 0)"
-    return f"n_K = n_K{decay} + {written}"
+    return f"n{part}_K = n{part}_K{decay} + {written}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +135,9 @@ def back_normaliser(lines: Lines) -> ReverseNormaliser:
 
 def walked_again(lines: Lines) -> ReverseNormaliser:
     """The vector in `walk_again`."""
-    here = "tl.program_id(1) * H + h"
-    own = "(tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * H + h"
-    entry = [
-        "channel_K = tl.arange(0, BLOCK_K)",
-        f"n_K = tl.load(normalisers + ({here}) * K + channel_K, mask=channel_K < K, other=0.0)",
-    ]
+    here = "(tl.program_id(1) * H + h) * K + channel_K, mask=channel_K < K, other=0.0"
+    entry = ["channel_K = channel + tl.arange(0, CHANNELS)", f"n_K = tl.load(normalisers + {here})"]
     if lines.decay == "none":
         return ReverseNormaliser(["normalisers"], entry=entry)
-    entry += [
-        f"dn_K = tl.load(dnormalisers + ({own}) * K + channel_K, mask=channel_K < K, other=0.0)",
-        "anchor += tl.sum(n_K * dn_K)",
-    ]
+    entry += [f"dn_K = tl.load(dnormalisers + {here})", "anchor += tl.sum(n_K * dn_K)"]
     return ReverseNormaliser(["normalisers", "dnormalisers"], entry=entry)

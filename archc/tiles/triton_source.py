@@ -10,6 +10,7 @@ from archc.templates import environment, packed
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT, Step, TileProgram
+from archc.tiles.triton_halves import HalvedLines
 from archc.tiles.triton_lines import BEFORE, Lines, buffer_name, load_line, prepared, walks_decay_rows
 from archc.tiles.triton_normaliser import Normaliser, normaliser
 from archc.tiles.triton_spans import Ahead, ahead_of
@@ -20,12 +21,16 @@ INPUTS = ("q", "k", "v", "decay", "beta", "w", "r", "weight", "floor")
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How a kernel is cut: columns of values a program, warps and stages; key channels that `prepare` has at once."""
+    """How a kernel is cut: columns of values a program, warps and stages; key channels that `prepare` has at once.
+
+    halves: whether the walk has its state in two halves of the key channels.
+    """
 
     columns: int
     num_warps: int
     num_stages: int
     channels: int = 256
+    halves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,7 @@ class Walk:
 
     buffers: name -> axes, of what `prepare` writes for the walk: "CC" scores, "CK" rows, "CV" values, "K" a chunk.
     typed_by: the tensor whose type is that of the products. kept: what the backward needs besides the states.
+    halves: whether the state is in two halves of the key channels.
     """
 
     prepare: KernelView | None
@@ -70,6 +76,7 @@ class Walk:
     normaliser: Normaliser
     typed_by: str
     ahead: Ahead
+    halves: bool
 
 
 def kernels(
@@ -112,7 +119,7 @@ def _chunk_view(
     found = kernel_arguments(kind)
     facts = public_facts(kind, found)
     core = kind.core()
-    form = walk_form(kind)
+    form = walk_form(kind, launches["walk"].halves)
     return {
         "core": core,
         "segment": segment,
@@ -125,6 +132,7 @@ def _chunk_view(
         "helpers": form.helpers,
         "prepare": form.prepare,
         "walk": form.walk,
+        "halves": form.halves,
         "solved": form.solved,
         "normaliser": form.normaliser,
         "kept": form.kept,
@@ -149,23 +157,26 @@ def _chunk_view(
     }
 
 
-def walk_form(kind: RecurrenceKind) -> Walk:
-    """Print the forward program as the kernels `prepare` and `walk`."""
+def walk_form(kind: RecurrenceKind, halves: bool = False) -> Walk:
+    """Print the forward program as the kernels `prepare` and `walk`, whose state may be in two halves."""
     core = kind.core()
     program = forward(kind, weighted=kind.beside and kind.normalize == "max")
     ahead = prepared(kind, program)
     # With a decay along K the walk's scores come from `prepare`; else what X was made of is not needed again.
     made_ahead = {(step.result, step.operation) for step in ahead}
     rest = [step for step in program.steps if (step.result, step.operation) not in made_ahead]
-    walk = Lines(kind, program, "walk")
+    walk = HalvedLines(kind, program) if halves else Lines(kind, program, "walk")
     if any(step.result == "o" for step in ahead):
         walk.load("o_VC")
         walk.made.add("o")
-    body = walk.of(_short_lives([step for step in rest if step.operation != "update"]))
+    others = [step for step in rest if step.operation != "update"]
+    halved = walk if isinstance(walk, HalvedLines) else None
+    body = walk.of(_short_lives(others)) if halved is None else halved.scored(others)
+    rest_of_body = halved.body(others) if halved else []
     update = walk.of([step for step in rest if step.operation == "update"])
     names = [argument.name for argument in kernel_arguments(kind)]
     beside = normaliser(kind, program, walk)
-    body += beside.lines
+    body = [*beside.ahead, *body, *beside.divisor, *rest_of_body, *beside.lines]
     update += beside.update
 
     first = Lines(kind, program, "prepare")
@@ -181,12 +192,12 @@ def walk_form(kind: RecurrenceKind) -> Walk:
         prepare = KernelView(
             [*reads, *buffers],
             _constants(reads, value_blocks, first.blocked),
-            open_lines([*first.loaded, *written], first.blocked),
+            open_lines([*first.loaded, *written], "CHANNELS" if first.blocked else "BLOCK_K"),
             [*(["dtype: tl.constexpr = q.dtype.element_ty"] if value_blocks else []), *lines],
             [],
             value_blocks,
         )
-    heading = _heading(walk)
+    heading = halved.heading() if halved else _heading(walk)
     text = "\n".join([*lines, *body])
     helpers = [helper for helper in ("inverse", "pair", "apply") if f" {helper}(" in text]
     solved = "U" in program.axes
@@ -195,7 +206,7 @@ def walk_form(kind: RecurrenceKind) -> Walk:
         KernelView(
             [*walk_inputs, *buffers],
             [*_constants(walk_inputs, True), "SEGMENT: tl.constexpr", "INITIAL: tl.constexpr"],
-            open_lines([*walk.loaded, "out_VC", *(["U_VC"] if solved else [])]),
+            open_lines([*walk.loaded, "out_VC", *(["U_VC"] if solved else [])], walk.keys),
             [*heading, *body],
             update,
         ),
@@ -206,6 +217,7 @@ def walk_form(kind: RecurrenceKind) -> Walk:
         beside,
         "q" if "q" in walk_inputs else next(name for name, axes in buffers.items() if axes == "CK"),
         _ahead(kind, program, rest),
+        halves,
     )
 
 
@@ -413,9 +425,9 @@ def buffer_line(name: str, axes: str) -> str:
     return f"{name} = q.new_empty(B, T, H, { {'CC': 'CHUNK', 'CK': 'K', 'CV': 'V'}[axes] })"
 
 
-def open_lines(tiles: Iterable[str], blocked: bool = False) -> list[str]:
-    """Descriptors of the tensors that tiles come from or go to, one for each."""
-    lines, keys = [], "CHANNELS" if blocked else "BLOCK_K"
+def open_lines(tiles: Iterable[str], keys: str = "BLOCK_K") -> list[str]:
+    """Descriptors of the tensors that tiles come from or go to, one for each, with so many key channels at once."""
+    lines = []
     for tile in tiles:
         base, axes = tile.rsplit("_", 1)
         if axes in ("C", "K"):

@@ -16,6 +16,7 @@ from archc.codegen.format import format_files
 from archc.codegen.package import recurrence_name, runtime_path
 from archc.tiles.kind import DECAYS, ERASES, RecurrenceKind, form_of
 from archc.tiles.torch_source import emit
+from archc.tiles.triton_halves import has_halves
 from archc.tiles.triton_source import Launch, kernels
 from tests.interpreted.modules import poisoned
 from tests.support.imports import imported
@@ -41,12 +42,12 @@ FEW = [
 CASES = [*FEW, *(kind for kind in KINDS if kind not in FEW)]
 
 
-def modules(kind: RecurrenceKind, folder: Path) -> tuple[ModuleType, ModuleType]:
+def modules(kind: RecurrenceKind, folder: Path, halves: bool = False) -> tuple[ModuleType, ModuleType]:
     """The module of a class and that of its kernels, as they stand in a package."""
     name = recurrence_name(kind)
     launches = {
         "prepare": Launch(0, 4, 1, channels=16),
-        "walk": Launch(COLUMNS, 4, 1),
+        "walk": Launch(COLUMNS, 4, 1, halves=halves),
         "carry": Launch(32, 4, 1),
     }
     files = {
@@ -102,7 +103,34 @@ def error(got: Tensor, want: Tensor) -> float:
 )
 def test_forward(kind: RecurrenceKind, dtype: torch.dtype, tmp_path: Path) -> None:
     """Dense rows without a state, and packed ones that continue; among them empty sequences and one of one token."""
-    torch_form, made = modules(kind, tmp_path)
+    assert_right(kind, dtype, *modules(kind, tmp_path))
+
+
+HALVED = [
+    RecurrenceKind("head", chunk=32),
+    RecurrenceKind("head", "delta", chunk=32),
+    RecurrenceKind("none", "pair", "previous", "exclusive", chunk=32),
+    RecurrenceKind("key", chunk=32),
+]
+OTHERS = [kind for kind in KINDS if has_halves(kind) and kind not in HALVED]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        *mostly_slow([(kind, torch.float32) for kind in HALVED], lambda case: case[0] == HALVED[0]),
+        *mostly_slow([(kind, torch.float32) for kind in OTHERS], lambda case: False, "library"),
+        *mostly_slow([(kind, torch.float16) for kind in HALVED], lambda case: False, "library"),
+    ],
+    ids=lambda value: recurrence_name(value) if isinstance(value, RecurrenceKind) else str(value)[6:],
+)
+def test_halves(kind: RecurrenceKind, dtype: torch.dtype, tmp_path: Path) -> None:
+    """The walk of large heads, whose state is in two halves of the key channels; the second one is not full here."""
+    assert_right(kind, dtype, *modules(kind, tmp_path, halves=True))
+
+
+def assert_right(kind: RecurrenceKind, dtype: torch.dtype, torch_form: ModuleType, made: ModuleType) -> None:
+    """Outputs and last states of the kernels against the token loop."""
     for B, T, cu_seqlens in ((2, 70, None), (1, 150, torch.tensor([0, 0, 1, 66, 66, 140]))):
         torch.manual_seed(T)
         given = inputs(kind, B, T, 2, hard=cu_seqlens is not None)

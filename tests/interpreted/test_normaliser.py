@@ -42,17 +42,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Modules]:
     """The module of a class and that of its kernels, as they stand in a package."""
 
     @cache
-    def load(name: str, columns: int = COLUMNS, segment: int = SEGMENT) -> Modules:
+    def load(name: str, columns: int = COLUMNS, segment: int = SEGMENT, halves: bool = False) -> Modules:
         kind = KINDS[name]
         module = recurrence_name(kind)
-        reverse = reverse_source(kind, ReverseLaunch(columns, (4, 1), (4, 1))) if kind.decay != "key" else ""
-        launches = {"prepare": Launch(0, 4, 1), "walk": Launch(columns, 4, 1)}
+        reverse = reverse_source(kind, ReverseLaunch(columns, (4, 1), (4, 1), 16, 16)) if kind.decay != "key" else ""
+        launches = {"prepare": Launch(0, 4, 1), "walk": Launch(columns, 4, 1, halves=halves)}
         files = {
             "__init__.py": "",
             f"{module}.py": emit(kind, module, kernel_sizes=[(K, V)]),
             f"{module}_kernels.py": kernels(kind, module, launches, segment=segment, reverse=reverse),
         }
-        package = tmp_path_factory.mktemp("made") / f"normalized_{name}_{columns}_{segment}"
+        package = tmp_path_factory.mktemp("made") / f"normalized_{name}_{columns}_{segment}_{halves}"
         package.mkdir()
         for file, text in format_files(files).items():
             (package / file).write_text(text)
@@ -124,8 +124,20 @@ def error(got: Tensor, want: Tensor) -> float:
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_and_states(made: Callable[..., Modules], name: str, dtype: torch.dtype) -> None:
     """Dense rows without a state, and packed ones that continue; among them empty sequences and one of one token."""
-    kind = KINDS[name]
-    torch_form, module = made(name)
+    assert_right(KINDS[name], dtype, *made(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_halves(made: Callable[..., Modules], name: str) -> None:
+    """The walk of large heads, whose state and vector are in two halves; the second one is not full here."""
+    assert_right(KINDS[name], torch.float32, *made(name, halves=True))
+
+
+def assert_right(
+    kind: RecurrenceKind, dtype: torch.dtype, torch_form: ModuleType, module: ModuleType
+) -> None:
+    """Outputs and last states of the kernels against the definition."""
     for B, T, cu_seqlens in ((2, 19, None), (1, 60, BORDERS)):
         torch.manual_seed(T)
         given = inputs(kind, T, B)

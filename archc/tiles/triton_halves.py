@@ -1,0 +1,115 @@
+"""The walk of a large head: its state in two halves of the key channels, so that the registers hold it.
+
+A read narrows the state to the type of the products. All of it at once, beside the state and what is read, does not
+fit; of a half it does. So both halves are read one after the other, each for all that reads. Scores come before: in
+the middle of a chunk there is no room for them and for the decay between tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from archc.tiles.kind import RecurrenceKind
+from archc.tiles.program import Step, TileProgram
+from archc.tiles.triton_lines import Lines, buffer_name, load_line, part_of, sees, vector_line
+
+
+def has_halves(kind: RecurrenceKind) -> bool:
+    """Whether the walk of a class has such a form."""
+    decay = kind.core().decay
+    return decay in ("none", "head") or (decay == "key" and kind.erase == "none")
+
+
+class HalvedLines(Lines):
+    """The lines of such a walk: tiles of rows are `k1_CK` and `k2_CK`, the state is `S1_VK` and `S2_VK`."""
+
+    parts = ("1", "2")
+    keys = "HALF"
+
+    def __init__(self, kind: RecurrenceKind, program: TileProgram) -> None:
+        super().__init__(kind, program, "walk")
+
+    def channels(self) -> str:
+        return "channel1_K, channel2_K = tl.arange(0, HALF), HALF + tl.arange(0, HALF)"
+
+    def scored(self, steps: Sequence[Step]) -> list[str]:
+        """The lines of the scores that are made here, and of what they are multiplied with, behind the products."""
+        return self.of([step for step in steps if step.operation == "pair"])
+
+    def body(self, steps: Sequence[Step]) -> list[str]:
+        """The lines behind the scores but the update; tiles of values are loaded behind the reads."""
+        pairs = [step for step in steps if step.operation == "pair"]
+        lines = [f"{step.result}_JC = {step.result}_JC.to(dtype)" for step in pairs]
+        lines += self.reads([step for step in steps if step.operation == "read"])
+        before = len(lines)
+        lines += self.of([step for step in steps if step.operation not in ("pair", "read")])
+        lines[before:before] = [load_line(tile) for tile in self.loaded if tile.endswith("_VC")]
+        return lines
+
+    def heading(self) -> list[str]:
+        """What a chunk begins with: rows, scores and numbers, and their factors."""
+        lines: list[str] = []
+        for tile in self.loaded:
+            if tile.endswith(("_CK", "_K")):
+                lines += [_loaded(tile, half) for half in self.parts]
+            elif not tile.endswith("_VC"):
+                lines.append(load_line(tile))
+        return lines + [f"{name} = {text}" for name, text in self.factors.items() if not name.endswith("_JC")]
+
+    def reads(self, steps: Sequence[Step]) -> list[str]:
+        """What reads the state, half by half."""
+        lines, behind = [], []
+        rows = [(step, *self.row(step.operands[0])) for step in steps]
+        for half in self.parts:
+            for step, tile, factor in rows:
+                sign, number = ("=", f"  # {step.number}") if half == "1" else ("+=", "")
+                text = f"dot(S{half}_VK.to(dtype), tl.trans({part_of(tile, half)}))"
+                lines.append(f"{step.result}_VC {sign} {text}{number}")
+                if factor and half == "1":
+                    behind.append(f"{step.result}_VC *= {factor}[None, :]")
+                self.made.add(step.result)
+        return lines + behind
+
+    def _pair(self, step: Step) -> Iterator[str]:
+        left, right = (self.load(f"{row.base}_CK") for row in step.operands)
+        target = f"{step.result}_JC"
+        for half in self.parts:
+            product = f"dot({part_of(right, half)}, tl.trans({part_of(left, half)}))"
+            yield f"{target} {'=' if half == '1' else '+='} {product}"
+        if self.decay == "head":
+            between = self.decay_between(step)
+            if between not in self.made:
+                self.made.add(between)
+                yield f"{between} = {self.factors[between]}"
+            yield f"{target} *= {between}"
+        else:
+            yield f"{target} = tl.where({sees(step)}, {target}, 0.0)"
+        yield from self.with_scalar(step)
+
+    def _update(self, step: Step) -> Iterator[str]:
+        decay = ""
+        if self.decay == "head":
+            self.load("decay_C")
+            self.end()
+            decay = "tl.exp(G_end)"
+        elif self.decay == "key":
+            self.load("G_end_K")
+            decay = "tl.exp({})[None, :]"
+        writes = [
+            (*self.row(x), self.value(y))
+            for x, y in zip(step.operands[1::2], step.operands[2::2], strict=True)
+        ]
+        for half in self.parts:
+            if decay:
+                yield f"S{half}_VK *= {decay.format(part_of('G_end_K', half))}"
+            for tile, factor, values in writes:
+                columns = f"({values} * {factor}[None, :])" if factor else values
+                yield f"S{half}_VK += dot({columns}.to(dtype), {part_of(tile, half)})"
+
+
+def _loaded(tile: str, half: str) -> str:
+    """The line that loads it."""
+    name, channel = part_of(tile, half), "0" if half == "1" else "HALF"
+    if tile.endswith("_CK"):
+        return f"{name} = {buffer_name(tile)}_tiles.load([start, {channel}])"
+    return vector_line(name, buffer_name(tile), f"channel{half}_K")
