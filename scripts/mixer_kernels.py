@@ -73,9 +73,9 @@ def planned(name: str, target: Target) -> list[dict[str, str]]:
     graph = model(name)
     rows: dict[str, dict[str, str]] = {}
     for kind, uses in uses_of(graph).items():
-        sizes = sizes_of(kind, uses)
+        sizes = sizes_of(kind, uses, target)
         for use in uses:
-            reason = chunked(kind, use)
+            reason = chunked(kind, use, target)
             backward = not reason and has_reverse(kind, sizes, target)
             row = {
                 "class": f"`{recurrence_name(kind)}`",

@@ -432,7 +432,7 @@ class _Package:
         from archc.kernels.recurrence import has_reverse, sizes_of, source_of, uses_of
 
         uses = uses_of(self.graph)[kind]
-        sizes = [] if name in self.torch_forms else sizes_of(kind, uses)
+        sizes = [] if name in self.torch_forms else sizes_of(kind, uses, self.target)
         backward = has_reverse(kind, sizes, self.target)
         return {
             f"{name}.py": emit(kind, name, kernel_sizes=sizes, reverse_kernels=backward),

@@ -14,7 +14,7 @@ def fit_chunks(graph: Graph, target: Target) -> Graph:
     """The graph with each recurrence's chunk as large as the target's tiles have it, and never larger than it was."""
     chunks: dict[RecurrenceKind, int] = {}
     for kind, uses in uses_of(graph).items():
-        if sizes := sizes_of(kind, uses):
+        if sizes := sizes_of(kind, uses, target):
             K, V = max(sizes)
             tile = target.tile("walk", decay=kind.core().decay, erase=kind.erase, K=K, V=V)
             if tile is not None and tile.chunk is not None and tile.chunk < kind.chunk:

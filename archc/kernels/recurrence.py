@@ -12,13 +12,14 @@ from archc.graph.types import Graph, Node
 from archc.kernels.decode import decode_kernel
 from archc.kernels.elementwise import WIDEST, token_launches
 from archc.kernels.kernel import Constant, Kernel
-from archc.kernels.targets import Target
+from archc.kernels.targets import Target, Tile
 from archc.spec.diagnostics import Span
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT
 from archc.tiles.triton_channel_reverse import ChannelLaunch, channel_reverse_source, has_channel_reverse
 from archc.tiles.triton_decode import decode_source
 from archc.tiles.triton_elementwise import GROUP, TokenLaunch, elementwise_source, kept
+from archc.tiles.triton_halves import has_halves
 from archc.tiles.triton_pair_reverse import has_pair_reverse, pair_reverse_source
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, kernels, walk_form
@@ -60,7 +61,8 @@ FLOAT32 = (
     "dweight",
     "drate",
 )
-# Key channels that the walk carries a normaliser beside, half of them with a decay: as many as fitted on Hopper.
+# Key channels that the walk carries a normaliser beside, half of them with a decay: as many as fitted on Hopper where
+# the state is whole.
 BESIDE = 128
 # Rows of a tensor begin at multiples of 16 bytes, or descriptors cannot read them.
 ROW_BYTES = 16
@@ -108,7 +110,7 @@ def _use(node: Node, sizes: Sizes) -> Use:
     )  # fmt: skip
 
 
-def chunked(kind: RecurrenceKind, use: Use) -> str:
+def chunked(kind: RecurrenceKind, use: Use, target: Target) -> str:
     """Why a recurrence runs over chunks in its torch form; empty if it has kernels."""
     if form_of(kind).form == "scan":
         few = use.K <= WIDEST
@@ -117,7 +119,9 @@ def chunked(kind: RecurrenceKind, use: Use) -> str:
         return (
             "under an erase, or with factors, the normaliser is one more column of V, whose rows do not align"
         )
-    if kind.beside and use.K > (BESIDE if kind.core().decay == "none" else BESIDE // 2):
+    most = BESIDE if kind.core().decay == "none" else BESIDE // 2
+    walk = target.tile("walk", **_facts(kind, use.K, use.V))
+    if kind.beside and use.K > most and not _has_halves(kind, use.K, walk):
         return "beside a normaliser, a state with so many key channels does not fit the registers"
     if use.K * 2 % ROW_BYTES or use.V * 2 % ROW_BYTES:
         return "rows of K and V must be multiples of 16 bytes, which are 8 channels in bfloat16"
@@ -127,23 +131,34 @@ def chunked(kind: RecurrenceKind, use: Use) -> str:
 def launches(kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: Target) -> dict[str, Launch]:
     """The tiles of a class on a target; of several sizes, those of the largest."""
     K, V = max(sizes)
-    facts = {"decay": kind.core().decay, "erase": kind.erase, "K": K, "V": V}
+    facts = _facts(kind, K, V)
     found = {}
     for role in ("prepare", "walk"):
         tile = target.tile(role, **facts)
         if tile is None:
             raise ValueError(f"{target.name} has no tile for {role} with {facts}")
         columns, channels = min(tile.columns, max(16, _power(V))), min(tile.channels, max(16, _power(K)))
-        found[role] = Launch(columns, tile.num_warps, tile.num_stages, channels)
+        halves = role == "walk" and _has_halves(kind, K, tile)
+        found[role] = Launch(columns, tile.num_warps, tile.num_stages, channels, halves)
     carry = target.tile("carry", **facts)
     if carry is not None and not kind.beside:  # without, sequences are walked whole
         found["carry"] = Launch(carry.columns, carry.num_warps, carry.num_stages)
     return found
 
 
-def sizes_of(kind: RecurrenceKind, uses: Sequence[Use]) -> list[tuple[int, int]]:
+def _facts(kind: RecurrenceKind, K: int, V: int) -> dict[str, object]:
+    """What rows of a target's tiles may ask for."""
+    return {"decay": kind.core().decay, "erase": kind.erase, "normalize": kind.normalize, "K": K, "V": V}
+
+
+def _has_halves(kind: RecurrenceKind, K: int, tile: Tile | None) -> bool:
+    """Whether the walk has its state in two halves: where a row's tiles have not all key channels."""
+    return tile is not None and has_halves(kind) and tile.channels < _power(K)
+
+
+def sizes_of(kind: RecurrenceKind, uses: Sequence[Use], target: Target) -> list[tuple[int, int]]:
     """The (K, V) for which a class has kernels over chunks; its decode step has one for all."""
-    return sorted({(use.K, use.V) for use in uses if not chunked(kind, use)})
+    return sorted({(use.K, use.V) for use in uses if not chunked(kind, use, target)})
 
 
 def has_reverse(kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: Target) -> bool:
@@ -205,7 +220,7 @@ def recurrence_kernels(
     kind: RecurrenceKind, name: str, uses: Sequence[Use], target: Target, dtype: str = "bf16"
 ) -> Iterator[Kernel]:
     """What a class launches, for each of its sizes."""
-    sizes = sizes_of(kind, uses)
+    sizes = sizes_of(kind, uses, target)
     source, file = source_of(kind, name, sizes, target), f"{name}_kernels.py"
     by_token = form_of(kind).form == "scan"
     form = walk_form(kind) if sizes and not by_token else None
@@ -217,10 +232,10 @@ def recurrence_kernels(
                 kind, use.K, V, dtype, heads=use.H, queries=queries, file=file, source=source
             )
             yield replace(step, span=use.span)
-        if by_token and not chunked(kind, use):
+        if by_token and not chunked(kind, use, target):
             for role, walk in token_launches(kind, sizes, target).items():
                 yield from with_packed(walk_by_token(source, file, role, kind, use, walk, dtype))
-        if form is None or chunked(kind, use):
+        if form is None or chunked(kind, use, target):
             continue
         tiles = launches(kind, sizes, target)
         columns = tiles["walk"].columns

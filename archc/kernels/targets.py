@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 from archc.data import data_folder
 from archc.spec.diagnostics import Reporter, Span
 from archc.spec.yaml_nodes import YMapping, YNode, YScalar, YSequence, core_value
 from archc.spec.yaml_reader import parse
-from archc.tiles.kind import DECAYS, ERASES
+from archc.tiles.kind import DECAYS, ERASES, Normalize
 
 SETTINGS = ("role", "columns", "channels", "chunk", "num_warps", "num_stages", "screened")
 """What a row of `tiles` says of a kernel; everything else in it is a condition."""
@@ -58,7 +58,7 @@ class Target:
     tiles: tuple[Mapping[str, Any], ...] = field(default=())
 
     def tile(self, role: str, **facts: object) -> Tile | None:
-        """The first row for the role whose other conditions equal the facts (decay, erase, K, V, dtype), if any.
+        """The first row for the role whose other conditions equal the facts (decay, erase, K, V, ...), if any.
 
         A condition that is a list holds if it contains the fact; a fact that a row does not name is free.
         """
@@ -285,6 +285,7 @@ _ROW: dict[str, _Field] = {
     "screened": _versions,
     "decay": _some(_word(*DECAYS)),
     "erase": _some(_word(*ERASES)),
+    "normalize": _some(_word(*get_args(Normalize))),
     "K": _some(_count(multiple=16)),
     "V": _some(_count(multiple=16)),
     "dtype": _some(_word("bf16", "fp16", "fp32")),

@@ -12,9 +12,9 @@ def torch_forms(graph: Graph, target: Target) -> tuple[str, ...]:
     """A sentence for each class of recurrence that runs in its torch form, and for each whose gradients do."""
     found: dict[str, None] = {}
     for kind, uses in uses_of(graph).items():
-        name, sizes = recurrence_name(kind), sizes_of(kind, uses)
+        name, sizes = recurrence_name(kind), sizes_of(kind, uses, target)
         for use in uses:
-            if reason := chunked(kind, use):
+            if reason := chunked(kind, use, target):
                 found[f"{name}, K {use.K}, V {use.V}: torch form but for single tokens: {reason}"] = None
         if sizes and not has_reverse(kind, sizes, target):
             found[
