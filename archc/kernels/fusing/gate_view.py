@@ -153,6 +153,12 @@ class Gate:
         return [f"{operand.plain}_row" for operand in operands if operand.per_token]
 
     @property
+    def slopes(self) -> str:
+        """What the backward gives, in words."""
+        names = [operand.plain for operand in self.sloped]
+        return ", ".join(names if len(names) < 4 else [*names[:2], f"... and {names[-1]}"])
+
+    @property
     def pointers(self) -> list[str]:
         """Of the forward's arguments those in memory."""
         return [*(f"{o.plain}_ptr" for o in self.read), *(f"{result.plain}_ptr" for result in self.results)]
