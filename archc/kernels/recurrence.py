@@ -189,9 +189,7 @@ def reverse_launch(
         return ValueLaunch(columns, inside, *cuts) if inside else None
     if kind.core().decay not in ("none", "head"):
         return None
-    # With an erase a program has not the registers for all key channels.
-    channels = min(again.channels, max(16, _power(K))) if kind.erase != "none" else 0
-    return ReverseLaunch(columns, *cuts, channels)
+    return ReverseLaunch(columns, *cuts, min(again.channels, max(16, _power(K))), again.columns)
 
 
 def source_of(kind: RecurrenceKind, name: str, sizes: Sequence[tuple[int, int]], target: Target) -> str:
@@ -265,8 +263,9 @@ def _reverse_cuts(back: ReverseLaunch | ChannelLaunch | ValueLaunch) -> Iterator
     if isinstance(back, ValueLaunch):
         yield "prepare_back", Launch(*back.inside)
     channels = 0 if isinstance(back, ValueLaunch) else back.channels
-    for role, (warps, stages) in (("walk_back", back.back), ("walk_again", back.again)):
-        yield role, Launch(back.columns, warps, stages, channels)
+    summed = back.summed if isinstance(back, ReverseLaunch) else back.columns
+    yield "walk_back", Launch(back.columns, *back.back, channels)
+    yield "walk_again", Launch(summed, *back.again, channels)
 
 
 def walk_by_token(
@@ -307,6 +306,7 @@ def described(
     known: dict[str, Constant] = {
         "H": use.H, "K": use.K, "V": use.V, "BLOCK_K": BLOCK_K, "COLUMNS": columns,
         "CHANNELS": min(launch.channels, BLOCK_K), "BLOCK_V": max(_power(use.V), 16), "VALUES": 0,
+        "PART_V": min(launch.columns, max(_power(use.V), 16)),
         "C": kind.chunk, "SEGMENT": SEGMENT, "PACKED": False, "INITIAL": False,
         "GROUP": GROUP, "KEPT": kept(kind),
         **{f"{name}_heads": count for name, count in use.heads.items()},

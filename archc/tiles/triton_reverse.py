@@ -20,26 +20,28 @@ from archc.templates import environment
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.triton_gradients import View
-from archc.tiles.triton_walk_again import Again, AgainByKeys
+from archc.tiles.triton_walk_again import Again
 from archc.tiles.triton_walk_back import Back
 from archc.tiles.views import kernel_arguments, public_facts
 
 
 @dataclass(frozen=True, slots=True)
 class ReverseLaunch:
-    """How the two kernels are cut: value columns of a program; warps and stages of each.
+    """How the two kernels are cut: warps and stages of each.
 
-    channels: key channels of a program of `walk_again`, which then has all value columns; 0 to cut it as `walk_back`.
+    columns: value columns of a program of `walk_back`. channels: key channels of a program of `walk_again`, which has
+    all value columns and sums over `summed` of them at once: fewer than there are, or it is no loop.
     """
 
     columns: int
     back: tuple[int, int]
     again: tuple[int, int]
-    channels: int = 0
+    channels: int
+    summed: int = 64
 
 
 # Axes of what the kernels make: "CV" values, "CK" rows, "C" a number a token. All but values are sums over a block of
-# value columns.
+# value columns, where `walk_back` makes them; where `walk_again` does, numbers are sums over one of key channels.
 _AXES = {"dv": "CV", "dE": "CV", "written": "C", "dbeta": "C", "dweight": "C", "ddecay": "C", "dz": "C"}
 
 
@@ -54,8 +56,7 @@ def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch) -> str:
         raise ValueError(f"no reverse kernels for a decay of the class {core.decay}")
     program = forward(kind, weighted=kind.beside and kind.normalize == "max")
     back = Back(kind, program).view()
-    again = (AgainByKeys if launch.channels else Again)(kind, program).view()
-    cut = ["CHANNELS", "V", "BLOCK_V"] if launch.channels else ["BLOCK_K", "V", "COLUMNS"]
+    again = Again(kind, program).view()
     found = kernel_arguments(kind)
     facts = public_facts(kind, found)
     inputs = [argument.name for argument in found]
@@ -65,13 +66,16 @@ def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch) -> str:
         "core": core,
         "launch": launch,
         "kernels": {"walk_back": back, "walk_again": again},
-        "by_keys": launch.channels > 0,
         "constants": {
             "walk_back": _constants(inputs, back, ["K", "BLOCK_K", "V", "COLUMNS"]),
-            "walk_again": _constants(inputs, again, ["K", *cut]),
+            "walk_again": _constants(inputs, again, ["K", "CHANNELS", "V", "BLOCK_V", "PART_V"]),
         },
         "again_made": again.made,
-        "summed_first": [name for name in back.made if name in again.loaded and name != "dE"],
+        "summed_first": [
+            name
+            for name in (*back.made, *back.normaliser.made)
+            if name in (*again.loaded, *again.normaliser.given) and name != "dE"
+        ],
         "axes": {name: _AXES.get(name, "CK") for name in made},
         "inputs": [name for name in inputs if name != "floor"],
         "beside": kind.beside,
@@ -96,5 +100,5 @@ def _constants(inputs: list[str], view: View, sizes: list[str]) -> list[str]:
 def _given(name: str) -> str:
     """The value of a compile-time argument at the launch."""
     text = {"C": "CHUNK", "COLUMNS": "BACK_COLUMNS", "PACKED": "cu_seqlens is not None"}
-    text["CHANNELS"] = "min(AGAIN_CHANNELS, BLOCK_K)"
+    text |= {"CHANNELS": "min(AGAIN_CHANNELS, BLOCK_K)", "PART_V": "min(AGAIN_COLUMNS, BLOCK_V)"}
     return f"{name.removesuffix('_heads')}.shape[2]" if name.endswith("_heads") else text.get(name, name)

@@ -56,8 +56,8 @@ Load = Callable[..., ModuleType]
 
 
 def launch(kind: RecurrenceKind, columns: int) -> ReverseLaunch:
-    """Both walks cut into blocks of value columns; with an erase, the second one into blocks of key channels."""
-    return ReverseLaunch(columns, (4, 1), (4, 1), 16 if kind.erase != "none" else 0)
+    """The first walk cut into blocks of value columns, the second into blocks of key channels."""
+    return ReverseLaunch(columns, (4, 1), (4, 1), 16, 16)
 
 
 @pytest.fixture(scope="module")

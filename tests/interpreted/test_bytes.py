@@ -152,7 +152,7 @@ def emitted(
     name = f"{label(kind)}_{K}_{V}_{columns}_{segment}"
     reverse = ""
     if kind.decay in ("none", "head"):
-        channels = 64 if kind.erase != "none" else 0
+        channels = 64 if kind.erase != "none" else 128
         reverse = reverse_source(kind, ReverseLaunch(columns, (8, 1), (8, 1), channels))
     elif has_channel_reverse(kind):
         by_channel = pair_reverse_source if has_pair_reverse(kind) else channel_reverse_source
