@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from archc.graph.types import Module
+from archc.graph.types import Graph, Module
 from archc.kernels.counting.counter import counting
 from archc.kernels.fusing.gate_view import Gate
 from archc.kernels.triton_derivatives import SLOPES
@@ -129,25 +129,43 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow(BODIES, 4))
-def test_extremes(name: str, tmp_path: Path) -> None:
-    """Values and slopes are the torch form's at 0, beyond the range of exponentials, at denormals and at ties."""
+def own(equation: str) -> Graph:
+    """A model whose mixer has this equation between matrices."""
     body = {
         "a": "linear(x, [n_heads, head_dim])",
         "b": "linear(x, [n_heads, head_dim])",
-        "u": BODIES[name],
+        "gain": "linear(x, [n_heads])",
+        "u": equation,
         "y": "linear(u, d_model)",
     }
     spec = dict(one_mixer("own", {"use": "own"}))
     params = {"n_heads": {"type": "int", "default": 2}, "head_dim": {"type": "int", "default": 9}}
     spec["mixers"] = {"own": {"params": params, "body": body}}
-    loaded, [(module, gate)] = load_gates(graph_of(spec), tmp_path / f"gates_{list(BODIES).index(name)}")
+    return graph_of(spec)
+
+
+@pytest.mark.parametrize("name", mostly_slow(BODIES, 4))
+def test_extremes(name: str, tmp_path: Path) -> None:
+    """Values and slopes are the torch form's at 0, beyond the range of exponentials, at denormals and at ties."""
+    loaded, [(module, gate)] = load_gates(own(BODIES[name]), tmp_path / f"gates_{list(BODIES).index(name)}")
     operands, numbers = draw(module, gate, (2, 5), values=EXTREMES)
     tied = [operands[0].clone() for _ in operands]
     for given in (operands, tied):
         ours, theirs = (run(loaded, gate, given, numbers, kernels) for kernels in (True, False))
         for mine, wanted in zip(ours, theirs, strict=True):
             torch.testing.assert_close(mine, wanted, equal_nan=True)
+
+
+def test_what_does_not_exist_counts_nothing(tmp_path: Path) -> None:
+    """Sums over tokens, entries and both leave out the places of a tile beyond them, where 0 / 0 is no number."""
+    equation = "gain / a * param(p, [n_heads, head_dim]) / a + param(r, [n_heads]) / a * b"
+    loaded, [(module, gate)] = load_gates(own(equation), tmp_path / "gates_masked")
+    operands, numbers = draw(module, gate, (1, 5))
+    assert {operand.kind for operand in gate.operands} == {"TC", "T", "C", ""}
+    with poisoned():
+        ours, theirs = (run(loaded, gate, operands, numbers, kernels) for kernels in (True, False))
+    for mine, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_every_function_with_a_derivative_is_held() -> None:
