@@ -61,7 +61,7 @@ def value_reverse_source(kind: RecurrenceKind, launch: ValueLaunch) -> str:
         "before": kind.read == "exclusive",
         "halvings": kind.chunk.bit_length() - 1,
         "together": False,
-        "number": {"scores": steps["pair"], "update": steps["update"], "read": steps["read"]},
+        "number": {"scores": steps["pair"], "written": steps["update"], "read": steps["read"]},
         "inputs": inputs,
         "typed": facts["typed"],
         "heads": facts["heads"],
