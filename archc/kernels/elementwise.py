@@ -38,20 +38,22 @@ def token_launches(
     return found
 
 
-def moved(kind: RecurrenceKind, K: int, V: int, columns: int, itemsize: int = 2) -> dict[str, float]:
+def moved(
+    kind: RecurrenceKind, K: int, V: int, columns: int, itemsize: int = 2, kept_tokens: int | None = None
+) -> dict[str, float]:
     """Distinct bytes a token and head of each walk, and of the sums after the last one. columns: of the backward.
 
     A state is written and read for every so many tokens. Gradients of q and k are sums over value columns: one number
-    in float32 for each block of them.
+    in float32 for each block of them, which are then added up and, in a narrow type, rounded. kept_tokens: between two states that are kept, instead of what the class has.
     """
     least = count(kind, K, V, itemsize=itemsize)
-    state = 4 * K * V / kept(kind)
+    state = 4 * K * V / (kept_tokens or kept(kind))
     blocks = -(-V // columns)
     partial = 2 * K * (4 * blocks if blocks > 1 else itemsize)
     return {
         "walk": least.forward.bytes + state,
         "walk_back": least.backward.bytes - 2 * K * itemsize + partial + state,
-        "sums": partial + 2 * K * itemsize if blocks > 1 else 0.0,
+        "sums": partial + 2 * K * (4 if itemsize == 4 else 8 + itemsize) if blocks > 1 else 0.0,
     }
 
 

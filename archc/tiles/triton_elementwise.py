@@ -122,7 +122,7 @@ def reverse_lines(kind: RecurrenceKind) -> list[str]:
         lines += ["dexponent_KV = dS_KV * S_KV"]
         lines += [
             "ddecay_V = tl.sum(dexponent_KV * rate_KV, 0)",
-            "drate_KV += dexponent_KV * decay_V[None, :]",
+            "drate_of_group_KV += dexponent_KV * decay_V[None, :]",
         ]
     else:
         lines += ["ddecay_KV = dS_KV * S_KV"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from archc.codegen.format import format_files
+from archc.kernels.counting.counter import counting
+from archc.kernels.elementwise import moved
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.torch_source import emit
 from archc.tiles.triton_elementwise import TokenLaunch, elementwise_source
@@ -54,11 +57,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(folder: Path) -> Load:
     """The kernels of a class; `torch_form` is the module that has no kernels."""
 
-    def load(kind: RecurrenceKind, torch_form: bool = False) -> ModuleType:
-        name = f"{label(kind)}_{'torch' if torch_form else 'kernels'}"
+    def load(kind: RecurrenceKind, torch_form: bool = False, columns: int = 16) -> ModuleType:
+        name = f"{label(kind)}_{'torch' if torch_form else columns}"
         path = folder / f"{name}.py"
         if not path.exists():
-            text = emit(kind, name) if torch_form else text_of(kind, name)
+            text = emit(kind, name) if torch_form else text_of(kind, name, columns)
             path.write_text(format_files({path.name: text})[path.name])
         return imported(f"elementwise_package.{name}")
 
@@ -204,3 +207,61 @@ def test_a_wrong_line_is_found(line: str, wrong: str, folder: Path) -> None:
     ours = found(imported(f"elementwise_package.{name}"), case, torch.float32)
     pairs = zip(ours, expected(case), strict=True)
     assert max(difference(mine.double().nan_to_num(1e9), exact) for mine, exact in pairs) > 1e-2
+
+
+@pytest.mark.parametrize(("kind", "columns"), mostly_slow(itertools.product(KINDS, (8, 16)), 7))
+def test_the_bytes_are_those_of_the_plan(kind: RecurrenceKind, columns: int, load: Load) -> None:
+    """Launch by launch and to the byte, between two lengths that a state is kept for; then the sums over blocks."""
+    module, counted = load(kind, columns=columns), []
+    for T in (KEPT, 2 * KEPT):
+        case = make(kind, T, K=16, V=16, batch=1, heads=(1, 1, 1))
+        given = [
+            x.detach().to(torch.float32 if n in FLOAT32 else torch.half) for n, x in case.tensors.items()
+        ]
+        do = torch.ones(1, T, 1, 16).half()
+        with counting() as counts:
+            _, final, states = module.chunk_forward(*given, None, None, 1.0)
+            module.chunk_backward(do, final, *given, None, states, 1.0)
+        counted.append(counts)
+    short, long = ({launch.name: launch.distinct for launch in counts.launches} for counts in counted)
+    plan = moved(kind, 16, 16, columns, kept_tokens=KEPT)
+    assert {name: (long[name] - short[name]) / KEPT for name in long} == {n: plan[n] for n in long}
+    assert (counted[1].moved_by_others - counted[0].moved_by_others) / KEPT == plan["sums"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [RATE, FULL], ids=label)
+def test_what_is_read_again_is_less_than_what_is_read(kind: RecurrenceKind, folder: Path) -> None:
+    """Blocks as wide as they are launched with: no more than twice the distinct bytes."""
+    name = f"wide_{label(kind)}"
+    launch = TokenLaunch(128 if kind.decay_rate else 16, 8, 1)
+    (folder / f"{name}.py").write_text(elementwise_source(kind, name, launch, launch))
+    module = imported(f"elementwise_package.{name}")
+    case = make(kind, 64 if kind.decay_rate else 16, K=16, V=128, batch=1, heads=(1, 1, 1))
+    given = [x.detach().to(torch.float32 if n in FLOAT32 else torch.half) for n, x in case.tensors.items()]
+    with counting() as ahead:
+        o, final, states = module.chunk_forward(*given, None, None, 1.0)
+    with counting() as behind:
+        module.chunk_backward(torch.ones_like(o), final, *given, None, states, 1.0)
+    assert ahead.requested <= 2 * ahead.distinct and behind.requested <= 2 * behind.distinct
+
+
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, 4), ids=label)
+def test_the_operation_is_one(kind: RecurrenceKind, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes without values, gradients, no aliases: as torch asks of an operation."""
+    name = f"operation_{label(kind)}"
+    (folder / f"{name}.py").write_text(emit(kind, name, kernel_sizes=[(16, 16)], reverse_kernels=True))
+    launch = TokenLaunch(16, 4, 1)
+    (folder / f"{name}_kernels.py").write_text(elementwise_source(kind, f"{name}_kernels", launch, launch))
+    module = imported(f"elementwise_package.{name}")
+    monkeypatch.setattr(module, "_has_kernels", lambda q, v: True)
+    module.chunk.register_kernel("cpu")(module._chunk_on_gpu)
+    module.chunk_reverse.register_kernel("cpu")(module._chunk_reverse_on_gpu)
+    given, longer = (
+        [x.detach().float() for x in make(kind, T, K=16, V=16, batch=1, heads=(1, 1, 1)).tensors.values()]
+        for T in (2, 70)
+    )
+    # The longer one keeps several states.
+    torch.library.opcheck(module.chunk, (*longer, None, None, 1.0), test_utils="test_faketensor")
+    given = [x.requires_grad_() for x in given]
+    torch.library.opcheck(module.chunk, (*given, None, None, 1.0))
