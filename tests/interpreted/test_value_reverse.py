@@ -123,7 +123,7 @@ def test_the_gradient_of_a_strong_decay(kind: RecurrenceKind, load: Load) -> Non
     [
         ("earlier(written_CV)", "written_CV"),
         ("anchor_V - seen_V", "anchor_V + seen_V"),
-        ("tl.where(block == 0, end, 0)", "end"),
+        ("tl.where(block == 0, start, end)", "start"),
         ("own_C[:, None] * do_tiles", "0.0 * own_C[:, None] * do_tiles"),
     ],
 )
