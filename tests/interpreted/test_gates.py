@@ -220,6 +220,40 @@ def test_bytes(name: str, regions_of: Any) -> None:
         assert backward == 4 * (span * (made + again + sloped) + sums)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("use", "heads", "wanted"),
+    [
+        ({"use": "kda", "n_heads": 1}, 1, [(3840, 5888), (768, 1032), (6, 1)]),
+        ({"use": "gated_deltanet", "n_heads": 8, "head_dim": 16}, 8, [(34, 52), (10, 14), (7, 1)]),
+    ],
+)
+def test_bytes_beside_torch(
+    use: dict[str, Any], heads: int, wanted: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    """The figures of docs/gpu.md, a token and head in two bytes: of the torch form, of kernels; launches."""
+    loaded, [(module, gate)] = load_gates(
+        graph_of(one_mixer("wide", use)), tmp_path / f"gates_of_{use['use']}"
+    )
+    figures, launches = [], []
+    for kernels in (False, True):
+        loaded.gates._has_kernel = lambda *operands, kernels=kernels: kernels
+        moved = []
+        for tokens in (128, 256):
+            operands, numbers = draw(module, gate, (1, tokens), torch.float16)
+            given = [x.requires_grad_() for x in operands]
+            with counting() as ahead:
+                made = getattr(loaded.gates, gate.name)(*given, *numbers)
+            made = [made] if isinstance(made, Tensor) else list(made)
+            slopes = [torch.ones_like(y) for y in made]
+            with counting() as behind:
+                torch.autograd.grad(made, given, slopes)
+            moved.append((ahead.distinct, behind.distinct))
+        launches.append(len(ahead.launches) + len(ahead.others))
+        figures.append(tuple(round((b - a) / (128 * heads)) for a, b in zip(*moved)))
+    assert [*figures, tuple(launches)] == wanted
+
+
 @pytest.mark.parametrize("name", mostly_slow(["kda", "mingru", "rwkv7"], lambda name: name == "kda"))
 def test_operation(name: str, regions_of: Any) -> None:
     """The operations keep their contract, with several results, numbers, and dtypes that differ."""
