@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from archc.codegen.package import package_files
+from archc.graph.functions import FUNCTIONS
 from archc.graph.types import Graph
 from archc.kernels.fusing.gate_files import once
 from archc.kernels.fusing.gate_view import Gate
 from archc.kernels.fusing.gates import gates_of
 from archc.kernels.gates import gate_kernels
 from archc.kernels.targets import load_target
+from archc.kernels.triton_derivatives import SLOPES
 from archc.pipeline import graph_of, sources_of
 from archc.printing.letters import assign_letters
 from tests.laws.subjects import LIBRARY, one_mixer
@@ -113,6 +115,15 @@ def test_files() -> None:
         assert "kda_decay" not in plain["model.py"]
     text = sources_of(LIBRARY["kda"], "h100")["gates.py"]
     assert "triton" not in text and "\n    from .gates_kernels import" in text
+
+
+def test_every_function_has_a_derivative_or_stays_with_torch() -> None:
+    """A new function of the language is fused once it has a rule."""
+    without = (
+        "atan2 cos floordiv inverse_softplus logaddexp logical_and logical_not logical_or mod pow sign sin"
+    )
+    assert set(FUNCTIONS) - set(SLOPES) == set(without.split())
+    assert set(SLOPES) <= set(FUNCTIONS)
 
 
 def test_equal_regions_of_two_classes_are_one_function() -> None:
