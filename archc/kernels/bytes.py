@@ -15,6 +15,7 @@ from archc.tiles.costs import count
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import SEGMENT
 from archc.tiles.triton_channel_reverse import channel_kernels
+from archc.tiles.triton_pair_reverse import PairAgain, has_pair_reverse
 from archc.tiles.triton_source import walk_form
 from archc.tiles.views import arguments, kernel_arguments
 
@@ -147,9 +148,10 @@ def planned_by_channel(
 ) -> dict[str, float]:
     """Bytes of each kernel of the backward of a class with a decay along K, likewise: with one block of V and of K."""
     form, C = walk_form(kind), kind.chunk
-    ahead = planned(kind, K, V, itemsize, segment)["prepare"]
+    back, again = channel_kernels(kind, PairAgain if has_pair_reverse(kind) else None)
     letters = {"CC": itemsize * C, "CK": itemsize * K, "CV": itemsize * V, "K": 4 * K / C}
     size = {name: letters[axes] for name, axes in form.buffers.items()}
+    size |= dict.fromkeys(back.scores, letters["CC"])
     size |= dict.fromkeys(("v", "do", "U", "dv", "dE"), letters["CV"])
     size |= dict.fromkeys(("q", "k", "w", "r", "dq", "dk", "dw", "dr"), letters["CK"])
     size |= dict.fromkeys(("dk_state", "dw_state"), letters["CK"])
@@ -157,9 +159,9 @@ def planned_by_channel(
     once = (4 * K * V + 4 * K) / (
         segment * C
     )  # the state of a segment, and what its decays are anchored with
-    back, again = channel_kernels(kind)
+    ahead = {} if form.scores else {"prepare": planned(kind, K, V, itemsize, segment)["prepare"]}
     return {
-        "prepare": ahead,
+        **ahead,
         "walk_back": sum(size[name] for name in (*back.loaded, *back.made)) + once,
         "walk_again": sum(size[name] for name in (*again.loaded, *again.made)) + once,
     }

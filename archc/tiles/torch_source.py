@@ -15,6 +15,7 @@ from archc.tiles.schedule import Schedule, schedule
 from archc.tiles.token_lines import decode_lines, token_lines
 from archc.tiles.torch_lines import Printer
 from archc.tiles.triton_elementwise import kept
+from archc.tiles.triton_lines import scores_kept
 from archc.tiles.views import Argument, arguments, beside_facts, public_facts, steps, wrap
 
 SCAN_CHUNK = 16  # tokens of a chunk of a class that is a scan over tokens
@@ -74,7 +75,7 @@ def emit(
         view["forms"] = empty
         view["facts"] = {**public_facts(kind, found), **chunk_facts(kind, found, empty)}
         return shared.get_template("recurrence/scan.py.jinja").render(view)
-    forms = chunk_forms(kind)
+    forms = chunk_forms(kind, scores_kept(kind) if reverse_kernels else [])
     if kind.beside:
         view["beside"] = beside_facts(kind, public_facts(kind, found))
     view["forms"] = forms
@@ -112,8 +113,11 @@ def chunk_facts(kind: RecurrenceKind, found: list[Argument], forms: Forms) -> di
     }
 
 
-def chunk_forms(kind: RecurrenceKind) -> Forms:
-    """Print the forward program and its derived reverse, each phase as numbered lines."""
+def chunk_forms(kind: RecurrenceKind, more: Sequence[str] = ()) -> Forms:
+    """Print the forward program and its derived reverse, each phase as numbered lines.
+
+    more: what is kept for the backward besides what it always has.
+    """
     core = kind.core()
     program = forward(kind)
     backward = reverse(program)
@@ -121,7 +125,7 @@ def chunk_forms(kind: RecurrenceKind) -> Forms:
     behind = schedule(backward, "dS_next", "dS", stored=False)
 
     produced = {step.result for step in backward.steps}
-    kept = [name for name in ("U", "X") if name in program.axes]
+    kept = [*(name for name in ("U", "X") if name in program.axes), *more]
     again = _recomputed(program, backward, produced, {*program.inputs, "S", *kept})
     scores = {
         f"d{step.result}": step.operands[0].exponent for step in program.steps if step.operation == "pair"

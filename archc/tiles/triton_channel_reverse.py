@@ -1,9 +1,11 @@
 """Print the reverse of a tile program with a decay per key channel as two Triton kernels.
 
-First `prepare` of the forward makes scores and decayed rows again. `walk_back` carries dS from the end of a sequence to
-its start: gradients of values, and of the rows that write as far as they come through dS; it is cut along V. Then
-`walk_again` carries S from the start of every segment and makes all else. In it every channel is on its own, pairs of
-tokens included, so it is cut along K: its tiles are small, and no sum is left open.
+The forward has kept its scores; those of an erase of two rows are made again by its `prepare`. `walk_back` carries dS
+from the end of a sequence to its start: gradients of values and of scores, and of the rows that write as far as they
+come through dS; it is cut along V. Then `walk_again` carries S from the start of every segment and makes all else. In
+it every channel is on its own, pairs of tokens included, so it is cut along K: its tiles are small, and no sum is left
+open. Rows are loaded again where they are used again, and a gradient that is done is written at once: little lives from
+one kind of pairs to the next.
 
 A decay receives what is read through it, less what pairs write from its token on, writes into the state before it,
 and e^G_end <S, dS_next>, channel by channel. The last is known exactly where a segment starts, and is carried from
@@ -22,7 +24,7 @@ from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import Row, Step
 from archc.tiles.reverse import reverse
-from archc.tiles.triton_lines import FACTORS, factor_lines, load_line, row_line, walks_decay_rows
+from archc.tiles.triton_lines import FACTORS, factor_lines, load_line, row_line, scores_kept
 from archc.tiles.triton_source import (
     INPUTS,
     buffer_line,
@@ -52,6 +54,8 @@ class View:
     constants: list[str]
     opening: list[str]
     lines: list[str]
+    states: list[str]  # parts of gradients that come through dS
+    scores: list[str]  # gradients of scores
 
 
 def has_channel_reverse(kind: RecurrenceKind) -> bool:
@@ -88,20 +92,19 @@ def channel_reverse_source(
         "again": again,
         "inputs": inputs,
         "typed": facts["typed"],
-        "typed_kept": "".join(f"{name}: Tensor, " for name in form.kept),
+        "typed_kept": "".join(f"{name}: Tensor, " for name in (*form.kept, *form.scores)),
         "heads": facts["heads"],
         "contiguous": {
             name: f"{name}{'.to(q.dtype)' if name in products else ''}.contiguous()"
             for name in ("do", "dfinal", *inputs)
         },
+        "kept_all": bool(form.scores),
         "buffers": [buffer_line(name, axes) for name, axes in form.buffers.items()],
         "prepare": [*form.prepare.arguments, "cu_seqlens", "N", "T", *constants_given(form.prepare)],
         "values": [name for name in made if name in ("dv", "dE")],
-        "parts": [name for name in made if name.endswith("_state")],
+        "parts": {name: "CHUNK" if name in back.scores else "K" for name in (*back.states, *back.scores)},
         "rows": [name for name in made if name in ("dq", "dk", "dw", "dr", "ddecay")],
         "given": _given,
-        "decays_rows": walks_decay_rows(kind),
-        "typed_by": next(name for name in ("q", "q_in", "q_before") if name in back.loaded),
         "later": any("later(" in line for line in again.lines),
         "gradient": {name: "dE" if name == "v" and "dv" not in made else f"d{name}" for name in inputs},
     }
@@ -128,6 +131,7 @@ class _Lines:
     """The lines of one kernel as they are printed. A tile is loaded right before the first line that uses it."""
 
     def __init__(self, kind: RecurrenceKind) -> None:
+        self.kind = kind
         self.program = forward(kind)
         self.steps = reverse(self.program).steps
         self.scores = {step.result: step for step in self.program.steps if step.operation == "pair"}
@@ -165,18 +169,15 @@ class _Lines:
 
 
 class _Back(_Lines):
-    """`walk_back`: gradients of values, and of the rows that write through dS."""
+    """`walk_back`: gradients of values and of scores, and of the rows that write through dS."""
 
     def __init__(self, kind: RecurrenceKind) -> None:
         super().__init__(kind)
-        self.decays_rows = walks_decay_rows(kind)
         self.ready: set[str] = set()  # factors that rows are decayed with here
 
     def decayed(self, base: str, factor: str) -> str:
-        """A row that meets dS: decayed here, or by `prepare`."""
+        """A row that meets dS."""
         tile = f"{base}_{factor}_CK"
-        if not self.decays_rows:
-            return self.load(tile)
         if tile not in self.ready:
             if factor not in self.ready:
                 self.out += factor_lines(factor)
@@ -187,21 +188,37 @@ class _Back(_Lines):
 
     def view(self) -> View:
         self.values()
+        scores = self.score_gradients()
+        states = []
         for step in self.steps:
             if step.operation == "project" and step.operands[1].base == "dS_next":
                 y = self.load(f"{step.operands[0].base}_VC")
                 self.put(f"{step.result}_CK", f"dot(tl.trans({y}), dS_VK.to(dtype))", step)
                 self.store(f"{step.result}_CK")
+                states.append(step.result)
         self.update()
         constants = ["H", *self.heads(), "K", "BLOCK_K", "V", "COLUMNS", "C", "PACKED", "SEGMENT"]
         opening = open_lines([*self.loaded, *self.stored])
-        for tile in self.stored:
-            base = tile.removesuffix("_CK")
-            part = f"{base} + block.to(tl.int64) * total * H * K"
+        for base in (*states, *scores):
+            part = f"{base} + block.to(tl.int64) * total * H * {'C' if base in scores else 'K'}"
             opening = [line.replace(f"tokens({base},", f"tokens({part},") for line in opening]
-        return View(
-            self.names(), [tile.rsplit("_", 1)[0] for tile in self.stored], constants, opening, self.out
-        )
+        made = [tile.rsplit("_", 1)[0] for tile in self.stored]
+        return View(self.names(), made, constants, opening, self.out, states, scores)
+
+    def score_gradients(self) -> list[str]:
+        """dP = dz y^T, which `walk_again` needs for every block of key channels."""
+        made: list[str] = []
+        for step in self.steps if scores_kept(self.kind) else ():
+            if step.operation == "pair":
+                dz, y = step.operands
+                text = f"dot(tl.trans({self.narrow(dz)}), {self.load(f'{y.base}_VC')})"
+                scale = " * scale" if dz.base == "do" else ""
+                self.put(f"{step.result}_CJ", f"{text}{scale}", step, step.sign < 0)
+                self.stored[f"{step.result}_JC"] = None  # a row of memory is a token that reads
+                name = step.result
+                self.out.append(f"{name}_tiles.store([start, 0], {name}_CJ.to({name}.dtype.element_ty))")
+                made.append(name)
+        return made
 
     def values(self) -> None:
         """dv and dU = P^T dz + x dS, then dE = X^T dU."""
@@ -247,8 +264,7 @@ class _Back(_Lines):
 
     def update(self) -> None:
         step = next(step for step in self.steps if step.operation == "update")
-        end = "G_end_K" if self.decays_rows else self.load("G_end_K")
-        self.out.append(f"dS_VK *= tl.exp({end})[None, :]  # {step.number}")
+        self.out.append(f"dS_VK *= tl.exp(G_end_K)[None, :]  # {step.number}")
         for x, dz, sign in zip(step.operands[1::2], step.operands[2::2], step.signs, strict=True):
             rows = self.decayed(x.base, FACTORS[x.exponent])
             value = f"({dz.base}_VC * scale).to(dtype)" if dz.base == "do" else self.narrow(dz)
@@ -260,7 +276,7 @@ class Again(_Lines):
 
     def __init__(self, kind: RecurrenceKind) -> None:
         super().__init__(kind)
-        self.exponents = {row.exponent for P in self.scores.values() for row in P.operands}
+        self.here: set[str] = set()  # rows that need not be loaded here
         self.reads = [
             step for step in self.steps if step.operation == "project" and step.operands[1].base == "S"
         ]
@@ -275,24 +291,31 @@ class Again(_Lines):
         opening = [self.open(tile) for tile in (*self.loaded, *self.stored) if not tile.endswith("_C")]
         constants = ["H", *self.heads(), "K", "CHANNELS", "V", "BLOCK_V", "C", "PACKED", "SEGMENT"]
         made = [tile.rsplit("_", 1)[0] for tile in self.stored]
-        return View(self.names(), made, constants, opening, self.out)
+        return View(self.names(), made, constants, opening, self.out, [], [])
 
     # Memory.
 
     def open(self, tile: str) -> str:
         name, axes = tile.rsplit("_", 1)
         heads = f"{name}_heads" if name in INPUTS else "H"
-        width, block = ("K", "CHANNELS") if axes == "CK" else ("V", "BLOCK_V")
+        width, block = {"CK": ("K", "CHANNELS"), "CV": ("V", "BLOCK_V"), "CJ": ("C", "C")}[axes]
         return f"{name}_tiles = tokens({name}, end, h, H, {heads}, {width}, C, {block})"
+
+    def load(self, tile: str) -> str:
+        if tile not in self.made and tile not in self.here:
+            self.here.add(tile)
+            self.loaded.setdefault(tile)
+            if tile.endswith("_C"):
+                self.out.append("inside_C = start + tl.arange(0, C) < end")
+            self.out.append(self.load_line(tile))
+        return tile
 
     def load_line(self, tile: str) -> str:
         name, axes = tile.rsplit("_", 1)
         if axes == "C":
             return load_line(tile)
-        column, wide = (
-            ("channel", ".to(tl.float32)" if name == "decay" else "") if axes == "CK" else ("0", "")
-        )
-        return f"{tile} = {name}_tiles.load([start, {column}]){wide}"
+        wide = ".to(tl.float32)" if name == "decay" else ""
+        return f"{tile} = {name}_tiles.load([start, {'channel' if axes == 'CK' else '0'}]){wide}"
 
     def store(self, tile: str) -> None:
         name = tile.rsplit("_", 1)[0]
@@ -306,11 +329,10 @@ class Again(_Lines):
         if not row.scalar:
             return self.load(f"{row.base}_CK")
         tile = f"{row.scalar}_{row.base}_CK"
-        if tile not in self.made:
-            if f"{row.scalar}_C" not in self.loaded:
-                self.out.append("inside_C = start + tl.arange(0, C) < end")
+        if tile not in self.here:
             scaled = f"{self.load(f'{row.base}_CK')} * {self.load(f'{row.scalar}_C')}[:, None]"
-            self.put(tile, f"({scaled}).to(dtype)")
+            self.out.append(f"{tile} = ({scaled}).to(dtype)")
+            self.here.add(tile)
         return tile
 
     def gradients(self, P: Step) -> tuple[str, str]:
@@ -323,85 +345,98 @@ class Again(_Lines):
         x, y = sorted(applied, key=lambda step: step.transposed)
         return x.result, y.result
 
-    def values(self, row: Row) -> str:
-        return self.load(f"{row.base}_CV")
+    def own(self, P: Step) -> bool:
+        """Whether pairs of a token with itself belong to a score."""
+        return P.operands[0].exponent != "<" and P.mask == "inclusive"
 
     # The lines.
 
     def reads_and_pairs(self) -> None:
-        """One row that reads after the other: dx = dz S^T, then dP = dz y^T and what it gives to x and y."""
-        self.out.append(f"G_CK = tl.cumsum({self.load('decay_CK')}, 0)")
+        """One row that reads after the other."""
         for step in self.reads:
-            x, dz = self.read_of[step.result], step.operands[0]
-            scale = " * scale" if dz.base == "do" else ""
-            factor = f"tl.exp({'G_CK' if step.into == '+' else 'G_CK - decay_CK'})"
-            text = f"dot({self.values(dz)}, S_VK.to(dtype)) * {factor}{scale}"
-            self.put(f"{step.result}_CK", text, step, step.sign < 0)
-            self.put("seen_K", f"tl.sum({self.load(f'{x}_CK')} * {step.result}_CK, 0)")
-            for score in self.steps:
-                if score.operation == "pair" and self.scores[score.result[1:]].operands[0].base == x:
-                    self.within(score)
+            self.here = {tile for tile in self.here if tile.endswith("_C")}
+            self.one_row(step)
 
-    def within(self, step: Step) -> None:
-        """dP of one kind of pairs, and what it gives to rows that a decay parts."""
-        P, (dz, y) = self.scores[step.result[1:]], step.operands
-        text = f"dot({self.values(dz)}, tl.trans({self.values(y)}))"
-        self.put(f"{step.result}_CJ", f"{text}{' * scale' if dz.base == 'do' else ''}", step, step.sign < 0)
+    def one_row(self, step: Step) -> None:
+        """What a row that reads receives: dx = dz S^T, and of the pairs where it reads, which give to rows y too."""
+        x, dx, dz = self.read_of[step.result], f"{step.result}_CK", step.operands[0]
+        scale = " * scale" if dz.base == "do" else ""
+        G = f"tl.cumsum({self.load('decay_CK')}, 0)"
+        factor = f"tl.exp({G}{'' if step.into == '+' else ' - decay_CK'})"
+        text = f"dot({self.load(f'{dz.base}_CV')}, S_VK.to(dtype)) * {factor}{scale}"
+        self.put(dx, text, step, step.sign < 0)
+        self.put("seen_K", f"tl.sum({self.load(f'{x}_CK')} * {dx}, 0)")
+        scores = [P for P in self.scores.values() if P.operands[0].base == x]
+        for P in scores:
+            self.pairs(P)
+        passed = "passed_CK" if step.into == "+" else "before_CK"  # what the decay receives
+        self.put(passed, f"{self.load(f'{x}_CK')} * {dx}")
+        # Pairs that meet without a decay come after that.
+        for P in scores:
+            if self.own(P):
+                self.put(dx, f"own_{P.result}_C1 * {self.rows(P.operands[1])}", P)
+            elif P.operands[0].exponent == "<":
+                self.put(dx, f"dot({self.near(P)}, {self.rows(P.operands[1])})", P)
+        if dx in ("dq_CK", "dr_CK"):
+            self.store(dx)
+
+    def pairs(self, P: Step) -> None:
+        """What pairs give to rows that a decay parts."""
         left, right = P.operands
         before = left.exponent == "<"
-        pairs = f"tl.where(j_1J + 1 < c_C1, {step.result}_CJ, 0.0)" if before else f"{step.result}_CJ"
-        given = f"{pairs}, {self.rows(left)}, {self.rows(right)}, decay_CK, {before}, C"
+        gradient = self.load(f"d{P.result}_CJ")
+        if self.own(P):
+            own = f"tl.sum(tl.where(j_1J == c_C1, {gradient}, 0.0), 1)"
+            self.out.append(f"own_{P.result}_C1 = {own}.to(tl.float32)[:, None]")
+        elif before:
+            gradient = f"tl.where(j_1J + 1 < c_C1, {gradient}, 0.0)"
+        given = f"{gradient}, {self.rows(left)}, {self.rows(right)}, decay_CK, {before}, C"
         self.out.append(f"read_CK, write_CK = pair_gradients({given})  # {P.number}")
-        if before or P.mask == "inclusive":
-            near = "j_1J + 1 == c_C1" if before else "j_1J == c_C1"
-            self.put(f"own_{P.result}_CJ", f"tl.where({near}, {step.result}_CJ, 0.0).to(dtype)")
         for result, part in zip(self.gradients(P), ("read_CK", "write_CK"), strict=True):
             self.put(f"{result}_CK", part)
+
+    def near(self, P: Step) -> str:
+        """Gradients of pairs of a token with the one before it."""
+        return f"tl.where(j_1J + 1 == c_C1, {self.load(f'd{P.result}_CJ')}, 0.0).to(dtype)"
 
     def decay(self) -> None:
         """What the decay receives, before pairs join that it does not touch."""
         gather = next(step for step in self.steps if step.operation == "gather")
         pairs = list(zip(gather.operands[1::2], gather.operands[2::2], strict=True))
         self.out += [
+            f"G_CK = tl.cumsum({self.load_line('decay_CK').partition(' = ')[2]}, 0)",
             "G_end_K = tl.sum(tl.where(c_C1 == C - 1, G_CK, 0.0), 0)",
             "left_K = anchor_K - seen_K",
             "anchor_K = tl.where((tl.exp(G_end_K) > 0.0) & (tl.abs(left_K) > eps * tl.abs(seen_K)), left_K, 0.0)",
+            "out_CK = tl.exp(G_end_K[None, :] - G_CK)",
         ]
+        written = []
         for row, part in pairs:
-            if row.exponent == ">":
-                tile = f"{part.base}_CK"
-                self.load(tile)
-                self.out[-1] += " * tl.exp(G_end_K[None, :] - G_CK)"
-
-        def received(exponent: str, sign: str) -> str:
-            found = [f"{self.rows(row)} * {part.base}_CK" for row, part in pairs if row.exponent == exponent]
-            return sign + sign.join(found) if found else ""
-
-        plus, minus = received("+", " + ").removeprefix(" + "), received("-", " - ")
-        before, written = received("<", " + ").removeprefix(" + "), received(">", " + ").removeprefix(" + ")
-        if not plus:
-            minus = minus.strip().replace("- ", "-", 1)
-        self.out.append(f"written_CK = {written}")
-        self.out.append(f"ddecay_CK = anchor_K[None, :] + tl.cumsum({plus}{minus}, 0, reverse=True)")
-        if before:
-            self.out.append(f"ddecay_CK += later({before})")
+            if row.exponent == "-":
+                self.put("passed_CK", f"{self.rows(row)} * {part.base}_CK", minus=True)
+            elif row.exponent == ">":
+                self.load(f"{part.base}_CK")
+                self.out[-1] += " * out_CK"
+                written.append(f"{self.rows(row)} * {part.base}_CK")
+        self.out.append(f"written_CK = {' + '.join(written)}")
+        self.out.append("ddecay_CK = anchor_K[None, :] + tl.cumsum(passed_CK, 0, reverse=True)")
+        if "before_CK" in self.made:
+            self.out.append("ddecay_CK += later(before_CK)")
         self.out.append("ddecay_CK += earlier(written_CK)")
         self.store("ddecay_CK")
         self.out.append("anchor_K += tl.sum(written_CK, 0)")
 
     def untouched(self) -> None:
-        """Pairs of a token with itself, or with the one before it, that meet without a decay; and the late parts."""
+        """The late parts of rows that write: through dS, and from pairs that meet without a decay."""
         for x, _ in self.writes:
             gradient = f"d{x.base}_write" if f"d{x.base}_read_CK" in self.made else f"d{x.base}"
             self.put(f"{gradient}_CK", f"d{x.base}_state_CK")
         for P in self.scores.values():
-            own = f"own_{P.result}_CJ"
-            if own not in self.made:
-                continue
-            left, right = P.operands
-            dx, dy = self.gradients(P)
-            self.put(f"{dx}_CK", f"dot({own}, {self.rows(right)})", P)
-            self.put(f"{dy}_CK", f"dot(tl.trans({own}), {self.rows(left)})")
+            dy = f"{self.gradients(P)[1]}_CK"
+            if self.own(P):
+                self.put(dy, f"own_{P.result}_C1 * {self.rows(P.operands[0])}", P)
+            elif P.operands[0].exponent == "<":
+                self.put(dy, f"dot(tl.trans({self.near(P)}), {self.rows(P.operands[0])})", P)
 
     def finish(self) -> None:
         """Write the gradients; roles of one row come together."""
@@ -416,14 +451,13 @@ class Again(_Lines):
                 read, write = step.operands
                 scalar = self.load(f"{write.scalar}_C")
                 self.put(f"{step.result}_CK", f"{read.base}_CK + {scalar}[:, None] * {write.base}_CK")
-        for name in ("dq", "dk", "dw", "dr"):
+        for name in ("dk", "dw"):
             if f"{name}_CK" in self.made:
                 self.store(f"{name}_CK")
 
     def update(self) -> None:
         number = next(step.number for step in self.program.steps if step.operation == "update")
         self.out.append(f"S_VK *= tl.exp(G_end_K)[None, :]  # {number}")
-        self.out.append("out_CK = tl.exp(G_end_K[None, :] - G_CK)")
         for x, y in self.writes:
             rows = f"({self.rows(x)} * out_CK).to(dtype)"
-            self.out.append(f"S_VK += dot(tl.trans({self.values(y)}), {rows})")
+            self.out.append(f"S_VK += dot(tl.trans({self.load(f'{y.base}_CV')}), {rows})")

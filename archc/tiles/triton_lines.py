@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import Row, Step, TileProgram
 
@@ -25,6 +26,17 @@ def walks_decay_rows(kind: RecurrenceKind) -> bool:
     With an erase there are three such rows or more: to write and read them moves more than q, k and the decay again.
     """
     return kind.core().decay == "key" and kind.erase != "none"
+
+
+def scores_kept(kind: RecurrenceKind) -> list[str]:
+    """The scores that kernels of the backward have from the forward, since a decay along K makes them dear.
+
+    An erase of two rows has three of them, which is too much to keep.
+    """
+    if kind.core().decay != "key" or kind.erase == "pair":
+        return []
+    program = forward(kind)
+    return [step.operands[0].base for step in program.steps if step.operation == "apply"]
 
 
 def row_line(base: str, factor: str) -> str:

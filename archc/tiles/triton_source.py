@@ -11,7 +11,15 @@ from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT, Step, TileProgram
 from archc.tiles.triton_halves import HalvedLines
-from archc.tiles.triton_lines import BEFORE, Lines, buffer_name, load_line, prepared, walks_decay_rows
+from archc.tiles.triton_lines import (
+    BEFORE,
+    Lines,
+    buffer_name,
+    load_line,
+    prepared,
+    scores_kept,
+    walks_decay_rows,
+)
 from archc.tiles.triton_normaliser import Normaliser, normaliser
 from archc.tiles.triton_spans import Ahead, ahead_of
 from archc.tiles.views import TITLES, definition, kernel_arguments, public_facts
@@ -63,7 +71,8 @@ class Walk:
     """The forward form of a class: the kernels `prepare` (or none) and `walk`, and the buffers between them.
 
     buffers: name -> axes, of what `prepare` writes for the walk: "CC" scores, "CK" rows, "CV" values, "K" a chunk.
-    typed_by: the tensor whose type is that of the products. kept: what the backward needs besides the states.
+    typed_by: the tensor whose type is that of the products. kept: what the backward needs besides the states;
+    scores: what its kernels need besides that, where a decay along K makes scores dear.
     halves: whether the state is in two halves of the key channels.
     """
 
@@ -71,6 +80,7 @@ class Walk:
     walk: KernelView
     buffers: dict[str, str]
     kept: list[str]
+    scores: list[str]
     solved: bool
     helpers: list[str]
     normaliser: Normaliser
@@ -120,6 +130,7 @@ def _chunk_view(
     facts = public_facts(kind, found)
     core = kind.core()
     form = walk_form(kind, launches["walk"].halves)
+    kept = form.kept + (form.scores if reverse else [])
     return {
         "core": core,
         "segment": segment,
@@ -135,8 +146,8 @@ def _chunk_view(
         "halves": form.halves,
         "solved": form.solved,
         "normaliser": form.normaliser,
-        "kept": form.kept,
-        "kept_names": "".join(f", {n}" for n in form.kept),
+        "kept": kept,
+        "kept_names": "".join(f", {n}" for n in kept),
         "typed": facts["typed"],
         "short": facts["short"],
         "heads": facts["heads"],
@@ -212,6 +223,7 @@ def walk_form(kind: RecurrenceKind, halves: bool = False) -> Walk:
         ),
         buffers,
         [name for name in ("U", "X") if name in program.axes],
+        scores_kept(kind),
         solved,
         helpers,
         beside,

@@ -225,6 +225,26 @@ def test_decays_by_channel_keep_their_limits_of_bytes(kind: RecurrenceKind) -> N
 BY_CHANNEL = [kind for kind in CHUNKED if has_channel_reverse(kind) or has_value_reverse(kind)]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", [CHANNEL, CHANNEL_DELTA], ids=["channel decay", "gated delta with channel decay"]
+)
+def test_the_backward_by_channel_keeps_its_limit_of_flop(
+    load: Callable[[str, str], ModuleType], kind: RecurrenceKind
+) -> None:
+    """At full size, what one chunk more costs; with a state for every chunk, bytes are not those of a long sequence."""
+    module = emitted(load, kind, 128, 128, 128, segment=1)
+    runs = []
+    for T in (module.CHUNK, 2 * module.CHUNK):
+        given = inputs(kind, T)
+        o, final, *saved = module.chunk_forward(*given, None, None, 0.1)
+        with counting() as counted:
+            module.chunk_backward(torch.ones_like(o), final, *given, None, *saved, 0.1)
+        runs.append(counted)
+    missed = exceeded(kind, 128, 128, None, spent(*runs, module.CHUNK))
+    assert [line for line in missed if line.startswith(("backward: FLOP", "backward: requested"))] == []
+
+
 @pytest.mark.parametrize("kind", mostly_slow(BY_CHANNEL, lambda kind: kind == BY_CHANNEL[0]), ids=label)
 def test_the_backward_by_channel_moves_what_is_planned(
     load: Callable[[str, str], ModuleType], kind: RecurrenceKind

@@ -146,6 +146,24 @@ def test_like_keys(kind: RecurrenceKind, cosine: float, beta: float, load: Load)
     check(load, make(kind, 150, K=16, V=16, cosine=cosine, beta=beta, decay=-0.01, batch=1, heads=(1, 1, 1)))
 
 
+@pytest.mark.parametrize("kind", [GATED, EXCLUSIVE, DELTA], ids=label)
+def test_the_torch_form_beside_kernels_keeps_what_they_keep(
+    kind: RecurrenceKind, load: Load, folder: Path
+) -> None:
+    """One operation has both: sizes without kernels take the torch form, which then has the scores as well."""
+    kind = replace(kind, chunk=16)
+    name = f"{label(kind)}_beside"
+    (folder / f"{name}.py").write_text(emit(kind, name, kernel_sizes=[(64, 64)], reverse_kernels=True))
+    beside = imported(f"channel_package.{name}")
+    case = rounded(make(kind, 40, K=16, V=16, batch=1, heads=(1, 1, 1)), torch.float32)
+    alone = load(kind, torch_form=True)
+    pairs = zip(found(beside, case, torch.float32), found(alone, case, torch.float32), strict=True)
+    assert all(torch.equal(gradient, other) for gradient, other in pairs)
+    given = [x.detach().float() for x in case.tensors.values()]
+    made = [module.chunk_forward(*given, None, None, 1.0) for module in (beside, load(kind))]
+    assert [x.dim() for x in made[0][3:]] == [3] * len(made[1][3:])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [300, 1500])
 def test_a_long_sequence_in_half_precision(length: int, load: Load) -> None:
