@@ -172,10 +172,8 @@ def reverse_launch(
     kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: Target
 ) -> ReverseLaunch | ChannelLaunch | ValueLaunch | None:
     """The tiles of the backward, or None where the target has no rows that were seen to fit."""
-    if kind.normalize != "none":
-        return None  # its walks keep 192 to 256 bytes of local memory on Hopper at 128 value columns
     K, V = max(sizes)
-    facts = {"decay": kind.core().decay, "erase": kind.erase, "K": K, "V": V}
+    facts = _facts(kind, K, V)
     back, again = target.tile("walk_back", **facts), target.tile("walk_again", **facts)
     if back is None or again is None:
         return None
