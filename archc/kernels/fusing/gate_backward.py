@@ -52,12 +52,14 @@ class Backward:
             before.append(f"{name} = {start}")
         inner = []
         for ref, value in added.items():
+            lines.bind(value)
             text = lines.text(value).text
             inner.append(f"{lines.names[collected[ref]]} += {text}")
         stores = []
         for ref, value in zip(reached, stored):
             kind = self.own.kind(self.graph.type_of(ref))
             at = "at_TC" if kind == "TC" else f"t_T{' * HEADS + h' if self.region.outer else ''}"
+            lines.bind(value)
             text = lines.text(value, kind).text
             stores.append(f"tl.store(d{self.own.plain[ref]}_ptr + {at}, {text}, {MASKS[kind]})")
         own_lines = loads_first(lines.own)
@@ -65,6 +67,7 @@ class Backward:
         ahead, lines.model = lines.model, []
         for ref, value in zip(shared, last):
             kind = self.own.kind(self.graph.type_of(ref))
+            lines.bind(value)
             text = lines.text(value, kind).text
             at, mask = (f"span * {self.own.entries} + at_C", ", in_C") if kind else ("pid", "")
             after.append(f"tl.store(d{self.own.plain[ref]}_ptr + {at}, {text}{mask})")
