@@ -127,8 +127,11 @@ def test_decays(kind: RecurrenceKind, decay: float, load: Load) -> None:
 
 @pytest.mark.parametrize("kind", mostly_slow(HARD, lambda kind: kind is GATED), ids=label)
 def test_the_gradient_of_a_strong_decay(kind: RecurrenceKind, load: Load) -> None:
-    """Channels that keep, lose half, and lose nearly all: no small gradient is the rest of larger numbers."""
-    case = make(replace(kind, chunk=16), 50, K=16, V=16, batch=1, heads=(1, 1, 1))
+    """Channels that keep, lose half, and lose nearly all: no small gradient is the rest of larger numbers.
+
+    Two blocks of 16 tokens in a chunk, so that pairs of both blocks are there as well.
+    """
+    case = make(replace(kind, chunk=32), 50, K=16, V=16, batch=1, heads=(1, 1, 1))
     channel_K = torch.arange(16)
     case.tensors["decay"].data[:] = torch.tensor([0.0, -0.7, -20.0, -80.0])[channel_K % 4].double()
     case = rounded(case, torch.float32)
@@ -181,11 +184,13 @@ def test_a_long_sequence_in_half_precision(length: int, load: Load) -> None:
         ("earlier(written_CK)", "written_CK"),
         ("anchor_K - seen_K", "anchor_K + seen_K"),
         ("+ block.to(tl.int64)", "+ 0 * block"),
+        ("range(1, B)", "range(2, B)"),
+        ("own_qk_C1 * q_CK", "own_qk_C1 * k_CK"),
     ],
 )
 def test_a_wrong_line_is_found(line: str, wrong: str, folder: Path) -> None:
     """One place of the kernels changed: some gradient is far off."""
-    kind = replace(GATED, chunk=16)
+    kind = replace(GATED, chunk=32)
     name = f"wrong_{abs(hash(line))}"
     text = text_of(kind, name, 16, 16)
     assert line in text
