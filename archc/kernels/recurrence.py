@@ -251,9 +251,13 @@ def recurrence_kernels(
             yield packed(replace(carry, constants={**carry.constants, **values}, matrix=False))
         if back is not None:
             for role, cut in _reverse_cuts(back):
-                yield from with_packed(
-                    described(source, file, role, role, kind, use, cut, dtype, cut.columns)
-                )
+                kernel = described(source, file, role, role, kind, use, cut, dtype, cut.columns)
+                if (
+                    isinstance(back, ValueLaunch) and use.V > back.columns
+                ):  # blocks of V are added up afterwards
+                    sums = {name: "*fp32" for name in ("dq", "dk") if name in kernel.signature}
+                    kernel = replace(kernel, signature={**kernel.signature, **sums})
+                yield from with_packed(kernel)
 
 
 def _reverse_cuts(back: ReverseLaunch | ChannelLaunch | ValueLaunch) -> Iterator[tuple[str, Launch]]:

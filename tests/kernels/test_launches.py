@@ -77,5 +77,32 @@ def test_a_walk_over_tokens_has_the_columns_that_fit(rate: bool, K: int, columns
 def test_a_state_that_is_too_wide_for_a_walk_over_tokens() -> None:
     kind = RecurrenceKind("elementwise")
     use = Use(512, 64, 4, {argument.name: 4 for argument in arguments(kind)}, None)
-    assert "registers" in chunked(kind, use)
+    assert "registers" in chunked(kind, use, H100)
     assert [kernel.role for kernel in recurrence_kernels(kind, "made", [use], H100)] == ["decode"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "K", "V", "roles"),
+    [
+        (RecurrenceKind("key", "pair", "previous"), 64, 64, {"walk_back", "walk_again"}),
+        (RecurrenceKind("value"), 128, 64, {"prepare_back", "walk_back", "walk_again"}),
+        (RecurrenceKind(normalize="sum"), 128, 128, {"walk_back", "walk_again"}),
+        (RecurrenceKind("head", normalize="max", log_input=True), 64, 128, {"walk_back", "walk_again"}),
+        (RecurrenceKind("head", normalize="max", log_input=True), 64, 64, set()),
+    ],
+    ids=["an erase of two rows", "values", "a sum", "a maximum", "a maximum that does not fit"],
+)
+def test_gradients_have_kernels_where_a_row_was_seen_to_fit(
+    kind: RecurrenceKind, K: int, V: int, roles: set[str]
+) -> None:
+    found = {role for role, _ in launched(kind, K, V)}
+    assert found - {"prepare", "walk", "walk_ahead", "carry"} == roles
+
+
+def test_gradients_that_are_sums_over_blocks_of_values_are_float32() -> None:
+    for V, type_ in ((64, "*bf16"), (128, "*fp32")):
+        found = launched(RecurrenceKind("value"), 128, V)
+        assert (
+            found["walk_back", ""].signature["dk"] == found["walk_again", "packed"].signature["dq"] == type_
+        )
+        assert found["walk_again", ""].signature["dv"] == "*bf16"
