@@ -222,6 +222,14 @@ def test_decays_by_channel_keep_their_limits_of_bytes(kind: RecurrenceKind) -> N
     assert sum(planned_by_channel(kind, 128, 128).values()) <= most.backward * least.backward
 
 
+def test_the_backward_by_value_channel_keeps_the_limit_of_chunks() -> None:
+    """Its pairs have a launch of their own, so that it moves more than walks alone would."""
+    kind = RecurrenceKind("value")
+    ratio = sum(planned_by_value(kind, 128, 64).values()) / minimum(kind, 128, 64).backward
+    assert f"{ratio:.2f}" == "2.81"  # as docs/gpu.md says
+    assert limits(kind, "walk").backward < ratio <= limits(kind, "chunks").backward
+
+
 BY_CHANNEL = [kind for kind in CHUNKED if has_channel_reverse(kind) or has_value_reverse(kind)]
 
 
