@@ -12,7 +12,7 @@ from archc.tiles.triton_elementwise import GROUP, TokenLaunch, kept
 
 WIDEST = 256  # key channels of a state whose narrowest block of columns fits the registers
 NARROWEST = 8  # value columns of a block, whose decays are a sector of memory
-# Entries of the state that a thread has. The backward holds KEPT / GROUP + GROUP states: twenty, or eight.
+# Entries of the state that a thread has. The backward holds sixteen states at once, or eight.
 ENTRIES = {"walk": 16, "walk_back": 8}
 
 
@@ -44,7 +44,8 @@ def moved(
     """Distinct bytes a token and head of each walk, and of the sums after the last one. columns: of the backward.
 
     A state is written and read for every so many tokens. Gradients of q and k are sums over value columns: one number
-    in float32 for each block of them, which are then added up and, in a narrow type, rounded. kept_tokens: between two states that are kept, instead of what the class has.
+    in float32 for each block of them, which are then added up and, in a narrow type, rounded. kept_tokens: between two
+    states that are kept, instead of what the class has.
     """
     least = count(kind, K, V, itemsize=itemsize)
     state = 4 * K * V / (kept_tokens or kept(kind))

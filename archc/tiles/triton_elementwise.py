@@ -16,10 +16,9 @@ from archc.tiles.triton_decode import decode_source, read_line, state_lines
 from archc.tiles.views import TITLES, arguments, definition, public_facts
 
 GROUP = 4  # tokens that are loaded at once, and whose states the backward holds at once
-KEPT, KEPT_FULL = (
-    64,
-    16,
-)  # tokens between two states that are kept; the latter where decays are as large as states
+# Tokens between two states that are kept, in torch's chunks of 16; the latter where decays are as large as states. The
+# backward holds KEPT / GROUP + GROUP states at once: with 64 tokens those of 128 key channels spilled.
+KEPT, KEPT_FULL = 48, 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.timeout(1200)  # some hundred launches, each a few seco
 DECAYS = {
     "head": "logsigmoid(linear(x, [n_heads])) / 4",
     "key": "logsigmoid(linear(x, [n_heads, k_dim])) / 4",
+    "rate": "-exp(param(A_log, [n_heads, k_dim, v_dim])) * softplus(linear(x, [n_heads, v_dim]))",
 }
 WRITES = {
     "delta": "recurrence(q, k, v, decay=decay, beta=beta, scale=auto)",
@@ -93,7 +94,7 @@ def failures(selftest: ModuleType) -> list[str]:
     return failed
 
 
-CLASSES = [("head", "delta"), ("head", "none"), ("key", "delta"), ("key", "none")]
+CLASSES = [("head", "delta"), ("head", "none"), ("key", "delta"), ("key", "none"), ("rate", "none")]
 
 
 @pytest.mark.parametrize(
