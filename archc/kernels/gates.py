@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from archc.graph.costs import Sizes
-from archc.graph.types import Graph
+from archc.graph.types import Graph, Module
 from archc.kernels.fusing.gate_files import COLUMNS, ENTRIES, FILE, TOKENS, gate_files, once
 from archc.kernels.fusing.gate_view import Gate
 from archc.kernels.fusing.gates import gates_of
@@ -20,7 +20,7 @@ def gate_kernels(graph: Graph, dtype: str = "bf16", warp_size: int = 32) -> list
     kernels = []
     for key, gates in found.items():
         for gate in gates:
-            kernels += _of(gate, Sizes(graph.modules[key].values), source, dtype, warp_size)
+            kernels += _of(gate, graph.modules[key], source, dtype, warp_size)
     return kernels
 
 
@@ -31,8 +31,16 @@ def tile(channels: int, whole: bool) -> tuple[int, int]:
     return max(ENTRIES // block_c, 1), block_c
 
 
-def _of(gate: Gate, sizes: Sizes, source: str, dtype: str, warp_size: int) -> list[Kernel]:
+def _state_heads(module: Module, sizes: Sizes) -> int:
+    """Heads of the state that a module's recurrence has; 1 where it has none."""
+    nodes = (node for node in module.subgraph.nodes if node.op == "recurrence")
+    axis = next((node.attrs["state_heads"] for node in nodes), None)
+    return 1 if axis is None else sizes.axis(axis)
+
+
+def _of(gate: Gate, module: Module, source: str, dtype: str, warp_size: int) -> list[Kernel]:
     """Forward and backward of one region, each with the tiles of its launch."""
+    sizes = Sizes(module.values)
     axes = gate.region.axes
     heads, channels = (sizes.product(part) for part in (axes[: gate.outer], axes[gate.outer :]))
     block_t, block_c = tile(channels, gate.whole)
@@ -46,7 +54,15 @@ def _of(gate: Gate, sizes: Sizes, source: str, dtype: str, warp_size: int) -> li
     types |= slopes
     rows = [o for o in gate.strided if (heads * channels if o.kind == "TC" else heads) % 16 == 0]
     strides = {f"{operand.plain}_row" for operand in rows}
-    span = next(node.span for node in gate.region.nodes if node.id == gate.region.at)
+    line = next(node.span for node in gate.region.nodes if node.id == gate.region.at)
+    # Entries of a token; of what all tokens share, one for each entry or head of a program's tokens.
+    entries: dict[str, float] = {}
+    entries |= {o.plain: heads * channels if o.kind == "TC" else heads for o in gate.operands if o.per_token}
+    entries |= {result.plain: heads * channels for result in gate.results}
+    entries |= {f"d{name}": count for name, count in entries.items()}
+    span = max(TOKENS, block_t)
+    parts = heads if gate.outer else -(-channels // block_c)
+    entries |= {f"d{o.plain}": (heads * channels if o.kind else parts) / span for o in gate.summed}
     kernels = []
     for name, pointers, operands, more in (
         (f"{gate.name}_kernel", gate.pointers, gate.read, {}),
@@ -58,6 +74,8 @@ def _of(gate: Gate, sizes: Sizes, source: str, dtype: str, warp_size: int) -> li
             **dict.fromkeys(gate.rows(operands), "i32"),
             **dict.fromkeys(gate.numbers, "fp32"),
         }
+        names = [pointer.removesuffix("_ptr") for pointer in pointers]
+        moved = sum(entries.get(name, 0) * (4 if types[name] == "fp32" else 2) for name in names)
         aligned = tuple(key for key in signature if key.endswith("_ptr") or key in strides)
         kernels.append(
             Kernel(
@@ -71,7 +89,8 @@ def _of(gate: Gate, sizes: Sizes, source: str, dtype: str, warp_size: int) -> li
                 ENTRIES // (ENTRIES_A_THREAD * warp_size),
                 3,
                 False,
-                span,
+                line,
+                moved=moved / _state_heads(module, sizes),
             )  # fmt: skip
         )
     return kernels

@@ -66,7 +66,9 @@ def recurrence_kinds(graph: Graph) -> dict[str, RecurrenceKind]:
 
 
 def kernel_bounds(kernel: Kernel, kinds: Mapping[str, RecurrenceKind], target: Target) -> Bounds | None:
-    """The bounds of a kernel of a recurrence; None of one whose work is not counted."""
+    """The bounds of a kernel of a recurrence, that of its bytes for others; None of one whose work is not counted."""
+    if kernel.moved:
+        return Bounds(kernel.moved / target.bandwidth, None, None, None)
     kind = kinds.get(kernel.file.removesuffix("_kernels.py"))
     sizes = {name: kernel.constants.get(name) for name in ("K", "V", "COLUMNS", "H")}
     K, V, columns, heads = (value if isinstance(value, int) else None for value in sizes.values())
