@@ -476,14 +476,11 @@ def _chunk_on_gpu(*given: Any) -> tuple[Tensor, ...]:
 def _chunk_reverse_on_gpu(do: Tensor, dfinal: Tensor, *given: Any) -> tuple[Tensor, ...]:
     if not _has_kernels(given[0], given[2]):
         return chunk_backward(do, dfinal, *given)
-    # There are no kernels for this backward: from the states that sequences start with, what it needs is made again.
-    *tensors, cu_seqlens, states = given[:7]
-    (B, T), N = given[2].shape[:2], dfinal.shape[0]
-    first_N = torch.arange(B, device=do.device) * T if cu_seqlens is None else cu_seqlens[:-1]
-    state = states[first_N // (SEGMENT * CHUNK) + torch.arange(N, device=do.device)]
-    again: list[Any] = [*tensors, state, cu_seqlens, given[-1]]
-    backward: list[Any] = [do, dfinal, *tensors, cu_seqlens, *chunk_forward(*again)[2:], given[-1]]
-    return chunk_backward(*backward)
+    from . import head_decay_delta_kernels as kernels
+
+    with torch.cuda.device(do.get_device()):
+        found: tuple[Tensor, ...] = kernels.chunk_backward(do, dfinal, *given)
+    return found
 
 
 def _between(rows_MC: Tensor, columns_MC: Tensor, diagonal: int) -> Tensor:

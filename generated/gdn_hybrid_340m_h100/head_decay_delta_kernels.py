@@ -11,6 +11,8 @@ in a chunk. The numbers beside lines are those of the steps in `head_decay_delta
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -376,6 +378,278 @@ def chunk_forward(
         num_stages=WALK_STAGES,
     )  # fmt: skip
     return o, final, states, U, X
+
+
+# The backward: a walk from the end that carries dS, then one from the start of every segment that carries S.
+
+BACK_COLUMNS = 128  # value columns of a program
+BACK_WARPS, BACK_STAGES = 8, 1
+AGAIN_CHANNELS = 64  # key channels of a program
+AGAIN_COLUMNS = 64  # value columns that it sums over at once
+AGAIN_WARPS, AGAIN_STAGES = 8, 1
+
+
+@triton.jit
+def put_scalars(x, value_C, start, inside_C, h, H: tl.constexpr):
+    """Write one number a token, `[C]`."""
+    at_C = (start + tl.arange(0, inside_C.shape[0])) * H
+    tl.store(x + h + at_C, value_C, mask=inside_C)
+
+
+@triton.jit
+def after(x_C):
+    """For each token the sum over all later ones of its chunk."""
+    c_C = tl.arange(0, x_C.shape[0])
+    return tl.sum(tl.where(c_C[:, None] < c_C[None, :], x_C[None, :], 0.0), 1)
+
+
+@triton.jit
+def before(x, start, inside_C, h, H: tl.constexpr, heads: tl.constexpr):
+    """For each token the number of the one before it, zero for the first of a chunk."""
+    c_C = tl.arange(0, inside_C.shape[0])
+    return scalars(x, start - 1, inside_C & (c_C > 0), h, H, heads)
+
+
+@triton.jit(do_not_specialize=["slots", "total", "length"])
+def walk_back(
+    k, q, decay, beta, U, do, X, dfinal, written, dE, dk_write, dstates, dinitial,
+    cu_seqlens, slots, total, length, scale,
+    H: tl.constexpr, q_heads: tl.constexpr, k_heads: tl.constexpr, decay_heads: tl.constexpr,
+    beta_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr,
+    C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """Carry dS from the end of a sequence: one program for each block of value columns, sequence and head."""
+    n, h = tl.program_id(1) // H, tl.program_id(1) % H
+    first, end = borders(n, cu_seqlens, length, PACKED)
+    block = tl.program_id(0).to(tl.int64) * total * H  # rows of earlier blocks
+    column = tl.program_id(0) * COLUMNS
+    j_J1, c_1C = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    dtype: tl.constexpr = do.dtype.element_ty
+    k_tiles = tokens(k, end, h, H, k_heads, K, C, BLOCK_K)
+    q_tiles = tokens(q, end, h, H, q_heads, K, C, BLOCK_K)
+    U_tiles = tokens(U, end, h, H, H, V, C, COLUMNS)
+    do_tiles = tokens(do, end, h, H, H, V, C, COLUMNS)
+    X_tiles = tokens(X, end, h, H, H, C, C, C)
+    dE_tiles = tokens(dE, end, h, H, H, V, C, COLUMNS)
+    dk_write_tiles = tokens(dk_write + block * K, end, h, H, H, K, C, BLOCK_K)
+    dfinal_tiles = matrices(dfinal, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
+    dstates_tiles = matrices(dstates, slots * H, K, V, BLOCK_K, COLUMNS)
+    dinitial_tiles = matrices(dinitial, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
+    dS_VK = tl.trans(tl.reshape(dfinal_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS]))
+    chunks = (end - first + C - 1) // C
+    # Nothing is moved ahead of the loop: places in shared memory, known early, would fill the registers.
+    for behind in tl.range(0, chunks, disable_licm=True):
+        start = first + (chunks - 1 - behind) * C
+        inside_C = start + tl.arange(0, C) < end
+        k_CK = k_tiles.load([start, 0])
+        q_CK = q_tiles.load([start, 0])
+        decay_C = scalars(decay, start, inside_C, h, H, decay_heads)
+        G_C = tl.cumsum(decay_C, 0)
+        between_inclusive_JC = tl.exp(tl.where(j_J1 <= c_1C, G_C[None, :] - G_C[:, None], -float("inf")))
+        beta_C = scalars(beta, start, inside_C, h, H, beta_heads)
+        qk_JC = (dot(k_CK, tl.trans(q_CK)) * between_inclusive_JC * (scale * beta_C)[:, None]).to(dtype)  # 3
+        G_end = tl.sum(tl.where(tl.arange(0, C) == C - 1, G_C, 0.0), 0)
+        out_C = tl.exp(G_end - G_C)
+        dU_VC = dot(dS_VK.to(dtype), tl.trans(k_CK)) * out_C[None, :]  # 8
+        U_VC = tl.trans(U_tiles.load([start, column]))
+        written_C = tl.sum(U_VC * dU_VC, 0)
+        dU_VC *= beta_C[None, :]
+        put_scalars(written + block, written_C, start, inside_C, h, H)
+        do_VC = tl.trans(do_tiles.load([start, column]))
+        dU_VC += dot(do_VC, tl.trans(qk_JC))  # 9
+        X_JC = tl.trans(X_tiles.load([start, 0]))
+        dE_VC = dot(dU_VC.to(dtype), tl.trans(X_JC)).to(dtype)  # 7
+        dE_tiles.store([start, column], tl.trans(dE_VC).to(dE.dtype.element_ty))
+        dk_write_KC = dot(tl.trans(dS_VK.to(dtype)), U_VC) * out_C[None, :]  # 8
+        dk_write_tiles.store([start, 0], tl.trans(dk_write_KC).to(dk_write.dtype.element_ty))
+        dS_VK *= tl.exp(G_end)  # 8
+        in_C = tl.exp(G_C)
+        dS_VK += dot((do_VC * (scale * in_C)[None, :]).to(dtype), q_CK)
+        dS_VK += dot((dE_VC * -in_C[None, :]).to(dtype), k_CK)
+        if (start - first) % (SEGMENT * C) == 0:
+            segment = first // (SEGMENT * C) + n + (start - first) // (SEGMENT * C)
+            dstates_tiles.store(
+                [segment * H + h, 0, column], tl.reshape(tl.trans(dS_VK), [1, BLOCK_K, COLUMNS])
+            )
+    dinitial_tiles.store([tl.program_id(1), 0, column], tl.reshape(tl.trans(dS_VK), [1, BLOCK_K, COLUMNS]))
+
+
+@triton.jit(do_not_specialize=["sequences", "total", "length"])
+def walk_again(
+    decay, beta, k, q, do, dE, dk_write, written, U, states, dstates, dq, dk, ddecay, dbeta,
+    cu_seqlens, sequences, total, length, scale,
+    H: tl.constexpr, q_heads: tl.constexpr, k_heads: tl.constexpr, decay_heads: tl.constexpr,
+    beta_heads: tl.constexpr, K: tl.constexpr, CHANNELS: tl.constexpr, V: tl.constexpr, BLOCK_V: tl.constexpr,
+    PART_V: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """Carry the state through a segment: one program for each block of key channels, segment and head."""
+    h = tl.program_id(2)
+    n, opening, end = piece_of(tl.program_id(1), cu_seqlens, sequences, length, SEGMENT * C, PACKED)
+    block = tl.program_id(0).to(tl.int64) * total * H  # rows of earlier blocks
+    channel = tl.program_id(0) * CHANNELS
+    c_C1, j_1J = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    dtype: tl.constexpr = do.dtype.element_ty
+    k_tiles = tokens(k, end, h, H, k_heads, K, C, CHANNELS)
+    q_tiles = tokens(q, end, h, H, q_heads, K, C, CHANNELS)
+    do_tiles = tokens(do, end, h, H, H, V, C, BLOCK_V)
+    dE_tiles = tokens(dE, end, h, H, H, V, C, BLOCK_V)
+    dk_write_tiles = tokens(dk_write, end, h, H, H, K, C, CHANNELS)
+    U_tiles = tokens(U, end, h, H, H, V, C, BLOCK_V)
+    dq_tiles = tokens(dq, end, h, H, H, K, C, CHANNELS)
+    dk_tiles = tokens(dk, end, h, H, H, K, C, CHANNELS)
+    k_again_tiles = tokens(
+        k, tl.maximum(end, 1), h, H, k_heads, K, C, CHANNELS
+    )  # Triton 3.7 fails on a product of a tile with itself
+    do_part_tiles = tokens(do, end, h, H, H, V, C, PART_V)
+    U_part_tiles = tokens(U, end, h, H, H, V, C, PART_V)
+    dE_part_tiles = tokens(dE, end, h, H, H, V, C, PART_V)
+    states_tiles = matrices(states, tl.num_programs(1) * H, K, V, CHANNELS, BLOCK_V)
+    S_VK = tl.trans(
+        tl.reshape(states_tiles.load([tl.program_id(1) * H + h, channel, 0]), [CHANNELS, BLOCK_V])
+    )
+    dstates_tiles = matrices(dstates, tl.num_programs(1) * H, K, V, CHANNELS, BLOCK_V)
+    dS_KV = tl.reshape(dstates_tiles.load([tl.program_id(1) * H + h, channel, 0]), [CHANNELS, BLOCK_V])
+    anchor = tl.sum(S_VK * tl.trans(dS_KV))
+    for start in tl.range(opening, tl.minimum(opening + SEGMENT * C, end), C, disable_licm=True):
+        inside_C = start + tl.arange(0, C) < end
+        dqk_CJ = tl.zeros([C, C], tl.float32)
+        dkk_CJ = tl.zeros([C, C], tl.float32)
+        for column in range(0, V, PART_V):
+            do_CV = do_part_tiles.load([start, column])
+            U_CV = U_part_tiles.load([start, column])
+            dE_CV = dE_part_tiles.load([start, column])
+            dqk_CJ += dot(do_CV, tl.trans(U_CV))  # 9
+            dkk_CJ += dot(dE_CV, tl.trans(U_CV))  # 7
+        decay_C = scalars(decay, start, inside_C, h, H, decay_heads)
+        beta_C = scalars(beta, start, inside_C, h, H, beta_heads)
+        k_CK = k_tiles.load([start, channel])
+        q_CK = q_tiles.load([start, channel])
+        G_C = tl.cumsum(decay_C, 0)
+        between_CJ = tl.exp(tl.where(j_1J <= c_C1, G_C[:, None] - G_C[None, :], -float("inf")))
+        dqk_CJ *= between_CJ  # 9
+        met_CJ = scale * dqk_CJ * dot(q_CK, tl.trans(k_CK))
+        mine_C = tl.sum(met_CJ, 0)
+        met_CJ = tl.where(j_1J < c_C1, met_CJ * beta_C[None, :], 0.0)
+        near_C = tl.sum(met_CJ, 1) - tl.sum(met_CJ, 0)
+        dqk_CJ = (dqk_CJ * beta_C[None, :]).to(dtype)
+        dkk_CJ *= tl.where(j_1J < c_C1, between_CJ, 0.0)  # 7
+        met_CJ = -dkk_CJ * dot(k_again_tiles.load([start, channel]), tl.trans(k_CK))
+        mine_C += tl.sum(met_CJ, 0)
+        met_CJ = tl.where(j_1J < c_C1, met_CJ * beta_C[None, :], 0.0)
+        near_C += tl.sum(met_CJ, 1) - tl.sum(met_CJ, 0)
+        dkk_CJ = (dkk_CJ * beta_C[None, :]).to(dtype)
+        do_CV = do_tiles.load([start, 0])
+        in_C = tl.exp(G_C)
+        dq_CK = dot(do_CV, S_VK.to(dtype)) * (scale * in_C)[:, None]  # 9
+        seen_C = tl.sum(q_CK * dq_CK, 1)
+        dq_CK += scale * dot(dqk_CJ, k_CK)  # 3
+        dq_tiles.store([start, channel], dq_CK.to(dq.dtype.element_ty))
+        dk_read_CK = scale * dot(tl.trans(dqk_CJ), q_CK)  # 3
+        dE_CV = dE_tiles.load([start, 0])
+        read_CK = -dot(dE_CV, S_VK.to(dtype)) * in_C[:, None]  # 5
+        dk_read_CK += read_CK
+        seen_C += tl.sum(k_CK * read_CK, 1)
+        dk_read_CK -= dot(dkk_CJ, k_CK)  # 2
+        dk_read_CK -= dot(tl.trans(dkk_CJ), k_CK)  # 2
+        dk_write_CK = dk_write_tiles.load([start, channel])
+        dk_read_CK += dk_write_CK * beta_C[:, None]
+        dk_CK = dk_read_CK
+        dk_tiles.store([start, channel], dk_CK.to(dk.dtype.element_ty))
+        G_end = tl.sum(tl.where(tl.arange(0, C) == C - 1, G_C, 0.0), 0)
+        anchor = tl.where(tl.exp(G_end) > 0.0, anchor - tl.sum(seen_C), 0.0)  # 1
+        ddecay_C = tl.cumsum(seen_C + near_C, 0, reverse=True) + anchor
+        ddecay_C += tl.cumsum(
+            before(written, start, inside_C & (channel == 0), h, H, H)
+            * before(beta, start, inside_C, h, H, beta_heads),
+            0,
+        )
+        written_C = scalars(written, start, inside_C & (channel == 0), h, H, H)
+        anchor += tl.sum(written_C * beta_C)
+        dbeta_C = written_C + mine_C
+        put_scalars(ddecay + block, ddecay_C, start, inside_C, h, H)
+        put_scalars(dbeta + block, dbeta_C, start, inside_C, h, H)
+        S_VK *= tl.exp(G_end)  # 8
+        U_CV = U_tiles.load([start, 0])
+        out_C = tl.exp(G_end - G_C)
+        beta_out_C = beta_C * out_C
+        S_VK += dot((tl.trans(U_CV) * beta_out_C[None, :]).to(dtype), k_CK)
+
+
+def chunk_backward(
+    do: Tensor,
+    dfinal: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    beta: Tensor,
+    cu_seqlens: Tensor | None,
+    states: Tensor,
+    U: Tensor,
+    X: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, decay, beta and the initial state."""
+    do, q, k, v, decay, beta = (
+        do.contiguous(),
+        q.contiguous(),
+        k.contiguous(),
+        v.contiguous(),
+        decay.contiguous(),
+        beta.contiguous(),
+    )
+    B, T, _, V = v.shape
+    K, H = q.shape[3], max(q.shape[2], k.shape[2], v.shape[2], decay.shape[2], beta.shape[2])
+    N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    BLOCK_K, blocks = max(triton.next_power_of_2(K), 16), triton.cdiv(V, BACK_COLUMNS)
+    BLOCK_V, parts = max(triton.next_power_of_2(V), 16), triton.cdiv(K, min(AGAIN_CHANNELS, BLOCK_K))
+    dstates, dinitial = (
+        torch.empty_like(states),
+        torch.empty_like(dfinal, memory_format=torch.contiguous_format),
+    )
+    make = torch.empty if cu_seqlens is None else torch.zeros
+    narrow: dict[str, Any] = {"dtype": v.dtype, "device": v.device}
+    wide: dict[str, Any] = {"dtype": torch.float32, "device": v.device}
+    written = make(blocks, B, T, H, **wide)
+    dE = make(B, T, H, V, **narrow)
+    dk_write = make(blocks, B, T, H, K, **(narrow if blocks == 1 else wide))
+    dq = make(1, B, T, H, K, **narrow)
+    dk = make(1, B, T, H, K, **narrow)
+    ddecay = make(parts, B, T, H, **wide)
+    dbeta = make(parts, B, T, H, **wide)
+    walk_back[blocks, N * H](
+        k, q, decay, beta, U, do, X, dfinal.contiguous(), written, dE, dk_write, dstates, dinitial,
+        cu_seqlens, states.shape[0], B * T, T, scale,
+        H=H, q_heads=q.shape[2], k_heads=k.shape[2], decay_heads=decay.shape[2], beta_heads=beta.shape[2],
+        K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=BACK_COLUMNS, C=CHUNK, PACKED=cu_seqlens is not None,
+        SEGMENT=SEGMENT, num_warps=BACK_WARPS, num_stages=BACK_STAGES,
+    )  # fmt: skip
+    written = written[0] if blocks == 1 else written.sum(0)
+    dk_write = dk_write[0] if blocks == 1 else dk_write.sum(0)
+    walk_again[parts, states.shape[0], H](
+        decay, beta, k, q, do, dE, dk_write, written, U, states, dstates, dq, dk, ddecay, dbeta,
+        cu_seqlens, N, B * T, T, scale,
+        H=H, q_heads=q.shape[2], k_heads=k.shape[2], decay_heads=decay.shape[2], beta_heads=beta.shape[2],
+        K=K, CHANNELS=min(AGAIN_CHANNELS, BLOCK_K), V=V, BLOCK_V=BLOCK_V, PART_V=min(AGAIN_COLUMNS, BLOCK_V),
+        C=CHUNK, PACKED=cu_seqlens is not None, SEGMENT=SEGMENT, num_warps=AGAIN_WARPS,
+        num_stages=AGAIN_STAGES,
+    )  # fmt: skip
+    return (
+        summed(dq, q),
+        summed(dk, k),
+        summed(dE[None], v),
+        summed(ddecay, decay),
+        summed(dbeta, beta),
+        dinitial,
+    )
+
+
+def summed(x: Tensor, like: Tensor) -> Tensor:
+    """Sum `[blocks, B, T, H, ...]` over blocks of value columns and over heads that share one of `like`."""
+    if x.shape[0] > 1 or x.shape[3] > like.shape[2]:
+        groups = x.unflatten(3, (like.shape[2], -1))
+        return groups.sum((0, 4), dtype=torch.float32).to(like.dtype)
+    return x[0].to(like.dtype)
 
 
 # One token.

@@ -18,12 +18,12 @@ from .conv1d import CausalConv1d
 from .fused_conv import Conv, conv_act_norm
 from .fused_glu import gated
 from .fused_norms import RMSNorm
+from .gates import gated_deltanet_beta_decay
 from .head_decay_delta import head_decay_delta
 from .initial import inverse_softplus, log_uniform, normal, uniform
 from .joined import Joined, decodes, join
 from .language_model import LanguageModel
 from .place import Place
-from .precision import wide
 from .rope import rope
 from .state import Entry
 
@@ -120,8 +120,9 @@ class GatedDeltanet(nn.Module):
             ),
             Conv(self.v_conv, "v_conv", self.v(x_BTD).unflatten(-1, (self.n_v_heads, self.v_dim)), "silu"),
         )
-        beta_BTW = torch.sigmoid(self.beta(x_BTD))
-        decay_BTW = -torch.exp(self.decay_A_log) * F.softplus(wide(self.decay(x_BTD)) + self.decay_dt_bias)
+        beta_BTW, decay_BTW = gated_deltanet_beta_decay(
+            self.beta(x_BTD), self.decay(x_BTD), self.decay_dt_bias, self.decay_A_log
+        )
         o_BTWV = head_decay_delta(
             q_BTHK, k_BTHK, v_BTWV, decay_BTW, beta_BTW, scale=self.head_dim**-0.5, place=place, key="o"
         )

@@ -172,7 +172,7 @@ def chunk_forward(
     state: Tensor | None,
     cu_seqlens: Tensor | None,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Outputs `[B, T, H, V]`, the final state `[N, H, K, V]`, and what the backward needs."""
     tiling = tiling_of(v, max(q.shape[2], k.shape[2], v.shape[2], decay.shape[2]), cu_seqlens, CHUNK)
     q_MCK = tiling.gather(q)
@@ -199,6 +199,7 @@ def chunk_forward(
         tiling.scatter(o_MCV, v, tiling.heads),
         tiling.final(states),
         tiling.padded(states, state=True),
+        tiling.padded(qk_MCC),
     )
 
 
@@ -211,6 +212,7 @@ def chunk_backward(
     decay: Tensor,
     cu_seqlens: Tensor | None,
     states: Tensor,
+    qk: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, decay and the initial state.
@@ -223,6 +225,7 @@ def chunk_backward(
     v_MCV = tiling.gather(v)
     decay_MCK = tiling.gather(decay)
     q_MCK.mul_(scale)
+    qk_MCC = qk[: tiling.tiles]
     do_MCV = tiling.gather(do)
     S_MKV = tiling.incoming(states)
     G_MCK = decay_MCK.cumsum(1)  # 1
@@ -231,7 +234,6 @@ def chunk_backward(
     k_out_MCK = k_MCK * out_MCK
     all_MK1 = G_MCK[:, -1].exp()[:, :, None]
     q_in_MCK = q_MCK * in_MCK
-    qk_MCC = _pair(q_MCK, k_MCK, G_MCK, G_MCK, inclusive=True)  # 2
     dqk_MCC = torch.bmm(do_MCV, v_MCV.mT).tril_()  # 4
     dv_MCV = torch.bmm(qk_MCC.mT, do_MCV)  # 4
     dq_MCK = torch.bmm(do_MCV, S_MKV.mT).mul_(in_MCK)  # 4
@@ -276,14 +278,15 @@ chunk = torch.library.custom_op(
     f"{NAMESPACE}::chunk",
     chunk_forward,
     mutates_args=(),
-    schema=f"({_TENSORS}, Tensor? state, Tensor? cu_seqlens, float scale) -> (Tensor, Tensor, Tensor)",
+    schema=f"({_TENSORS}, Tensor? state, Tensor? cu_seqlens, float scale) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
 )
 chunk_reverse = torch.library.custom_op(
     f"{NAMESPACE}::chunk_reverse",
     chunk_backward,
     mutates_args=(),
     schema=f"(Tensor do, Tensor dfinal, {_TENSORS}, Tensor? cu_seqlens, "
-    "Tensor states, float scale) "
+    "Tensor states, Tensor qk, float scale) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 _library.define(  # type: ignore[no-untyped-call]
@@ -306,11 +309,13 @@ def _chunk_shapes(*given: Any) -> tuple[Tensor, ...]:
             v.new_empty(B, T, H, V),
             like.new_empty(N, H, K, V),
             like.new_empty(B * T // (SEGMENT * CHUNK) + N, H, K, V),
+            q.new_empty(B, T, H, CHUNK),
         )
     return (
         v.new_empty(B, T, H, V),
         like.new_empty(N, H, K, V),
         like.new_empty(N * H + M, K, V),
+        like.new_empty(M, CHUNK, CHUNK),
     )
 
 

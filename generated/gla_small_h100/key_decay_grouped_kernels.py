@@ -332,7 +332,7 @@ def chunk_forward(
     state: Tensor | None,
     cu_seqlens: Tensor | None,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Outputs `[B, T, H, V]`, the final state `[N, H, K, V]`, and what the backward needs."""
     q, k, v, decay = q.contiguous(), k.to(q.dtype).contiguous(), v.contiguous(), decay.contiguous()
     state = None if state is None else state.contiguous()
@@ -378,7 +378,7 @@ def chunk_forward(
         PACKED=cu_seqlens is not None, SEGMENT=SEGMENT, INITIAL=state is not None, num_warps=WALK_WARPS,
         num_stages=WALK_STAGES,
     )  # fmt: skip
-    return o, final, states
+    return o, final, states, qk
 
 
 # The backward: a walk from the end that carries dS, then one from the start of every segment that carries S.
@@ -390,49 +390,58 @@ AGAIN_WARPS, AGAIN_STAGES = 8, 1
 
 @triton.jit(do_not_specialize=["slots", "total", "length"])
 def walk_back(
-    qk, do, k_out, v, G_end, q_in, states, dfinal, dv, dk_state, anchors, dinitial,
+    qk, do, k, decay, v, q, states, dfinal, dv, dqk, dk_state, anchors, dinitial,
     cu_seqlens, slots, total, length, scale,
-    H: tl.constexpr, v_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr,
-    COLUMNS: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
+    H: tl.constexpr, q_heads: tl.constexpr, k_heads: tl.constexpr, v_heads: tl.constexpr,
+    decay_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr,
+    C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
     """Carry dS from the end of a sequence: one program for each block of value columns, sequence and head.
 
     Rows that write get a part `d.._state` of their gradient from dS, still without their decay to the end of the chunk.
+    With several blocks of value columns these and gradients of scores are parts of sums.
     Where a segment starts, anchors is `sum_v S_kv dS_kv`.
     """
     n, h = tl.program_id(1) // H, tl.program_id(1) % H
     first, end = borders(n, cu_seqlens, length, PACKED)
     block, column = tl.program_id(0), tl.program_id(0) * COLUMNS
     channel_K = tl.arange(0, BLOCK_K)
-    dtype: tl.constexpr = q_in.dtype.element_ty
+    dtype: tl.constexpr = q.dtype.element_ty
     qk_tiles = tokens(qk, end, h, H, H, C, C, C)
     do_tiles = tokens(do, end, h, H, H, V, C, COLUMNS)
-    k_out_tiles = tokens(k_out, end, h, H, H, K, C, BLOCK_K)
+    k_tiles = tokens(k, end, h, H, k_heads, K, C, BLOCK_K)
+    decay_tiles = tokens(decay, end, h, H, decay_heads, K, C, BLOCK_K)
     v_tiles = tokens(v, end, h, H, v_heads, V, C, COLUMNS)
-    q_in_tiles = tokens(q_in, end, h, H, H, K, C, BLOCK_K)
+    q_tiles = tokens(q, end, h, H, q_heads, K, C, BLOCK_K)
     dv_tiles = tokens(dv, end, h, H, H, V, C, COLUMNS)
+    dqk_tiles = tokens(dqk + block.to(tl.int64) * total * H * C, end, h, H, H, C, C, C)
     dk_state_tiles = tokens(dk_state + block.to(tl.int64) * total * H * K, end, h, H, H, K, C, BLOCK_K)
     states_tiles = matrices(states, slots * H, K, V, BLOCK_K, COLUMNS)
     dfinal_tiles = matrices(dfinal, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
     dinitial_tiles = matrices(dinitial, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
     dS_VK = tl.trans(tl.reshape(dfinal_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS]))
     chunks = (end - first + C - 1) // C
-    for behind in range(0, chunks):
+    # Nothing is moved ahead of the loop: places in shared memory, known early, would fill the registers.
+    for behind in tl.range(0, chunks, disable_licm=True):
         start = first + (chunks - 1 - behind) * C
         qk_JC = tl.trans(qk_tiles.load([start, 0]))
         do_VC = tl.trans(do_tiles.load([start, column]))
         dv_VC = dot(do_VC, tl.trans(qk_JC)) * scale  # 4
-        k_out_CK = k_out_tiles.load([start, 0])
+        G_CK = tl.cumsum(decay_tiles.load([start, 0]).to(tl.float32), 0)
+        G_end_K = tl.sum(tl.where(tl.arange(0, C)[:, None] == C - 1, G_CK, 0.0), 0)
+        out_CK = tl.exp(G_end_K[None, :] - G_CK)
+        k_out_CK = (k_tiles.load([start, 0]) * out_CK).to(dtype)
         dv_VC += dot(dS_VK.to(dtype), tl.trans(k_out_CK))  # 3
         dv_tiles.store([start, column], tl.trans(dv_VC).to(dv.dtype.element_ty))
         v_VC = tl.trans(v_tiles.load([start, column]))
+        dqk_CJ = dot(tl.trans(do_VC), v_VC) * scale  # 4
+        dqk_tiles.store([start, 0], dqk_CJ.to(dqk.dtype.element_ty))
         dk_state_CK = dot(tl.trans(v_VC), dS_VK.to(dtype))  # 3
         dk_state_tiles.store([start, 0], dk_state_CK.to(dk_state.dtype.element_ty))
-        G_end_K = tl.load(
-            G_end + (tl.cast(start // C + n, tl.int64) * H + h) * K + channel_K, mask=channel_K < K, other=0.0
-        )
         dS_VK *= tl.exp(G_end_K)[None, :]  # 3
-        q_in_CK = q_in_tiles.load([start, 0])
+        decay_CK = decay_tiles.load([start, 0]).to(tl.float32)
+        in_CK = tl.exp(tl.cumsum(decay_CK, 0))
+        q_in_CK = (q_tiles.load([start, 0]) * in_CK).to(dtype)
         dS_VK += dot((do_VC * scale).to(dtype), q_in_CK)
         if (start - first) % (SEGMENT * C) == 0:
             row = (first // (SEGMENT * C) + n + (start - first) // (SEGMENT * C)) * H + h
@@ -446,22 +455,41 @@ def walk_back(
 def pair_gradients(dP_CJ, x_CK, y_CK, decay_CK, BEFORE: tl.constexpr, C: tl.constexpr):
     """Gradients of x and y by those of `P_ij = sum_k x_ik y_jk e^(G_ik - G_jk)`, j < i; BEFORE: without decay_ik.
 
-    In halves as the pairs themselves: rows of the second half of a block, columns of the first.
+    As the pairs themselves: a block of 16 rows meets all before it with the decay counted from its own border, and
+    within a block rows of second halves meet columns of first ones, and halves are halved again.
     """
-    c_C = tl.arange(0, C)
+    B: tl.constexpr = C // 16
+    K: tl.constexpr = decay_CK.shape[1]
+    dtype: tl.constexpr = x_CK.dtype
+    b_B, i_I, c_C1 = tl.arange(0, B), tl.arange(0, 16), tl.arange(0, C)[:, None]
     G_CK = tl.cumsum(decay_CK, 0)
-    dx_CK, dy_CK = tl.zeros_like(G_CK), tl.zeros_like(G_CK)
-    half = C // 2
+    above_CK = G_CK - decay_CK if BEFORE else G_CK
+    dx_CK, dy_CK = tl.zeros([C, K], tl.float32), tl.zeros([C, K], tl.float32)
+    own_BIBJ = (b_B[:, None] == b_B[None, :])[:, None, :, None]
+    dP_BIJ = tl.sum(tl.where(own_BIBJ, tl.reshape(dP_CJ, [B, 16, B, 16]), 0.0), 2)
+    dP_BIC = tl.reshape(dP_CJ, [B, 16, C])
+    for b in range(1, B):
+        border_1K = tl.sum(tl.where(c_C1 == 16 * b - 1, G_CK, 0.0), 0)[None, :]
+        here_B11, seen_C1 = (b_B == b)[:, None, None], c_C1 < 16 * b
+        near_CK = tl.exp(tl.where(seen_C1, border_1K - G_CK, above_CK - border_1K))
+        x_IK = tl.sum(tl.where(here_B11, tl.reshape(x_CK * near_CK, [B, 16, K]), 0.0), 0).to(dtype)
+        dP_CI = tl.where(seen_C1, tl.trans(tl.sum(tl.where(here_B11, dP_BIC, 0.0), 0)), 0.0).to(dtype)
+        until_CK = tl.where(seen_C1, near_CK, 0.0)  # hidden beside dP as well: with less, registers spill
+        dx_IK = dot(tl.trans(dP_CI), (y_CK * until_CK).to(dtype))
+        dx_CK += tl.reshape(tl.where(here_B11, dx_IK[None, :, :], 0.0), [C, K]) * near_CK
+        dy_CK += dot(dP_CI, x_IK) * until_CK
+    half = 8
     while half > 0:
-        block_C = c_C // half
-        second_C1 = (block_C % 2 == 1)[:, None]
-        border_C1 = (block_C // 2 * 2 * half + half - 1)[:, None]
-        border_CK = tl.gather(G_CK, tl.broadcast_to(border_C1, [C, G_CK.shape[1]]), 0)
-        met_CJ = tl.where((block_C[:, None] == block_C[None, :] + 1) & second_C1, dP_CJ, 0.0).to(x_CK.dtype)
-        above_CK = G_CK - decay_CK if BEFORE else G_CK
-        near_CK = tl.exp(tl.where(second_C1, above_CK - border_CK, border_CK - G_CK))
-        dx_CK += dot(met_CJ, (y_CK * near_CK).to(y_CK.dtype)) * near_CK
-        dy_CK += dot(tl.trans(met_CJ), (x_CK * near_CK).to(x_CK.dtype)) * near_CK
+        half_C1, half_I = c_C1 // half, i_I // half
+        border_C1 = half_C1 // 2 * 2 * half + half - 1
+        border_CK = tl.gather(G_CK, tl.broadcast_to(border_C1, [C, K]), 0)
+        near_CK = tl.exp(tl.where(half_C1 % 2 == 1, above_CK - border_CK, border_CK - G_CK))
+        met_1IJ = ((half_I[:, None] == half_I[None, :] + 1) & (half_I % 2 == 1)[:, None])[None, :, :]
+        met_BIJ = tl.where(met_1IJ, dP_BIJ, 0.0).to(dtype)
+        x_BIK = tl.reshape((x_CK * near_CK).to(dtype), [B, 16, K])
+        y_BIK = tl.reshape((y_CK * near_CK).to(dtype), [B, 16, K])
+        dx_CK += tl.reshape(dot(met_BIJ, y_BIK), [C, K]) * near_CK
+        dy_CK += tl.reshape(dot(tl.permute(met_BIJ, [0, 2, 1]), x_BIK), [C, K]) * near_CK
         half //= 2
     return dx_CK, dy_CK
 
@@ -476,7 +504,7 @@ def earlier(x_CK):
 
 @triton.jit(do_not_specialize=["sequences", "total", "length"])
 def walk_again(
-    decay, do, q, v, k, dk_state, states, anchors, ddecay, dq, dk,
+    decay, do, q, dqk, k, dk_state, v, states, anchors, dq, ddecay, dk,
     cu_seqlens, sequences, total, length, scale, eps,
     H: tl.constexpr, q_heads: tl.constexpr, k_heads: tl.constexpr, v_heads: tl.constexpr,
     decay_heads: tl.constexpr, K: tl.constexpr, CHANNELS: tl.constexpr, V: tl.constexpr,
@@ -496,11 +524,12 @@ def walk_again(
     decay_tiles = tokens(decay, end, h, H, decay_heads, K, C, CHANNELS)
     do_tiles = tokens(do, end, h, H, H, V, C, BLOCK_V)
     q_tiles = tokens(q, end, h, H, q_heads, K, C, CHANNELS)
-    v_tiles = tokens(v, end, h, H, v_heads, V, C, BLOCK_V)
+    dqk_tiles = tokens(dqk, end, h, H, H, C, C, C)
     k_tiles = tokens(k, end, h, H, k_heads, K, C, CHANNELS)
     dk_state_tiles = tokens(dk_state, end, h, H, H, K, C, CHANNELS)
-    ddecay_tiles = tokens(ddecay, end, h, H, H, K, C, CHANNELS)
+    v_tiles = tokens(v, end, h, H, v_heads, V, C, BLOCK_V)
     dq_tiles = tokens(dq, end, h, H, H, K, C, CHANNELS)
+    ddecay_tiles = tokens(ddecay, end, h, H, H, K, C, CHANNELS)
     dk_tiles = tokens(dk, end, h, H, H, K, C, CHANNELS)
     states_tiles = matrices(states, tl.num_programs(1) * H, K, V, CHANNELS, BLOCK_V)
     S_VK = tl.trans(tl.reshape(states_tiles.load([row, channel, 0]), [CHANNELS, BLOCK_V]))
@@ -508,34 +537,36 @@ def walk_again(
     # Nothing is moved ahead of the loop: places in shared memory, known early, would fill the registers.
     for start in tl.range(opening, tl.minimum(opening + SEGMENT * C, end), C, disable_licm=True):
         decay_CK = decay_tiles.load([start, channel]).to(tl.float32)
-        G_CK = tl.cumsum(decay_CK, 0)
         do_CV = do_tiles.load([start, 0])
-        dq_CK = dot(do_CV, S_VK.to(dtype)) * tl.exp(G_CK) * scale  # 4
+        dq_CK = dot(do_CV, S_VK.to(dtype)) * tl.exp(tl.cumsum(decay_CK, 0)) * scale  # 4
         q_CK = q_tiles.load([start, channel])
         seen_K = tl.sum(q_CK * dq_CK, 0)
-        v_CV = v_tiles.load([start, 0])
-        dqk_CJ = dot(do_CV, tl.trans(v_CV)) * scale  # 4
+        dqk_CJ = dqk_tiles.load([start, 0])
+        own_qk_C1 = tl.sum(tl.where(j_1J == c_C1, dqk_CJ, 0.0), 1).to(tl.float32)[:, None]
         k_CK = k_tiles.load([start, channel])
         read_CK, write_CK = pair_gradients(dqk_CJ, q_CK, k_CK, decay_CK, False, C)  # 2
-        own_qk_CJ = tl.where(j_1J == c_C1, dqk_CJ, 0.0).to(dtype)
         dq_CK += read_CK
         dk_CK = write_CK
+        passed_CK = q_CK * dq_CK
+        dq_CK += own_qk_C1 * k_CK  # 2
+        dq_tiles.store([start, channel], dq_CK.to(dq.dtype.element_ty))
+        G_CK = tl.cumsum(decay_tiles.load([start, channel]).to(tl.float32), 0)
         G_end_K = tl.sum(tl.where(c_C1 == C - 1, G_CK, 0.0), 0)
         left_K = anchor_K - seen_K
         anchor_K = tl.where((tl.exp(G_end_K) > 0.0) & (tl.abs(left_K) > eps * tl.abs(seen_K)), left_K, 0.0)
-        dk_state_CK = dk_state_tiles.load([start, channel]) * tl.exp(G_end_K[None, :] - G_CK)
+        out_CK = tl.exp(G_end_K[None, :] - G_CK)
+        passed_CK -= k_CK * dk_CK
+        dk_state_CK = dk_state_tiles.load([start, channel]) * out_CK
         written_CK = k_CK * dk_state_CK
-        ddecay_CK = anchor_K[None, :] + tl.cumsum(q_CK * dq_CK - k_CK * dk_CK, 0, reverse=True)
+        ddecay_CK = anchor_K[None, :] + tl.cumsum(passed_CK, 0, reverse=True)
         ddecay_CK += earlier(written_CK)
         ddecay_tiles.store([start, channel], ddecay_CK.to(ddecay.dtype.element_ty))
         anchor_K += tl.sum(written_CK, 0)
         dk_CK += dk_state_CK
-        dq_CK += dot(own_qk_CJ, k_CK)  # 2
-        dk_CK += dot(tl.trans(own_qk_CJ), q_CK)
-        dq_tiles.store([start, channel], dq_CK.to(dq.dtype.element_ty))
+        dk_CK += own_qk_C1 * q_CK  # 2
         dk_tiles.store([start, channel], dk_CK.to(dk.dtype.element_ty))
         S_VK *= tl.exp(G_end_K)[None, :]  # 3
-        out_CK = tl.exp(G_end_K[None, :] - G_CK)
+        v_CV = v_tiles.load([start, 0])
         S_VK += dot(tl.trans(v_CV), (k_CK * out_CK).to(dtype))
 
 
@@ -548,6 +579,7 @@ def chunk_backward(
     decay: Tensor,
     cu_seqlens: Tensor | None,
     states: Tensor,
+    qk: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, decay and the initial state."""
@@ -562,37 +594,30 @@ def chunk_backward(
     B, T, _, V = v.shape
     K, H = q.shape[3], max(q.shape[2], k.shape[2], v.shape[2], decay.shape[2])
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    slots, pieces = states.shape[0], B * T // CHUNK + N
+    slots = states.shape[0]
     BLOCK_K, BLOCK_V = max(triton.next_power_of_2(K), 16), max(triton.next_power_of_2(V), 16)
     blocks, parts = triton.cdiv(V, BACK_COLUMNS), triton.cdiv(K, min(AGAIN_CHANNELS, BLOCK_K))
-    # What the forward did not keep is made again.
-    q_in = q.new_empty(B, T, H, K)
-    qk = q.new_empty(B, T, H, CHUNK)
-    G_end = v.new_empty(pieces, H, K, dtype=torch.float32)
-    k_out = q.new_empty(B, T, H, K)
-    prepare[pieces, H](
-        q, k, decay, q_in, qk, G_end, k_out, cu_seqlens, N, T, H=H, q_heads=q.shape[2], k_heads=k.shape[2],
-        decay_heads=decay.shape[2], K=K, CHANNELS=min(CHANNELS, BLOCK_K), C=CHUNK,
-        PACKED=cu_seqlens is not None,
-        num_warps=PREPARE_WARPS, num_stages=PREPARE_STAGES,
-    )  # fmt: skip
     anchors = torch.empty(blocks, slots, H, K, **wide)
     dinitial = torch.empty_like(dfinal)
     make = torch.empty if cu_seqlens is None else torch.zeros
     dv = make(B, T, H, V, **narrow)
     dk_state = torch.empty(blocks, B, T, H, K, **(narrow if blocks == 1 else wide))
+    dqk = torch.empty(blocks, B, T, H, CHUNK, **(narrow if blocks == 1 else wide))
     walk_back[blocks, N * H](
-        qk, do, k_out, v, G_end, q_in, states, dfinal, dv, dk_state, anchors, dinitial,
+        qk, do, k, decay, v, q, states, dfinal, dv, dqk, dk_state, anchors, dinitial,
         cu_seqlens, slots, B * T, T, scale,
-        H=H, v_heads=v.shape[2], K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=BACK_COLUMNS, C=CHUNK,
-        PACKED=cu_seqlens is not None, SEGMENT=SEGMENT, num_warps=BACK_WARPS, num_stages=BACK_STAGES,
+        H=H, q_heads=q.shape[2], k_heads=k.shape[2], v_heads=v.shape[2], decay_heads=decay.shape[2], K=K,
+        BLOCK_K=BLOCK_K, V=V, COLUMNS=BACK_COLUMNS, C=CHUNK, PACKED=cu_seqlens is not None, SEGMENT=SEGMENT,
+        num_warps=BACK_WARPS, num_stages=BACK_STAGES,
     )  # fmt: skip
-    anchors, dk_state = (x[0] if blocks == 1 else x.sum(0) for x in (anchors, dk_state))
-    ddecay = make(B, T, H, K, **wide)
+    anchors = anchors[0] if blocks == 1 else anchors.sum(0)
+    dk_state = dk_state[0] if blocks == 1 else dk_state.sum(0)
+    dqk = dqk[0] if blocks == 1 else dqk.sum(0)
     dq = make(B, T, H, K, **narrow)
+    ddecay = make(B, T, H, K, **wide)
     dk = make(B, T, H, K, **narrow)
     walk_again[parts, slots, H](
-        decay, do, q, v, k, dk_state, states, anchors, ddecay, dq, dk,
+        decay, do, q, dqk, k, dk_state, v, states, anchors, dq, ddecay, dk,
         cu_seqlens, N, B * T, T, scale, 2.0**-20 if q.dtype == torch.float32 else 2.0**-9,
         H=H, q_heads=q.shape[2], k_heads=k.shape[2], v_heads=v.shape[2], decay_heads=decay.shape[2], K=K,
         CHANNELS=min(AGAIN_CHANNELS, BLOCK_K), V=V, BLOCK_V=BLOCK_V, C=CHUNK, PACKED=cu_seqlens is not None,

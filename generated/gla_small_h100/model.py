@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from .config import Config
 from .fused_glu import gated
 from .fused_norms import RMSNorm
+from .gates import gla_decay
 from .initial import normal
 from .joined import Joined, decodes, join
 from .key_decay_grouped import key_decay_grouped
 from .language_model import LanguageModel
 from .place import Place
-from .precision import wide
 from .state import Entry
 
 
@@ -93,9 +93,7 @@ class Gla(nn.Module):
         k_BTGK = self.k(x_BTD).unflatten(-1, (self.n_kv_heads, self.head_dim))
         v_BTGV = self.v(x_BTD).unflatten(-1, (self.n_kv_heads, self.v_dim))
         low_BTA = self.low(x_BTD)
-        decay_BTGK = (
-            F.logsigmoid(wide(self.decay(low_BTA).unflatten(-1, (self.n_kv_heads, self.head_dim)))) / self.tau
-        )
+        decay_BTGK = gla_decay(self.decay(low_BTA).unflatten(-1, (self.n_kv_heads, self.head_dim)), self.tau)
         o_BTHV = key_decay_grouped(
             q_BTHK, k_BTGK, v_BTGV, decay_BTGK, scale=self.head_dim**-0.5, place=place, key="o"
         )

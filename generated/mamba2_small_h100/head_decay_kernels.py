@@ -281,8 +281,10 @@ def chunk_forward(
 # The backward: a walk from the end that carries dS, then one from the start of every segment that carries S.
 
 BACK_COLUMNS = 32  # value columns of a program
-BACK_WARPS, BACK_STAGES = 8, 2
-AGAIN_WARPS, AGAIN_STAGES = 8, 2
+BACK_WARPS, BACK_STAGES = 8, 1
+AGAIN_CHANNELS = 32  # key channels of a program
+AGAIN_COLUMNS = 32  # value columns that it sums over at once
+AGAIN_WARPS, AGAIN_STAGES = 8, 1
 
 
 @triton.jit
@@ -332,7 +334,8 @@ def walk_back(
     dinitial_tiles = matrices(dinitial, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
     dS_VK = tl.trans(tl.reshape(dfinal_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS]))
     chunks = (end - first + C - 1) // C
-    for behind in range(0, chunks):
+    # Nothing is moved ahead of the loop: places in shared memory, known early, would fill the registers.
+    for behind in tl.range(0, chunks, disable_licm=True):
         start = first + (chunks - 1 - behind) * C
         inside_C = start + tl.arange(0, C) < end
         v_VC = tl.trans(v_tiles.load([start, column]))
@@ -367,59 +370,67 @@ def walk_back(
 
 @triton.jit(do_not_specialize=["sequences", "total", "length"])
 def walk_again(
-    do, decay, q, k, v, written, states, dstates, dq, ddecay,
+    decay, q, k, do, written, v, states, dstates, dq, ddecay,
     cu_seqlens, sequences, total, length, scale,
     H: tl.constexpr, q_heads: tl.constexpr, k_heads: tl.constexpr, v_heads: tl.constexpr,
-    decay_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr,
-    C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
+    decay_heads: tl.constexpr, K: tl.constexpr, CHANNELS: tl.constexpr, V: tl.constexpr,
+    BLOCK_V: tl.constexpr, PART_V: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
-    """Carry the state through a segment: one program for each block of value columns, segment and head."""
+    """Carry the state through a segment: one program for each block of key channels, segment and head."""
     h = tl.program_id(2)
     n, opening, end = piece_of(tl.program_id(1), cu_seqlens, sequences, length, SEGMENT * C, PACKED)
     block = tl.program_id(0).to(tl.int64) * total * H  # rows of earlier blocks
-    column = tl.program_id(0) * COLUMNS
-    j_J1, c_1C = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    channel = tl.program_id(0) * CHANNELS
+    c_C1, j_1J = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     dtype: tl.constexpr = do.dtype.element_ty
-    do_tiles = tokens(do, end, h, H, H, V, C, COLUMNS)
-    q_tiles = tokens(q, end, h, H, q_heads, K, C, BLOCK_K)
-    k_tiles = tokens(k, end, h, H, k_heads, K, C, BLOCK_K)
-    v_tiles = tokens(v, end, h, H, v_heads, V, C, COLUMNS)
-    dq_tiles = tokens(dq + block * K, end, h, H, H, K, C, BLOCK_K)
-    states_tiles = matrices(states, tl.num_programs(1) * H, K, V, BLOCK_K, COLUMNS)
-    S_VK = tl.trans(tl.reshape(states_tiles.load([tl.program_id(1) * H + h, 0, column]), [BLOCK_K, COLUMNS]))
-    dstates_tiles = matrices(dstates, tl.num_programs(1) * H, K, V, BLOCK_K, COLUMNS)
-    dS_KV = tl.reshape(dstates_tiles.load([tl.program_id(1) * H + h, 0, column]), [BLOCK_K, COLUMNS])
+    q_tiles = tokens(q, end, h, H, q_heads, K, C, CHANNELS)
+    k_tiles = tokens(k, end, h, H, k_heads, K, C, CHANNELS)
+    do_tiles = tokens(do, end, h, H, H, V, C, BLOCK_V)
+    v_tiles = tokens(v, end, h, H, v_heads, V, C, BLOCK_V)
+    dq_tiles = tokens(dq, end, h, H, H, K, C, CHANNELS)
+    do_part_tiles = tokens(do, end, h, H, H, V, C, PART_V)
+    v_part_tiles = tokens(v, end, h, H, v_heads, V, C, PART_V)
+    states_tiles = matrices(states, tl.num_programs(1) * H, K, V, CHANNELS, BLOCK_V)
+    S_VK = tl.trans(
+        tl.reshape(states_tiles.load([tl.program_id(1) * H + h, channel, 0]), [CHANNELS, BLOCK_V])
+    )
+    dstates_tiles = matrices(dstates, tl.num_programs(1) * H, K, V, CHANNELS, BLOCK_V)
+    dS_KV = tl.reshape(dstates_tiles.load([tl.program_id(1) * H + h, channel, 0]), [CHANNELS, BLOCK_V])
     anchor = tl.sum(S_VK * tl.trans(dS_KV))
-    for start in range(opening, tl.minimum(opening + SEGMENT * C, end), C):
+    for start in tl.range(opening, tl.minimum(opening + SEGMENT * C, end), C, disable_licm=True):
         inside_C = start + tl.arange(0, C) < end
-        do_VC = tl.trans(do_tiles.load([start, column]))
+        dqk_CJ = tl.zeros([C, C], tl.float32)
+        for column in range(0, V, PART_V):
+            do_CV = do_part_tiles.load([start, column])
+            v_CV = v_part_tiles.load([start, column])
+            dqk_CJ += dot(do_CV, tl.trans(v_CV))  # 4
         decay_C = scalars(decay, start, inside_C, h, H, decay_heads)
+        q_CK = q_tiles.load([start, channel])
+        k_CK = k_tiles.load([start, channel])
         G_C = tl.cumsum(decay_C, 0)
+        between_CJ = tl.exp(tl.where(j_1J <= c_C1, G_C[:, None] - G_C[None, :], -float("inf")))
+        dqk_CJ *= between_CJ  # 4
+        met_CJ = scale * dqk_CJ * dot(q_CK, tl.trans(k_CK))
+        met_CJ = tl.where(j_1J < c_C1, met_CJ, 0.0)
+        near_C = tl.sum(met_CJ, 1) - tl.sum(met_CJ, 0)
+        dqk_CJ = dqk_CJ.to(dtype)
+        do_CV = do_tiles.load([start, 0])
         in_C = tl.exp(G_C)
-        dq_KC = dot(tl.trans(S_VK.to(dtype)), do_VC) * (scale * in_C)[None, :]  # 4
-        q_CK = q_tiles.load([start, 0])
-        seen_C = tl.sum(tl.trans(q_CK) * dq_KC, 0)
-        k_CK = k_tiles.load([start, 0])
-        v_VC = tl.trans(v_tiles.load([start, column]))
-        between_inclusive_JC = tl.exp(tl.where(j_J1 <= c_1C, G_C[None, :] - G_C[:, None], -float("inf")))
-        dqk_JC = dot(tl.trans(v_VC), do_VC) * scale * between_inclusive_JC  # 4
-        met_JC = dqk_JC * dot(k_CK, tl.trans(q_CK))
-        dq_KC += dot(tl.trans(k_CK), dqk_JC.to(dtype))  # 2
-        dq_tiles.store([start, 0], tl.trans(dq_KC).to(dq.dtype.element_ty))
+        dq_CK = dot(do_CV, S_VK.to(dtype)) * (scale * in_C)[:, None]  # 4
+        seen_C = tl.sum(q_CK * dq_CK, 1)
+        dq_CK += scale * dot(dqk_CJ, k_CK)  # 2
+        dq_tiles.store([start, channel], dq_CK.to(dq.dtype.element_ty))
         G_end = tl.sum(tl.where(tl.arange(0, C) == C - 1, G_C, 0.0), 0)
         anchor = tl.where(tl.exp(G_end) > 0.0, anchor - tl.sum(seen_C), 0.0)  # 1
-        pairs_JC = tl.where(j_J1 < c_1C, met_JC, 0.0)
-        reads_C = seen_C + tl.sum(pairs_JC, 0)
-        writes_C = tl.sum(pairs_JC, 1)
-        ddecay_C = tl.cumsum(reads_C - writes_C, 0, reverse=True) + anchor
-        ddecay_C += tl.cumsum(before(written + block, start, inside_C, h, H, H), 0)
-        written_C = scalars(written + block, start, inside_C, h, H, H)
+        ddecay_C = tl.cumsum(seen_C + near_C, 0, reverse=True) + anchor
+        ddecay_C += tl.cumsum(before(written, start, inside_C & (channel == 0), h, H, H), 0)
+        written_C = scalars(written, start, inside_C & (channel == 0), h, H, H)
         anchor += tl.sum(written_C)
         put_scalars(ddecay + block, ddecay_C, start, inside_C, h, H)
         S_VK *= tl.exp(G_end)  # 3
-        v_VC = tl.trans(v_tiles.load([start, column]))
+        v_CV = v_tiles.load([start, 0])
         out_C = tl.exp(G_end - G_C)
-        S_VK += dot((v_VC * out_C[None, :]).to(dtype), k_CK)
+        S_VK += dot((tl.trans(v_CV) * out_C[None, :]).to(dtype), k_CK)
 
 
 def chunk_backward(
@@ -439,6 +450,7 @@ def chunk_backward(
     K, H = q.shape[3], max(q.shape[2], k.shape[2], v.shape[2], decay.shape[2])
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     BLOCK_K, blocks = max(triton.next_power_of_2(K), 16), triton.cdiv(V, BACK_COLUMNS)
+    BLOCK_V, parts = max(triton.next_power_of_2(V), 16), triton.cdiv(K, min(AGAIN_CHANNELS, BLOCK_K))
     dstates, dinitial = (
         torch.empty_like(states),
         torch.empty_like(dfinal, memory_format=torch.contiguous_format),
@@ -449,8 +461,8 @@ def chunk_backward(
     written = make(blocks, B, T, H, **wide)
     dv = make(B, T, H, V, **narrow)
     dk = make(blocks, B, T, H, K, **(narrow if blocks == 1 else wide))
-    dq = make(blocks, B, T, H, K, **(narrow if blocks == 1 else wide))
-    ddecay = make(blocks, B, T, H, **wide)
+    dq = make(1, B, T, H, K, **narrow)
+    ddecay = make(parts, B, T, H, **wide)
     walk_back[blocks, N * H](
         v, do, decay, k, q, dfinal.contiguous(), written, dv, dk, dstates, dinitial,
         cu_seqlens, states.shape[0], B * T, T, scale,
@@ -458,12 +470,14 @@ def chunk_backward(
         BLOCK_K=BLOCK_K, V=V, COLUMNS=BACK_COLUMNS, C=CHUNK, PACKED=cu_seqlens is not None, SEGMENT=SEGMENT,
         num_warps=BACK_WARPS, num_stages=BACK_STAGES,
     )  # fmt: skip
-    walk_again[blocks, states.shape[0], H](
-        do, decay, q, k, v, written, states, dstates, dq, ddecay,
+    written = written[0] if blocks == 1 else written.sum(0)
+    walk_again[parts, states.shape[0], H](
+        decay, q, k, do, written, v, states, dstates, dq, ddecay,
         cu_seqlens, N, B * T, T, scale,
         H=H, q_heads=q.shape[2], k_heads=k.shape[2], v_heads=v.shape[2], decay_heads=decay.shape[2], K=K,
-        BLOCK_K=BLOCK_K, V=V, COLUMNS=BACK_COLUMNS, C=CHUNK, PACKED=cu_seqlens is not None, SEGMENT=SEGMENT,
-        num_warps=AGAIN_WARPS, num_stages=AGAIN_STAGES,
+        CHANNELS=min(AGAIN_CHANNELS, BLOCK_K), V=V, BLOCK_V=BLOCK_V, PART_V=min(AGAIN_COLUMNS, BLOCK_V),
+        C=CHUNK, PACKED=cu_seqlens is not None, SEGMENT=SEGMENT, num_warps=AGAIN_WARPS,
+        num_stages=AGAIN_STAGES,
     )  # fmt: skip
     return (
         summed(dq, q),

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .config import Config
 from .conv1d import CausalConv1d
 from .fused_conv import Conv, conv_act_norm
 from .fused_glu import gated
 from .fused_norms import RMSNorm
+from .gates import mamba2_dt_free, mamba2_o, mamba2_o_2
 from .head_decay import head_decay
 from .initial import inverse_softplus, log_uniform, normal, uniform
 from .language_model import LanguageModel
 from .place import Place
-from .precision import wide
 from .state import Entry
 
 
@@ -91,19 +90,20 @@ class Mamba2(nn.Module):
         v_BTHK = torch.unflatten(v, -1, (self.n_heads, self.head_dim))
         k_BTGN = torch.unflatten(k, -1, (self.n_groups, self.d_state))
         q_BTGN = torch.unflatten(q, -1, (self.n_groups, self.d_state))
-        dt_free_BTH = F.softplus(wide(dt_in_BTH) + self.dt_bias)
+        dt_free_BTH = mamba2_dt_free(dt_in_BTH, self.dt_bias)
         A_H = -torch.exp(self.A_log)
-        o_BTHK = (
+        o_BTHK = mamba2_o_2(
+            self.D,
+            v_BTHK,
             head_decay(
                 q_BTGN,
                 k_BTGN,
-                (dt_free_BTH[..., None] * v_BTHK).type_as(v_BTHK),
+                mamba2_o(dt_free_BTH, v_BTHK),
                 A_H * dt_free_BTH,
                 scale=1,
                 place=place,
                 key="o",
-            )
-            + self.D[..., None] * v_BTHK
+            ),
         )
         gated_BTGR = torch.unflatten(
             gated(z_BTHK, o_BTHK, "silu").flatten(-2), -1, (self.n_groups, self.group_dim)
