@@ -25,7 +25,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Seconds per token and head; None where no public source gives the target's rate.
+    """Seconds per token and head; None where no public source gives the target's rate, or nothing is counted.
 
     bytes: over the bandwidth. flops: over the rate of matrix products. exponentials: over theirs. chain: the
     products of a program one after the other, while as many heads as there are walk beside it.
