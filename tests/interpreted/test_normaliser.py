@@ -45,7 +45,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Modules]:
     def load(name: str, columns: int = COLUMNS, segment: int = SEGMENT, halves: bool = False) -> Modules:
         kind = KINDS[name]
         module = recurrence_name(kind)
-        reverse = reverse_source(kind, ReverseLaunch(columns, (4, 1), (4, 1), 16, 16)) if kind.decay != "key" else ""
+        reverse = (
+            reverse_source(kind, ReverseLaunch(columns, (4, 1), (4, 1), 16, 16))
+            if kind.decay != "key"
+            else ""
+        )
         launches = {"prepare": Launch(0, 4, 1), "walk": Launch(columns, 4, 1, halves=halves)}
         files = {
             "__init__.py": "",
@@ -253,11 +257,12 @@ def test_the_operation_is_one(made: Callable[..., Modules], name: str) -> None:
     torch.library.opcheck(made(name)[0].normalized, (*given, *states(1), None, SCALE, EPS))
 
 
+@pytest.mark.parametrize("halves", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
-def test_the_bytes_are_those_of_the_plan(made: Callable[..., Modules], name: str) -> None:
+def test_the_bytes_are_those_of_the_plan(made: Callable[..., Modules], name: str, halves: bool) -> None:
     """Launch by launch and to the byte, with a state for every chunk; and nothing runs beside the kernels."""
     kind = KINDS[name]
-    _, module = made(name, 64, 1)
+    _, module = made(name, 64, 1, halves)
     launches = []
     for T in (kind.chunk, 2 * kind.chunk):
         given = [x.half() if i < 3 else x for i, x in enumerate(inputs(kind, T))]
