@@ -136,7 +136,7 @@ def own(equation: str) -> Graph:
     body = {
         "a": "linear(x, [n_heads, head_dim])",
         "b": "linear(x, [n_heads, head_dim])",
-        "gain": "linear(x, [n_heads])",
+        **({"gain": "linear(x, [n_heads])"} if "gain" in equation else {}),
         "u": equation,
         "y": "linear(u, d_model)",
     }
