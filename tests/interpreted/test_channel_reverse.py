@@ -199,3 +199,26 @@ def test_a_wrong_line_is_found(line: str, wrong: str, folder: Path) -> None:
     gradients = found(imported(f"channel_package.{name}"), case, torch.float32)
     pairs = zip(gradients, expected(case), strict=True)
     assert max(difference(gradient.double().nan_to_num(1e9), exact) for gradient, exact in pairs) > 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("load([start + 1, channel])", "load([start, channel])"),
+        ("load([start - 1, channel])", "load([start, channel])"),
+        ("tl.arange(0, C) < C - 1", "tl.arange(0, C) < C"),
+        ("ddecay_CK -= ", "ddecay_CK += "),
+    ],
+)
+def test_a_wrong_line_of_an_erase_of_two_rows_is_found(line: str, wrong: str, folder: Path) -> None:
+    """Neighbours, the border between chunks, and what pairs take from a decay."""
+    kind = replace(PAIR, chunk=16)
+    name = f"wrong_pair_{abs(hash(line))}"
+    text = text_of(kind, name, 16, 16)
+    assert line in text
+    (folder / f"{name}.py").write_text(text.replace(line, wrong))
+    case = rounded(make(kind, 37, K=16, V=16, batch=1, heads=(1, 1, 1)), torch.float32)
+    gradients = found(imported(f"channel_package.{name}"), case, torch.float32)
+    pairs = zip(gradients, expected(case), strict=True)
+    assert max(difference(gradient.double().nan_to_num(1e9), exact) for gradient, exact in pairs) > 1e-3
