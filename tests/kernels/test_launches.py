@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from archc.kernels.compile import verify
 from archc.kernels.fit import judge
 from archc.kernels.kernel import Kernel
 from archc.kernels.recurrence import Use, chunked, recurrence_kernels
@@ -106,3 +107,14 @@ def test_gradients_that_are_sums_over_blocks_of_values_are_float32() -> None:
             found["walk_back", ""].signature["dk"] == found["walk_again", "packed"].signature["dq"] == type_
         )
         assert found["walk_again", ""].signature["dv"] == "*bf16"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("rate", "K", "V"), [(True, 16, 2048), (False, 256, 64)])
+def test_walks_over_tokens_fit(rate: bool, K: int, V: int) -> None:
+    """As a selective scan launches them, and with decays as large as a wide state."""
+    pytest.importorskip("triton")
+    kind = RecurrenceKind("elementwise", decay_rate=rate)
+    fits = verify(list(launched(kind, K, V).values()), H100)
+    assert [(fit.title, fit.verdict) for fit in fits if not fit.fits] == [] and len(fits) == 4
