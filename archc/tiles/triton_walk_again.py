@@ -46,6 +46,9 @@ class Again(Gradients):
         """
         targets = [f"{step.result}_CJ" for step in self.met]
         lines = [f"{target} = tl.zeros([C, C], tl.float32)" for target in targets]
+        lines.append(
+            "# Unrolled, places in shared memory would fill the registers, and warps make products twice."
+        )
         lines.append("for column in range(0, V, PART_V):")
         rows = dict.fromkeys(row.base for step in self.met for row in step.operands)
         lines += [f"    {name}_CV = {name}_part_tiles.load([start, column])" for name in rows]

@@ -227,6 +227,7 @@ def test_a_long_sequence_in_half_precision(length: int, load: Load) -> None:
         ("start - 1, inside_C", "start, inside_C"),
         ("anchor - tl.sum(seen_C)", "anchor + tl.sum(seen_C)"),
         ("* -in_C[None, :]", "* in_C[None, :]"),
+        ("dkk_CJ += dot(dE_CV", "dkk_CJ -= dot(dE_CV"),
     ],
 )
 def test_a_wrong_line_is_found(line: str, wrong: str, folder: Path) -> None:
