@@ -180,7 +180,9 @@ def reverse_launch(
     columns = min(back.columns, max(16, _power(V)))
     cuts = (back.num_warps, back.num_stages), (again.num_warps, again.num_stages)
     if has_channel_reverse(kind):
-        return ChannelLaunch(columns, min(again.channels, max(16, _power(K))), *cuts)
+        # An exclusive read has pairs of neighbours, whose registers fewer key channels leave free.
+        channels = max(16, again.channels // 2) if kind.read == "exclusive" else again.channels
+        return ChannelLaunch(columns, min(channels, max(16, _power(K))), *cuts)
     if has_value_reverse(kind):
         pairs = target.tile("prepare_back", **facts)
         inside = pairs and (min(pairs.columns, columns), pairs.num_warps, pairs.num_stages)
