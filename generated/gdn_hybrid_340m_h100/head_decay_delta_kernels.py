@@ -514,6 +514,7 @@ def walk_again(
         inside_C = start + tl.arange(0, C) < end
         dqk_CJ = tl.zeros([C, C], tl.float32)
         dkk_CJ = tl.zeros([C, C], tl.float32)
+        # Unrolled, places in shared memory would fill the registers, and warps make products twice.
         for column in range(0, V, PART_V):
             do_CV = do_part_tiles.load([start, column])
             U_CV = U_part_tiles.load([start, column])

@@ -400,6 +400,7 @@ def walk_again(
     for start in tl.range(opening, tl.minimum(opening + SEGMENT * C, end), C, disable_licm=True):
         inside_C = start + tl.arange(0, C) < end
         dqk_CJ = tl.zeros([C, C], tl.float32)
+        # Unrolled, places in shared memory would fill the registers, and warps make products twice.
         for column in range(0, V, PART_V):
             do_CV = do_part_tiles.load([start, column])
             v_CV = v_part_tiles.load([start, column])
