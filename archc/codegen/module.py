@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from archc.kernels.fusing.decode import fuse_decode, joined_names, module_file
 from archc.kernels.fusing.gate_view import Gate
 from archc.kernels.targets import Target
 from archc.operations.registry import with_kernels
+from archc.printing.equations import wrapped
 from archc.printing.names import Names
 from archc.printing.printer import Printer
 from archc.spec.axes import Axis
@@ -165,8 +165,3 @@ class ModuleWriter:
         self.numbers.update(printer.numbers)
         view.imports = printer.imports
         view.modules_used = printer.modules_used
-
-
-def wrapped(text: str) -> list[str]:
-    """An equation as lines of a docstring, those after the first indented."""
-    return textwrap.wrap(text, 104, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 from archc.codegen.config import config_view
 from archc.codegen.format import format_files
-from archc.codegen.module import ModuleWriter, wrapped
+from archc.codegen.module import ModuleWriter
 from archc.codegen.views import ClassView
 from archc.codegen.weights import declarations, initial_lines, owned_nodes
 from archc.data import data_folder
@@ -22,6 +22,7 @@ from archc.kernels.fusing.gates import gates_of
 from archc.kernels.selftest_cases import recurrence_cases
 from archc.kernels.targets import Target
 from archc.operations.registry import operations, source_path, with_kernels
+from archc.printing.equations import wrapped
 from archc.printing.letters import assign_letters
 from archc.printing.names import Names
 from archc.printing.printer import Printer

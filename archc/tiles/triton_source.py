@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from archc.printing.unused import without_unused
 from archc.templates import environment, packed
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
@@ -119,7 +120,7 @@ def kernels(
         "multiprocessors": multiprocessors,
         **(_chunk_view(kind, launches, precision, segment, reverse.rstrip("\n")) if launches else {}),
     }
-    return environment(templates).get_template("recurrence/kernels.py.jinja").render(view)
+    return without_unused(environment(templates).get_template("recurrence/kernels.py.jinja").render(view))
 
 
 def _chunk_view(

@@ -375,7 +375,7 @@ for _name in ("chunk", "chunk_reverse", "decode"):
         _library.impl(_name, _rule, _device, with_keyset=True)  # type: ignore[no-untyped-call]
 
 
-# On a GPU: the kernels of key_decay_grouped_kernels.py, which is imported there only, since it needs Triton.
+# On a GPU: key_decay_grouped_kernels.py, imported there only, since it needs Triton.
 
 
 def _decode_on_gpu(*given: Any) -> Tensor:

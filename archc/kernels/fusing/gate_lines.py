@@ -62,7 +62,7 @@ class Lines:
     def _plain(self, value: Value) -> Code:
         inner = value.kind if value.inner is None else value.inner
         parts = [self.text(needed, inner).at(value.need) for needed in value.inputs]
-        text = value.text.format(*parts).replace(" + -", " - ")
+        text = value.text.format(*parts).replace(" + -", " - ").replace("--", "")
         return Code(re.sub(r"\(\(([^()]*)\)\)", r"(\1)", text), value.level)
 
     def bind(self, value: Value) -> None:

@@ -18,6 +18,7 @@ from archc.kernels.fusing.gate_view import Gate, Operand, Result
 from archc.kernels.fusing.producers import conv_groups
 from archc.kernels.fusing.regions import Region, regions
 from archc.kernels.fusing.select import products
+from archc.printing.equations import wrapped
 from archc.spec.axes import Axis
 
 
@@ -81,7 +82,7 @@ def _gate(module: Module, region: Region, letters: Mapping[Axis, str]) -> Gate:
     name = "_".join([module.prefix, *(names if len(names) < 4 else [names[0], "to", names[-1]])])
     texts = {text.split(":")[0]: text for text in graph.texts}
     equations = dict.fromkeys(graph.nodes[ref.node].equation for ref in region.results)
-    title = tuple(texts[equation] for equation in equations if equation in texts)
+    title = tuple(line for equation in equations if equation in texts for line in wrapped(texts[equation]))
     return Gate(
         name, title, region, operands, results, writer.numbers, like, form, formed,
         frozenset(writer.printer.imports), "F" in writer.printer.modules_used, forward, before, inner, after,

@@ -353,7 +353,7 @@ class Tiles:
             codes.append(code.at(form.operand))
             zeros.append(tile.zero or tile.kind == "")
         zero = form.zero(tuple(zeros)) and at.kind != ""
-        return Tile(Code(form.triton.format(*codes), form.level), at.kind, zero)
+        return Tile(Code(form.triton.format(*codes).replace("--", ""), form.level), at.kind, zero)
 
     def _part(self, axes: Sequence[Axis], own: Sequence[Axis], at: At) -> At:
         """The entries of an operand that has some of the axes."""
