@@ -9,9 +9,12 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from archc.codegen.package import runtime_path
 
 if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.exit(
@@ -39,3 +42,16 @@ def names_are_looked_up_once() -> None:
 
     assert interpreter._patch_builtin
     interpreter._patch_builtin = patch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A package of a test file's own that can be imported, with what emitted modules import from theirs."""
+    name = request.module.__name__.rpartition(".")[2]
+    folder = tmp_path_factory.mktemp(name) / f"package_of_{name}"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    for file in ("place", "tiling"):
+        (folder / f"{file}.py").write_text(runtime_path(file).read_text())
+    sys.path.insert(0, str(folder.parent))
+    return folder

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +14,7 @@ from archc.tiles.torch_source import emit
 from archc.tiles.triton_channel_reverse import ChannelLaunch, channel_reverse_source, has_channel_reverse
 from archc.tiles.triton_pair_reverse import has_pair_reverse, pair_reverse_source
 from archc.tiles.triton_source import Launch, kernels
-from tests.interpreted.test_backward import expected, found, poisoned, rounded
+from tests.interpreted.judge import Load, agree, expected, found, rounded
 from tests.support.imports import imported
 from tests.support.slow import mostly_slow
 from tests.tiles.cases import Case, all_kinds, difference, label, make
@@ -30,8 +28,6 @@ DELTA = RecurrenceKind("key", "delta")
 PAIR = RecurrenceKind("key", "pair", "previous")
 HARD = [GATED, EXCLUSIVE, DELTA, PAIR]
 
-Load = Callable[..., ModuleType]
-
 
 def text_of(kind: RecurrenceKind, name: str, columns: int, channels: int) -> str:
     """The module of a class whose programs have so many value columns, and key channels."""
@@ -39,18 +35,6 @@ def text_of(kind: RecurrenceKind, name: str, columns: int, channels: int) -> str
     source = pair_reverse_source if has_pair_reverse(kind) else channel_reverse_source
     reverse = source(kind, ChannelLaunch(columns, channels, (4, 1), (4, 1)))
     return kernels(kind, name, launches, precision="ieee", segment=SEGMENT, reverse=reverse)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("channel") / "channel_package"
-    folder.mkdir()
-    (folder / "__init__.py").write_text("")
-    for name in ("place", "tiling"):
-        text = (Path(__file__).parents[2] / "templates" / "runtime" / f"{name}.py").read_text()
-        (folder / f"{name}.py").write_text(text)
-    sys.path.insert(0, str(folder.parent))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -64,29 +48,14 @@ def load(folder: Path) -> Load:
         path = folder / f"{name}.py"
         if not path.exists():
             path.write_text(emit(kind, name) if torch_form else text_of(kind, name, columns, channels))
-        return imported(f"channel_package.{name}")
+        return imported(f"{folder.name}.{name}")
 
     return load
 
 
 def check(load: Load, case: Case, dtype: torch.dtype = torch.float32, **cut: int) -> None:
-    """The kernels err at most a few times what the torch form errs, which has the same sums in another order.
-
-    In half precision rows and scores are rounded before they meet, which the torch form's error has not: its own in
-    half precision is that of rounded results alone. Each of the three products in a row adds one rounding.
-    """
-    case = rounded(case, dtype)
-    wanted = expected(case)
-    with poisoned():
-        gradients = found(load(case.kind, **cut), case, dtype)
-    reference = found(load(case.kind, torch_form=True), case, dtype)
-    least = 4 * torch.finfo(dtype).eps if dtype != torch.float32 else 2**-20
-    for name, gradient, other, exact in zip(case.names(), gradients, reference, wanted, strict=True):
-        assert gradient.isfinite().all(), name
-        limit = 8 * difference(other.double(), exact) + least
-        assert gradient.shape == exact.shape
-        off = difference(gradient.double(), exact)
-        assert off < limit, (name, off, limit)
+    """Rows and scores are rounded before they meet, and there are three products in a row."""
+    agree(load, case, dtype, 4, **cut)
 
 
 @pytest.mark.parametrize("kind", mostly_slow(KINDS, lambda kind: kind in (GATED, DELTA)), ids=label)
@@ -157,7 +126,7 @@ def test_the_torch_form_beside_kernels_keeps_what_they_keep(
     kind = replace(kind, chunk=16)
     name = f"{label(kind)}_beside"
     (folder / f"{name}.py").write_text(emit(kind, name, kernel_sizes=[(64, 64)], reverse_kernels=True))
-    beside = imported(f"channel_package.{name}")
+    beside = imported(f"{folder.name}.{name}")
     case = rounded(make(kind, 40, K=16, V=16, batch=1, heads=(1, 1, 1)), torch.float32)
     alone = load(kind, torch_form=True)
     pairs = zip(found(beside, case, torch.float32), found(alone, case, torch.float32), strict=True)
@@ -196,7 +165,7 @@ def test_a_wrong_line_is_found(line: str, wrong: str, folder: Path) -> None:
     assert line in text
     (folder / f"{name}.py").write_text(text.replace(line, wrong))
     case = rounded(make(kind, 70, K=16, V=32, batch=1, heads=(1, 1, 1)), torch.float32)
-    gradients = found(imported(f"channel_package.{name}"), case, torch.float32)
+    gradients = found(imported(f"{folder.name}.{name}"), case, torch.float32)
     pairs = zip(gradients, expected(case), strict=True)
     assert max(difference(gradient.double().nan_to_num(1e9), exact) for gradient, exact in pairs) > 1e-2
 
@@ -219,6 +188,6 @@ def test_a_wrong_line_of_an_erase_of_two_rows_is_found(line: str, wrong: str, fo
     assert line in text
     (folder / f"{name}.py").write_text(text.replace(line, wrong))
     case = rounded(make(kind, 37, K=16, V=16, batch=1, heads=(1, 1, 1)), torch.float32)
-    gradients = found(imported(f"channel_package.{name}"), case, torch.float32)
+    gradients = found(imported(f"{folder.name}.{name}"), case, torch.float32)
     pairs = zip(gradients, expected(case), strict=True)
     assert max(difference(gradient.double().nan_to_num(1e9), exact) for gradient, exact in pairs) > 1e-3

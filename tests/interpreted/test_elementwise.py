@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +16,7 @@ from archc.kernels.elementwise import moved
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.torch_source import emit
 from archc.tiles.triton_elementwise import TokenLaunch, elementwise_source
-from tests.interpreted.test_backward import poisoned
+from tests.interpreted.judge import FLOAT32, Load, poisoned, rounded
 from tests.support.imports import imported
 from tests.support.slow import mostly_slow
 from tests.tiles.cases import Case, defined, difference, label, make
@@ -31,26 +29,12 @@ KINDS = [
     for read in ("inclusive", "exclusive")
 ]
 RATE, FULL = KINDS[0], KINDS[2]
-FLOAT32 = ("decay", "decay_rate")
-Load = Callable[..., ModuleType]
 
 
 def text_of(kind: RecurrenceKind, name: str, columns: int = 16) -> str:
     """The module of a class whose programs have so many value columns."""
     launch = TokenLaunch(columns, 4, 1)
     return elementwise_source(kind, name, launch, launch, kept_tokens=KEPT)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("elementwise") / "elementwise_package"
-    folder.mkdir()
-    (folder / "__init__.py").write_text("")
-    for name in ("place", "tiling"):
-        text = (Path(__file__).parents[2] / "templates" / "runtime" / f"{name}.py").read_text()
-        (folder / f"{name}.py").write_text(text)
-    sys.path.insert(0, str(folder.parent))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +47,9 @@ def load(folder: Path) -> Load:
         if not path.exists():
             text = emit(kind, name) if torch_form else text_of(kind, name, columns)
             path.write_text(format_files({path.name: text})[path.name])
-        return imported(f"elementwise_package.{name}")
+        return imported(f"{folder.name}.{name}")
 
     return load
-
-
-def rounded(case: Case, dtype: torch.dtype) -> Case:
-    """The case with values that the type can hold."""
-    for name, x in case.tensors.items():
-        x.data = x.data.to(torch.float32 if name in FLOAT32 else dtype).double()
-    case.memory["s"].data = case.memory["s"].data.float().double()
-    return case
 
 
 def cotangents(case: Case) -> tuple[Tensor, Tensor]:
@@ -206,7 +182,7 @@ def test_a_wrong_line_is_found(line: str, wrong: str, folder: Path) -> None:
     assert line in text
     (folder / f"{name}.py").write_text(text.replace(line, wrong))
     case = rounded(make(RATE, 11, K=16, V=32, batch=1, heads=(1, 1, 1)), torch.float32)
-    ours = found(imported(f"elementwise_package.{name}"), case, torch.float32)
+    ours = found(imported(f"{folder.name}.{name}"), case, torch.float32)
     pairs = zip(ours, expected(case), strict=True)
     assert max(difference(mine.double().nan_to_num(1e9), exact) for mine, exact in pairs) > 1e-2
 
@@ -240,7 +216,7 @@ def test_what_is_read_again_is_less_than_what_is_read(kind: RecurrenceKind, fold
     name = f"wide_{label(kind)}"
     launch = TokenLaunch(128 if kind.decay_rate else 16, 8, 1)
     (folder / f"{name}.py").write_text(elementwise_source(kind, name, launch, launch))
-    module = imported(f"elementwise_package.{name}")
+    module = imported(f"{folder.name}.{name}")
     case = make(kind, 64 if kind.decay_rate else 16, K=16, V=128, batch=1, heads=(1, 1, 1))
     given = [x.detach().to(torch.float32 if n in FLOAT32 else torch.half) for n, x in case.tensors.items()]
     with counting() as ahead:
@@ -258,7 +234,7 @@ def test_the_operation_is_one(kind: RecurrenceKind, folder: Path, monkeypatch: p
     (folder / f"{name}.py").write_text(emit(kind, name, kernel_sizes=[(16, 16)], reverse_kernels=True))
     launch = TokenLaunch(16, 4, 1)
     (folder / f"{name}_kernels.py").write_text(elementwise_source(kind, f"{name}_kernels", launch, launch))
-    module = imported(f"elementwise_package.{name}")
+    module = imported(f"{folder.name}.{name}")
     monkeypatch.setattr(module, "_has_kernels", lambda q, v: True)
     module.chunk.register_kernel("cpu")(module._chunk_on_gpu)
     module.chunk_reverse.register_kernel("cpu")(module._chunk_reverse_on_gpu)

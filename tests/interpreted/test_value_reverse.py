@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,18 +13,15 @@ from archc.tiles.kind import RecurrenceKind
 from archc.tiles.torch_source import emit
 from archc.tiles.triton_source import Launch, kernels
 from archc.tiles.triton_value_reverse import ValueLaunch, value_reverse_source
-from tests.interpreted.test_backward import expected, found, rounded
-from tests.interpreted.test_channel_reverse import check
+from tests.interpreted.judge import Load, agree, expected, found, rounded
 from tests.support.imports import imported
 from tests.support.slow import mostly_slow
-from tests.tiles.cases import difference, label, make
+from tests.tiles.cases import Case, difference, label, make
 
 torch.set_num_threads(1)
 SEGMENT = 2  # so that short sequences have several
 PLAIN, EXCLUSIVE = RecurrenceKind("value"), RecurrenceKind("value", read="exclusive")
 KINDS = [PLAIN, EXCLUSIVE]
-
-Load = Callable[..., ModuleType]
 
 
 def text_of(kind: RecurrenceKind, name: str, columns: int = 16) -> str:
@@ -34,18 +29,6 @@ def text_of(kind: RecurrenceKind, name: str, columns: int = 16) -> str:
     launches = {"prepare": Launch(columns, 4, 1), "walk": Launch(columns, 4, 1)}
     reverse = value_reverse_source(kind, ValueLaunch(columns, (16, 4, 1), (4, 1), (4, 1)))
     return kernels(kind, name, launches, precision="ieee", segment=SEGMENT, reverse=reverse)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("value") / "value_package"
-    folder.mkdir()
-    (folder / "__init__.py").write_text("")
-    for name in ("place", "tiling"):
-        text = (Path(__file__).parents[2] / "templates" / "runtime" / f"{name}.py").read_text()
-        (folder / f"{name}.py").write_text(text)
-    sys.path.insert(0, str(folder.parent))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +40,14 @@ def load(folder: Path) -> Load:
         path = folder / f"{name}.py"
         if not path.exists():
             path.write_text(emit(kind, name) if torch_form else text_of(kind, name, columns))
-        return imported(f"value_package.{name}")
+        return imported(f"{folder.name}.{name}")
 
     return load
+
+
+def check(load: Load, case: Case, dtype: torch.dtype = torch.float32) -> None:
+    """Rows and scores are rounded before they meet, and there are three products in a row."""
+    agree(load, case, dtype, 4)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=label)
@@ -135,6 +123,6 @@ def test_a_wrong_line_is_found(line: str, wrong: str, folder: Path) -> None:
     assert line in text
     (folder / f"{name}.py").write_text(text.replace(line, wrong))
     case = rounded(make(kind, 40, K=16, V=32, batch=1, heads=(1, 1, 1)), torch.float32)
-    gradients = found(imported(f"value_package.{name}"), case, torch.float32)
+    gradients = found(imported(f"{folder.name}.{name}"), case, torch.float32)
     pairs = zip(gradients, expected(case), strict=True)
     assert max(difference(gradient.double().nan_to_num(1e9), exact) for gradient, exact in pairs) > 1e-2
