@@ -217,6 +217,7 @@ def test_compiled(gpu_package: Callable[[str], ModuleType], monkeypatch: pytest.
     assert any("conv_act_norm" in target for target in called)
 
 
+@pytest.mark.slow
 def test_every_mixer_with_a_convolution() -> None:
     """Each prints a call for every convolution, and the state keeps its keys."""
     for mixer in CONVOLVED:

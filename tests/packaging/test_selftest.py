@@ -68,6 +68,7 @@ def failures(folder: Path, name: str) -> list[str]:
     return [str(check) for check in found if not check.passed]
 
 
+@pytest.mark.slow
 def test_passes_as_built(folder: Path, tmp_path: Path) -> None:
     done = run(folder, "--device", "cpu", "--quick", "--json", str(tmp_path / "found.json"))
     assert done.returncode == 0, done.stdout + done.stderr
