@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tests.operations.laws import alone, cut, in_pieces, packed
-from tests.support.slow import mostly_slow
 
 LENGTHS = [5, 0, 1, 130, 2, 0, 64]
 STATES = 4
