@@ -61,7 +61,7 @@ def load(folder: Path) -> Load:
     return load
 
 
-@pytest.mark.parametrize("kind", mostly_slow(KINDS, 3), ids=label)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, 5), ids=label)
 def test_rows(kind: RecurrenceKind, load: Load) -> None:
     """Three segments, the last one with a rest, states before and after."""
     agree(load, make(kind, 300, K=16, V=16, batch=1))
@@ -73,7 +73,7 @@ def test_small_chunks(kind: RecurrenceKind, load: Load) -> None:
     agree(load, make(replace(kind, chunk=16), 70, K=24, V=20))
 
 
-@pytest.mark.parametrize("kind", mostly_slow(KINDS, 3), ids=label)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, 4), ids=label)
 def test_packed(kind: RecurrenceKind, load: Load) -> None:
     """Sequences of one token, none, a chunk, and several segments; tokens behind the last one; shared heads."""
     agree(load, make(kind, 220, (0, 1, 1, 65, 210), K=16, V=16, heads=(2, 2, 1)))

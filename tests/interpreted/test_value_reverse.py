@@ -22,6 +22,10 @@ torch.set_num_threads(1)
 SEGMENT = 2  # so that short sequences have several
 PLAIN, EXCLUSIVE = RecurrenceKind("value"), RecurrenceKind("value", read="exclusive")
 KINDS = [PLAIN, EXCLUSIVE]
+DTYPES = [
+    pytest.param(torch.float32, id="float32"),
+    pytest.param(torch.float16, id="float16", marks=pytest.mark.slow),
+]
 
 
 def text_of(kind: RecurrenceKind, name: str, columns: int = 16) -> str:
@@ -56,14 +60,14 @@ def test_rows(kind: RecurrenceKind, load: Load) -> None:
     check(load, make(replace(kind, chunk=16), 40, K=16, V=16, batch=1, heads=(1, 1, 1)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", mostly_slow(KINDS, lambda kind: kind is PLAIN), ids=label)
 def test_small_chunks(kind: RecurrenceKind, dtype: torch.dtype, load: Load) -> None:
     """Chunks of 16 tokens, two rows of the batch, widths that are no powers of two, two blocks of values."""
     check(load, make(replace(kind, chunk=16), 37, K=24, V=24, heads=(1, 1, 1)), dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", mostly_slow(KINDS, lambda kind: kind is EXCLUSIVE), ids=label)
 def test_packed(kind: RecurrenceKind, dtype: torch.dtype, load: Load) -> None:
     """Sequences of one token, none, a chunk, and several segments; tokens behind the last one; shared heads."""
