@@ -1,7 +1,8 @@
-"""Compile the kernels of every recurrent mixer of the library for the H100, and write docs/kernels_of_mixers.md.
+"""Compile the kernels of every recurrent mixer of the library for every target, and write docs/kernels_of_mixers.md.
 
-`python scripts/mixer_kernels.py [MIXER...]` renews the rows of these mixers only, all by default. What is planned for a
-mixer is found without compiling; whether it fits is kept in docs/kernels_of_mixers.json.
+`python scripts/mixer_kernels.py [TARGET | MIXER ...]` renews what is named: these mixers on these targets, all by
+default. What is planned for a mixer is found without compiling; what does not fit is kept in
+docs/kernels_of_mixers.json.
 """
 
 from __future__ import annotations
@@ -9,23 +10,26 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from archc.codegen.package import recurrence_name
 from archc.graph.types import Graph
 from archc.kernels.check import CHUNKED
+from archc.kernels.chunks import fit_chunks
 from archc.kernels.compile import triton_version, verify
 from archc.kernels.fusing.decode import fuse_decode, why_not
 from archc.kernels.plan import kernels_of
 from archc.kernels.recurrence import chunked, has_reverse, sizes_of, uses_of
-from archc.kernels.targets import Target, load_target
+from archc.kernels.targets import Target, load_target, target_names
 from archc.pipeline import graph_of
 from archc.spec.diagnostics import SpecError
 
 ROOT = Path(__file__).resolve().parents[1]
 MIXERS = sorted(path.stem for path in (ROOT / "specs" / "mixers").glob("*.yaml"))
 PAGE, FIGURES = ROOT / "docs" / "kernels_of_mixers.md", ROOT / "docs" / "kernels_of_mixers.json"
+DETAILED = "h100"  # the target of the first table
 WIDTH, HEADS = 1024, 8  # of the model: heads of 128 where a mixer's own defaults say nothing else
 OTHERS = {  # recurrent operations that have no kernels
     "sequential": "torch form: a state that goes through a nonlinearity, token by token",
@@ -37,8 +41,9 @@ HEAD = f"""# Kernels of the library's mixers
 
 <!-- Written by scripts/mixer_kernels.py, which compiles what stands here; nothing here was run. -->
 
-What each recurrent mixer of the library gets with `--target h100`, in a model of width {WIDTH} with {HEADS} heads where
-it has heads, its other parameters at their defaults, in bf16. A mixer with several recurrences has a row for each.
+What each recurrent mixer of the library gets with `--target {DETAILED}`, in a model of width {WIDTH} with {HEADS} heads
+where it has heads, its other parameters at their defaults, in bf16; the other targets follow below. A mixer with
+several recurrences has a row for each.
 
 - **kernels**: forward over chunks, or gradients, run in Triton kernels of the class.
 - **scan kernels**: an elementwise recurrence over channels, forward and backward in one launch each.
@@ -49,6 +54,13 @@ it has heads, its other parameters at their defaults, in bf16. A mixer with seve
 """
 
 
+OTHER_TARGETS = """## Every target
+
+How the recurrences with kernels run on each target, forward / backward, in the words of the table above.
+"""
+
+
+@cache
 def model(name: str) -> Graph:
     """A model whose every layer has this mixer."""
     mistake: SpecError | None = None
@@ -70,7 +82,7 @@ def model(name: str) -> Graph:
 
 def planned(name: str, target: Target) -> list[dict[str, str]]:
     """The rows of a mixer as they are planned, whether or not the kernels fit; none without a recurrence."""
-    graph = model(name)
+    graph = fit_chunks(model(name), target)
     rows: dict[str, dict[str, str]] = {}
     for kind, uses in uses_of(graph).items():
         sizes = sizes_of(kind, uses, target)
@@ -111,7 +123,11 @@ def reasons(name: str) -> str:
 
 def misfits(name: str, target: Target) -> dict[str, str]:
     """File and role -> why that kernel of a mixer does not fit."""
-    kernels = [k for k in kernels_of(model(name), target) if k.role in (*CHUNKED, "decode", "scan")]
+    kernels = [
+        k
+        for k in kernels_of(fit_chunks(model(name), target), target)
+        if k.role in (*CHUNKED, "decode", "scan")
+    ]
     fits = verify(kernels, target, lambda done, total: None)
     return {f"{fit.file.removesuffix('_kernels.py')} {fit.name}": fit.reason for fit in fits if not fit.fits}
 
@@ -131,31 +147,51 @@ def line(name: str, cells: Mapping[str, str]) -> str:
     return f"| {f'`{name}`' if name else ''} | {' | '.join(cells[column] for column in COLUMNS)} |"
 
 
-def page(figures: Mapping[str, Any], target: Target) -> str:
+def page(figures: Mapping[str, Any]) -> str:
     """The whole page."""
+    targets = {name: load_target(name) for name in target_names()}
     lines = [HEAD, f"Compiled by Triton {figures['triton']}.", ""]
     lines += [f"| mixer | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
-    notes = []
+    notes, others = [], []
     for name in MIXERS:
-        rows, unfit = planned(name, target), figures["misfits"].get(name, {})
-        lines += [line("" if number else name, shown(row, unfit)) for number, row in enumerate(rows)]
+        found = {
+            target: [shown(row, figures["misfits"][target][name]) for row in planned(name, facts)]
+            for target, facts in targets.items()
+        }
+        rows = found[DETAILED]
+        lines += [line("" if number else name, row) for number, row in enumerate(rows)]
+        others += across(name, found)
         why = reasons(name) if rows else ""
         notes += [f"- `{name}`: {why}."] if why else []
-    lines += ["", "Why a token is not one kernel between its products:", "", *notes]
+    lines += ["", "Why a token is not one kernel between its products:", "", *notes, "", OTHER_TARGETS]
+    lines += [f"| mixer | K, V | {' | '.join(targets)} |", "|---" * (len(targets) + 2) + "|", *others]
     return "\n".join(lines) + "\n"
+
+
+def across(name: str, found: Mapping[str, list[dict[str, str]]]) -> list[str]:
+    """The lines of a mixer in the table of all targets, from its rows by target."""
+    lines: list[str] = []
+    for rows in zip(*found.values(), strict=True):  # a recurrence on every target
+        if rows[0]["K, V"] and not rows[0]["forward"].startswith("torch form"):
+            cells = [f"{row['forward']} / {row['backward']}" for row in rows]
+            lines.append(f"| {'' if lines else f'`{name}`'} | {rows[0]['K, V']} | {' | '.join(cells)} |")
+    return lines
 
 
 def main(names: list[str]) -> None:
     """Compile and write."""
-    target, version = load_target("h100"), triton_version()
-    figures: dict[str, Any] = {"triton": version, "misfits": {}}
+    figures: dict[str, Any] = {"misfits": {}}
     if names and FIGURES.exists():
         figures = json.loads(FIGURES.read_text(encoding="utf-8"))
-    for name in names or MIXERS:
-        print(name, file=sys.stderr, flush=True)
-        figures["misfits"][name] = misfits(name, target)
-        FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    PAGE.write_text(page(figures, target), encoding="utf-8")
+    figures["triton"] = triton_version()
+    targets = [name for name in target_names() if name in names] or target_names()
+    for target in targets:
+        for name in [name for name in MIXERS if name in names] or MIXERS:
+            print(target, name, file=sys.stderr, flush=True)
+            found = misfits(name, load_target(target))
+            figures["misfits"].setdefault(target, {})[name] = found
+            FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    PAGE.write_text(page(figures), encoding="utf-8")
 
 
 if __name__ == "__main__":
