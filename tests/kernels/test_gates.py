@@ -22,7 +22,9 @@ from archc.kernels.triton_derivatives import SLOPES
 from archc.pipeline import graph_of, sources_of
 from archc.printing.letters import assign_letters
 from tests.laws.subjects import LIBRARY, one_mixer
-from tests.support.slow import mostly_slow
+
+TARGETS = [pytest.param(name, marks=pytest.mark.slow) for name in ("h100", "a100")]
+TARGETS.append(pytest.param("mi300x", marks=pytest.mark.library))
 
 X = "linear(x, [n_heads, head_dim])"
 
@@ -172,11 +174,8 @@ def test_types() -> None:
     assert forward.span is not None and forward.span.path.endswith("mamba_channel_decay.yaml")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "target", mostly_slow(["h100", "a100", "mi300x"], lambda name: name != "mi300x", "library")
-)
+@pytest.mark.parametrize("target", TARGETS)
 def test_they_fit(target: str) -> None:
     """Nothing spills, at the width of real models."""
     from archc.kernels.compile import verify

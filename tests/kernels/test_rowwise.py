@@ -18,6 +18,9 @@ from tests.laws.subjects import LIBRARY, SHRUNK, one_mixer
 from tests.support.packages import import_folder, package, randomise
 from tests.support.slow import mostly_slow
 
+TARGETS = [pytest.param(name, marks=pytest.mark.slow) for name in ("h100", "a100")]
+TARGETS.append(pytest.param("mi300x", marks=pytest.mark.library))
+
 X = "linear(x, [n_heads, head_dim])"
 
 
@@ -210,8 +213,7 @@ def test_rows_that_do_not_fit() -> None:
     assert "WIDEST, WIDEST_GATED = 16384, 8192" in text
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("target", ["h100", "a100", "mi300x"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_they_fit(target: str) -> None:
     """Nothing spills."""
     from archc.kernels.compile import verify
