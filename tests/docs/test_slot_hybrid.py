@@ -10,7 +10,6 @@ another order: chunks instead of tokens, one row of many instead of one.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -41,19 +40,11 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+def package(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The example, built into a folder of its own and imported from there."""
     folder = tmp_path_factory.mktemp("slots")
     archc.build(SPEC, folder / "slot_hybrid")
-    sys.path.insert(0, str(folder))
-    try:
-        module = imported("slot_hybrid")
-        assert module.__file__ is not None and Path(module.__file__).is_relative_to(folder)
-        yield module
-    finally:
-        sys.path.remove(str(folder))
-        for name in [name for name in sys.modules if name.split(".")[0] == "slot_hybrid"]:
-            del sys.modules[name]
+    return imported("slot_hybrid", folder)
 
 
 @pytest.fixture(scope="module")

@@ -53,5 +53,4 @@ def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     (folder / "__init__.py").write_text("")
     for file in ("place", "tiling"):
         (folder / f"{file}.py").write_text(runtime_path(file).read_text())
-    sys.path.insert(0, str(folder.parent))
     return folder

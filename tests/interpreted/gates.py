@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,13 +37,8 @@ def load_gates(graph: Graph, folder: Path) -> tuple[SimpleNamespace, list[tuple[
         if not target.exists():
             target.write_text(runtime_path(target.stem).read_text())
             pending += IMPORTED.findall(target.read_text())
-    sys.path.insert(0, str(folder.parent))
-    try:
-        loaded = SimpleNamespace(
-            gates=imported(f"{folder.name}.gates"), kernels=imported(f"{folder.name}.gates_kernels")
-        )
-    finally:
-        sys.path.remove(str(folder.parent))
+    gates, kernels = (imported(f"{folder.name}.{file}", folder.parent) for file in ("gates", "gates_kernels"))
+    loaded = SimpleNamespace(gates=gates, kernels=kernels)
     register(loaded.gates)
     which = {gate.name: (graph.modules[key], gate) for key, gates in found.items() for gate in gates}
     return loaded, list(which.values())

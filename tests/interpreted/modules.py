@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,11 +27,7 @@ def load(folder: Path, *names: str) -> SimpleNamespace:
         if not target.exists():
             target.write_text(runtime_path(target.stem).read_text())
             pending += IMPORTED.findall(target.read_text())
-    sys.path.insert(0, str(folder.parent))
-    try:
-        return SimpleNamespace(**{name: imported(f"{folder.name}.{name}") for name in names})
-    finally:
-        sys.path.remove(str(folder.parent))
+    return SimpleNamespace(**{name: imported(f"{folder.name}.{name}", folder.parent) for name in names})
 
 
 @contextmanager

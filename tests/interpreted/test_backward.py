@@ -56,7 +56,7 @@ def load(folder: Path) -> Load:
                 reverse = reverse_source(kind, launch(kind, columns))
                 text = kernels(kind, name, launches, precision="ieee", segment=SEGMENT, reverse=reverse)
             path.write_text(text)
-        return imported(f"{folder.name}.{name}")
+        return imported(f"{folder.name}.{name}", folder.parent)
 
     return load
 
@@ -145,6 +145,6 @@ def test_a_wrong_line_is_found(line: str, wrong: str, folder: Path) -> None:
     name = f"wrong_{abs(hash(line))}"
     (folder / f"{name}.py").write_text(text)
     case = rounded(make(kind, 140, K=16, V=16, batch=1, heads=(1, 1, 1)), torch.float32)
-    gradients = found(imported(f"{folder.name}.{name}"), case, torch.float32)
+    gradients = found(imported(f"{folder.name}.{name}", folder.parent), case, torch.float32)
     pairs = zip(gradients, expected(case), strict=True)
     assert max(difference(gradient.double(), exact) for gradient, exact in pairs) > 1e-2

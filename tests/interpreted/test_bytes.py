@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -50,11 +49,10 @@ PLAIN = [kind for kind in CHUNKED if kind.read == "inclusive" and kind.erase_fro
 def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], ModuleType]:
     """A module from its text."""
     folder = tmp_path_factory.mktemp("bytes")
-    sys.path.insert(0, str(folder))
 
     def load(name: str, text: str) -> ModuleType:
         (folder / f"{name}.py").write_text(text)
-        return imported(name)
+        return imported(name, folder)
 
     return load
 

@@ -48,7 +48,7 @@ def load(folder: Path) -> Load:
         path = folder / f"{name}.py"
         if not path.exists():
             path.write_text(emit(kind, name) if torch_form else text_of(kind, name, columns, channels))
-        return imported(f"{folder.name}.{name}")
+        return imported(f"{folder.name}.{name}", folder.parent)
 
     return load
 
@@ -126,7 +126,7 @@ def test_the_torch_form_beside_kernels_keeps_what_they_keep(
     kind = replace(kind, chunk=16)
     name = f"{label(kind)}_beside"
     (folder / f"{name}.py").write_text(emit(kind, name, kernel_sizes=[(64, 64)], reverse_kernels=True))
-    beside = imported(f"{folder.name}.{name}")
+    beside = imported(f"{folder.name}.{name}", folder.parent)
     case = rounded(make(kind, 40, K=16, V=16, batch=1, heads=(1, 1, 1)), torch.float32)
     alone = load(kind, torch_form=True)
     pairs = zip(found(beside, case, torch.float32), found(alone, case, torch.float32), strict=True)
@@ -165,7 +165,7 @@ def test_a_wrong_line_is_found(line: str, wrong: str, folder: Path) -> None:
     assert line in text
     (folder / f"{name}.py").write_text(text.replace(line, wrong))
     case = rounded(make(kind, 70, K=16, V=32, batch=1, heads=(1, 1, 1)), torch.float32)
-    gradients = found(imported(f"{folder.name}.{name}"), case, torch.float32)
+    gradients = found(imported(f"{folder.name}.{name}", folder.parent), case, torch.float32)
     pairs = zip(gradients, expected(case), strict=True)
     assert max(difference(gradient.double().nan_to_num(1e9), exact) for gradient, exact in pairs) > 1e-2
 
@@ -188,6 +188,6 @@ def test_a_wrong_line_of_an_erase_of_two_rows_is_found(line: str, wrong: str, fo
     assert line in text
     (folder / f"{name}.py").write_text(text.replace(line, wrong))
     case = rounded(make(kind, 37, K=16, V=16, batch=1, heads=(1, 1, 1)), torch.float32)
-    gradients = found(imported(f"{folder.name}.{name}"), case, torch.float32)
+    gradients = found(imported(f"{folder.name}.{name}", folder.parent), case, torch.float32)
     pairs = zip(gradients, expected(case), strict=True)
     assert max(difference(gradient.double().nan_to_num(1e9), exact) for gradient, exact in pairs) > 1e-3

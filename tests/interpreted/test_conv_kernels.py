@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,16 +32,14 @@ QKV = (("silu", "l2norm"), ("silu", "l2norm"), ("silu", "none"))
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+def package(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The run-time sources side by side, as in a package."""
     folder = tmp_path_factory.mktemp("conv") / "conv_modules"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
     for name, source in FILES.items():
         (folder / f"{name}.py").write_text(Path(source).read_text())
-    sys.path.insert(0, str(folder.parent))
-    yield SimpleNamespace(**{name: imported(f"conv_modules.{name}") for name in FILES})
-    sys.path.remove(str(folder.parent))
+    return SimpleNamespace(**{name: imported(f"conv_modules.{name}", folder.parent) for name in FILES})
 
 
 class Case:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,13 +41,12 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Modul
     for name in ("__init__", "place", "tiling"):
         source = data_folder("templates") / "runtime" / f"{name}.py"
         (folder / f"{name}.py").write_text("" if name == "__init__" else source.read_text())
-    sys.path.insert(0, str(folder.parent))
     found: dict[str, ModuleType] = {}
 
     def load(name: str, text: str) -> ModuleType:
         if name not in found:
             (folder / f"{name}.py").write_text(text)
-            found[name] = imported(f"decode_modules.{name}")
+            found[name] = imported(f"decode_modules.{name}", folder.parent)
         return found[name]
 
     return load

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,8 +116,8 @@ class Loaded:
             target = folder / name / path
             target.parent.mkdir(exist_ok=True)
             target.write_text(text)
-        self.package: Any = imported(name)
-        self.kernels: ModuleType = imported(f"{name}.{module_file(self.module)}")
+        self.package: Any = imported(name, folder)
+        self.kernels: ModuleType = imported(f"{name}.{module_file(self.module)}", folder)
 
     def model(self, dtype: torch.dtype) -> Any:
         torch.manual_seed(0)
@@ -150,7 +149,6 @@ class Loaded:
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Loaded]:
     folder = tmp_path_factory.mktemp("decode_token")
-    sys.path.insert(0, str(folder))
     known: dict[str, Loaded] = {}
 
     def load(name: str) -> Loaded:
@@ -237,8 +235,8 @@ def test_launches(load: Callable[[str], Loaded], name: str, monkeypatch: pytest.
 
     monkeypatch.setattr(InterpretedFunction, "__getitem__", counted)
     mixer = model.layers[0].mixer
-    place_of = sys.modules[f"{name}.place"]
-    state_of = sys.modules[f"{name}.state"]
+    place_of = imported(f"{name}.place")
+    state_of = imported(f"{name}.state")
     place = state_of.open_place(place_of.dense_layout(torch.zeros(2, 1), state), state).at("layers.0.mixer")
     place = place_of.Place(place.layout, place.memory, "layers.0.mixer.", in_place=True)
     x = torch.randn(2, 1, 48)

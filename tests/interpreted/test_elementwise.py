@@ -47,7 +47,7 @@ def load(folder: Path) -> Load:
         if not path.exists():
             text = emit(kind, name) if torch_form else text_of(kind, name, columns)
             path.write_text(format_files({path.name: text})[path.name])
-        return imported(f"{folder.name}.{name}")
+        return imported(f"{folder.name}.{name}", folder.parent)
 
     return load
 
@@ -182,7 +182,7 @@ def test_a_wrong_line_is_found(line: str, wrong: str, folder: Path) -> None:
     assert line in text
     (folder / f"{name}.py").write_text(text.replace(line, wrong))
     case = rounded(make(RATE, 11, K=16, V=32, batch=1, heads=(1, 1, 1)), torch.float32)
-    ours = found(imported(f"{folder.name}.{name}"), case, torch.float32)
+    ours = found(imported(f"{folder.name}.{name}", folder.parent), case, torch.float32)
     pairs = zip(ours, expected(case), strict=True)
     assert max(difference(mine.double().nan_to_num(1e9), exact) for mine, exact in pairs) > 1e-2
 
@@ -216,7 +216,7 @@ def test_what_is_read_again_is_less_than_what_is_read(kind: RecurrenceKind, fold
     name = f"wide_{label(kind)}"
     launch = TokenLaunch(128 if kind.decay_rate else 16, 8, 1)
     (folder / f"{name}.py").write_text(elementwise_source(kind, name, launch, launch))
-    module = imported(f"{folder.name}.{name}")
+    module = imported(f"{folder.name}.{name}", folder.parent)
     case = make(kind, 64 if kind.decay_rate else 16, K=16, V=128, batch=1, heads=(1, 1, 1))
     given = [x.detach().to(torch.float32 if n in FLOAT32 else torch.half) for n, x in case.tensors.items()]
     with counting() as ahead:
@@ -234,7 +234,7 @@ def test_the_operation_is_one(kind: RecurrenceKind, folder: Path, monkeypatch: p
     (folder / f"{name}.py").write_text(emit(kind, name, kernel_sizes=[(16, 16)], reverse_kernels=True))
     launch = TokenLaunch(16, 4, 1)
     (folder / f"{name}_kernels.py").write_text(elementwise_source(kind, f"{name}_kernels", launch, launch))
-    module = imported(f"{folder.name}.{name}")
+    module = imported(f"{folder.name}.{name}", folder.parent)
     monkeypatch.setattr(module, "_has_kernels", lambda q, v: True)
     module.chunk.register_kernel("cpu")(module._chunk_on_gpu)
     module.chunk_reverse.register_kernel("cpu")(module._chunk_reverse_on_gpu)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -61,11 +60,7 @@ def modules(kind: RecurrenceKind, folder: Path, halves: bool = False) -> tuple[M
         (package / file).write_text(text)
     for runtime in ("place", "state", "tiling"):
         (package / f"{runtime}.py").write_text(runtime_path(runtime).read_text())
-    sys.path.insert(0, str(folder))
-    try:
-        return tuple(imported(f"{package.name}.{file}") for file in (name, f"{name}_kernels"))  # type: ignore[return-value]
-    finally:
-        sys.path.remove(str(folder))
+    return imported(f"{package.name}.{name}", folder), imported(f"{package.name}.{name}_kernels", folder)
 
 
 def inputs(kind: RecurrenceKind, B: int, T: int, H: int, hard: bool) -> list[Tensor]:

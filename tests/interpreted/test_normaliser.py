@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
@@ -62,13 +61,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Modules]:
             (package / file).write_text(text)
         for runtime in ("place", "state", "tiling"):
             (package / f"{runtime}.py").write_text(runtime_path(runtime).read_text())
-        sys.path.insert(0, str(package.parent))
-        try:
-            torch_form = imported(f"{package.name}.{module}")
-            torch_form.SEGMENT = segment
-            return torch_form, imported(f"{package.name}.{module}_kernels")
-        finally:
-            sys.path.remove(str(package.parent))
+        torch_form = imported(f"{package.name}.{module}", package.parent)
+        torch_form.SEGMENT = segment
+        return torch_form, imported(f"{package.name}.{module}_kernels", package.parent)
 
     return load
 

@@ -36,17 +36,26 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 def cases() -> list[pytest.ParameterSet]:
-    """Two classes with one cut each run with every change; the slow tests have all."""
+    """Two classes with one cut each run with every change; the slow tests have each class with two of the cuts, and
+    each cut with several classes; `make library` has all.
+    """
+    cuts = [*CUTS, *MORE]
     found = []
-    for kind, name, (chunks, packed) in product(KINDS, DTYPES, [*CUTS, *MORE]):
-        plain = replace(kind, chunk=64)
-        quick = plain in QUICK and name == "float32" and (chunks, packed) == CUTS[QUICK.index(plain)]
-        label = f"{recurrence_name(kind)}-{name}-{chunks}-{'packed' if packed else 'rows'}"
-        marks = () if quick else pytest.mark.slow
-        length = RAGGED[-1] + 5 if packed else SHORT if quick else LENGTH
-        values = replace(kind, chunk=16), DTYPES[name], chunks, packed, length
-        found.append(pytest.param(*values, id=label, marks=marks))
+    for (row, kind), (column, name) in product(enumerate(KINDS), enumerate(DTYPES)):
+        chosen = cuts[(3 * row + 5 * column) % len(cuts)]
+        found += [case(kind, name, *cut, slow=cut == chosen) for cut in cuts]
     return found
+
+
+def case(kind: RecurrenceKind, name: str, chunks: int, packed: bool, slow: bool) -> pytest.ParameterSet:
+    """A class in a dtype with a cut, in one of the three suites."""
+    plain = replace(kind, chunk=64)
+    quick = plain in QUICK and name == "float32" and (chunks, packed) == CUTS[QUICK.index(plain)]
+    label = f"{recurrence_name(kind)}-{name}-{chunks}-{'packed' if packed else 'rows'}"
+    marks = () if quick else pytest.mark.slow if slow else pytest.mark.library
+    length = RAGGED[-1] + 5 if packed else SHORT if quick else LENGTH
+    values = replace(kind, chunk=16), DTYPES[name], chunks, packed, length
+    return pytest.param(*values, id=label, marks=marks)
 
 
 def results(

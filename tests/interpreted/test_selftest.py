@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,13 +56,12 @@ def spec(decay: str, erase: str) -> dict[str, Any]:
 @pytest.fixture
 def selftest(
     request: pytest.FixtureRequest, uncompiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[ModuleType]:
+) -> ModuleType:
     """The self-test of a package whose kernels run on the CPU."""
     source = spec(*request.param)
     name = f"{source['name']}_{abs(hash(request.node.name)) % 10**6}"
     build(source, tmp_path / name, target="h100")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    found = imported(f"{name}.selftest")
+    found = imported(f"{name}.selftest", tmp_path)
     module = imported(f"{name}.{found.RECURRENCES[0].module}")
     kernels = imported(f"{module.__name__}_kernels")
 
@@ -81,9 +78,7 @@ def selftest(
     module._library.impl("decode", decode, "CPU")
     monkeypatch.setattr(found, "reduced", lambda: None)  # the model's other kernels have tests of their own
     found.tested, found.kernels = module, kernels
-    yield found
-    for loaded in [key for key in sys.modules if key.startswith(name)]:
-        del sys.modules[loaded]
+    return found
 
 
 def failures(selftest: ModuleType) -> list[str]:

@@ -44,7 +44,7 @@ def load(folder: Path) -> Load:
         path = folder / f"{name}.py"
         if not path.exists():
             path.write_text(emit(kind, name) if torch_form else text_of(kind, name, columns))
-        return imported(f"{folder.name}.{name}")
+        return imported(f"{folder.name}.{name}", folder.parent)
 
     return load
 
@@ -127,6 +127,6 @@ def test_a_wrong_line_is_found(line: str, wrong: str, folder: Path) -> None:
     assert line in text
     (folder / f"{name}.py").write_text(text.replace(line, wrong))
     case = rounded(make(kind, 40, K=16, V=32, batch=1, heads=(1, 1, 1)), torch.float32)
-    gradients = found(imported(f"{folder.name}.{name}"), case, torch.float32)
+    gradients = found(imported(f"{folder.name}.{name}", folder.parent), case, torch.float32)
     pairs = zip(gradients, expected(case), strict=True)
     assert max(difference(gradient.double().nan_to_num(1e9), exact) for gradient, exact in pairs) > 1e-2

@@ -6,8 +6,7 @@ are written down instead of launched. Whatever reads a value raises.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,9 +55,8 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def load(tmp_path: Path) -> Callable[[str], Any]:
     """A model with the kernels of the H100."""
-    made: list[str] = []
 
     def load(name: str) -> Any:
         spec = tmp_path / f"{name}.yaml"
@@ -70,13 +68,9 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         folder.mkdir()
         for path, text in package_files(graph_of(spec), target=load_target("h100")).items():
             (folder / path).write_text(text)
-        monkeypatch.syspath_prepend(str(tmp_path))
-        made.append(f"step_{name}")
-        return imported(f"step_{name}").Model().bfloat16().eval().to("meta")
+        return imported(f"step_{name}", tmp_path).Model().bfloat16().eval().to("meta")
 
-    yield load
-    for module in [key for key in sys.modules if key.split(".")[0] in made]:
-        del sys.modules[module]
+    return load
 
 
 @pytest.mark.parametrize("name", mostly_slow(MIXERS, lambda name: name == "kda"))

@@ -17,6 +17,8 @@ import torch
 import yaml
 from torch import nn
 
+from tests.support.imports import forget
+
 SPECS = Path(__file__).resolve().parents[2] / "specs"
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="archc_test_packages_")
@@ -51,6 +53,7 @@ def package(source: Mapping[str, Any] | Path) -> ModuleType:
 def import_folder(folder: Path, name: str) -> ModuleType:
     """Import the package in `folder` under `name`."""
     importlib.invalidate_caches()
+    forget(name)
     found = importlib.util.spec_from_file_location(
         name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )

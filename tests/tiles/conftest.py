@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +26,6 @@ def package(tmp_path_factory: pytest.TempPathFactory, repository_root: Path) -> 
     (folder / "__init__.py").write_text("")
     for name in ("place", "tiling"):
         shutil.copy(repository_root / "templates" / "runtime" / f"{name}.py", folder)
-    sys.path.insert(0, str(folder.parent))
     return folder
 
 
@@ -46,6 +44,6 @@ def load(package: Path) -> Callable[[RecurrenceKind], ModuleType]:
         path = package / f"{name}.py"
         if not path.exists():
             path.write_text(emit(kind, name))
-        return imported(f"emitted_tiles.{name}")
+        return imported(f"emitted_tiles.{name}", package.parent)
 
     return load_kind

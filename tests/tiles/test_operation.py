@@ -137,9 +137,9 @@ def test_empty_calls(length: int, load: Load) -> None:
 def test_a_module_can_be_imported_again(package: Path) -> None:
     """The operations of a second import do not clash with those of the first."""
     (package / "twice.py").write_text(emit(DELTA, "twice"))
-    first = imported("emitted_tiles.twice")
+    first = imported("emitted_tiles.twice", package.parent)
     del sys.modules["emitted_tiles.twice"]
-    second = imported("emitted_tiles.twice")
+    second = imported("emitted_tiles.twice", package.parent)
     assert first.NAMESPACE != second.NAMESPACE
     tensors = arguments(DELTA, 5, None, torch.float32)
     assert torch.equal(first.chunk(*tensors, None, 1.0)[0], second.chunk(*tensors, None, 1.0)[0])
