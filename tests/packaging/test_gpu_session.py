@@ -70,7 +70,7 @@ def test_the_picture_has_a_bar_for_each_ratio() -> None:
     assert ElementTree.fromstring(script("plot_benchmarks").svg([])) is not None
 
 
-@pytest.mark.slow
+@pytest.mark.library
 @pytest.mark.timeout(600)
 def test_a_session_tried_out(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(SPEC)
