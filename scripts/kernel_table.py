@@ -51,10 +51,12 @@ def sizes_of(target: str) -> tuple[int, ...]:
     return (*SIZES, *LARGE) if target in WIDE else SIZES
 
 
-def model(name: str, K: int, V: int) -> Graph:
-    """A model with one layer, whose only recurrence is of a class."""
-    given = CLASSES[name]
-    arguments = ", ".join(["q, k, v", *(f"{each}={each}" for each in given), "scale=auto"])
+def model(
+    name: str, K: int, V: int, given: Mapping[str, str] | None = None, options: Sequence[str] = ()
+) -> Graph:
+    """A model with one layer, whose only recurrence is of a class, or has these arguments and options."""
+    given = CLASSES[name] if given is None else given
+    arguments = ", ".join(["q, k, v", *(f"{each}={each}" for each in given), "scale=auto", *options])
     arguments += ", erase_from=previous" if "erase_read" in given else ""
     mixer = {
         "params": {each: {"type": "int"} for each in ("n_heads", "key_size", "value_size")},

@@ -1,9 +1,8 @@
 """Search tiles whose kernels keep everything in registers, and print them as rows for specs/targets.
 
-`python scripts/propose_tiles.py TARGET [--classes CLASS...] [--search FOLDER] [--screen]`: FOLDER holds another Triton,
-as `pip install --no-deps --target FOLDER triton==3.6.0` leaves it. Nothing is timed: of tiles that fit, the one with
-the most value columns is taken, since it reads keys and queries least often. With `--screen` nothing is searched: the
-target's own rows are compiled at 128, which is what `screened` in them speaks of.
+`python scripts/propose_tiles.py TARGET [--classes CLASS...] [--search FOLDER]`: FOLDER holds another Triton, as
+`pip install --no-deps --target FOLDER triton==3.6.0` leaves it. Nothing is timed: of tiles that fit, the one with the
+most value columns is taken, since it reads keys and queries least often. Rows that there are: `screen_rows.py`.
 """
 
 from __future__ import annotations
@@ -99,16 +98,6 @@ def _kernel(cell: Cell, tile: tuple[int, ...], target: Target) -> Kernel | None:
     return next((kernel for kernel in kernels if kernel.role == cell.role), None)
 
 
-def screened(target: Target, classes: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """Of each kernel that the target's own rows make at 128, whether it fits."""
-    kernels = [kernel for name in classes for kernel in recurrence_kernels(model(name, 128, 128), target)]
-    fits = verify(kernels, target, _tell, search=folders)
-    return [
-        f"{fit.file.removesuffix('_kernels.py')} {fit.name} {fit.found.stack if fit.found else '-'}: {fit.verdict}"
-        for fit in fits
-    ]
-
-
 def rows(cells: Sequence[Cell], version: str) -> list[str]:
     """Rows for the target's file: those of one size first, then that of 128 for every other."""
     lines = []
@@ -140,13 +129,9 @@ def main() -> None:
     parser.add_argument("target")
     parser.add_argument("--classes", nargs="*", default=list(CLASSES))
     parser.add_argument("--search", type=Path, action="append", default=[])
-    parser.add_argument("--screen", action="store_true")
     given = parser.parse_args()
     compiling.SECONDS = SECONDS
     target = load_target(given.target)
-    if given.screen:
-        print("\n".join(screened(target, given.classes, given.search)))
-        return
     cells = search(target, given.classes, given.search)
     for cell in cells:
         print(cell.name, cell.size, cell.role, cell.said, file=sys.stderr)
