@@ -430,13 +430,16 @@ class _Package:
 
         if self.target is None:
             return {f"{name}.py": emit(kind, name)}
-        from archc.kernels.recurrence import has_reverse, sizes_of, source_of, uses_of
+        from archc.kernels.recurrence import gradients_since, has_reverse, sizes_of, source_of, uses_of
 
         uses = uses_of(self.graph)[kind]
         sizes = [] if name in self.torch_forms else sizes_of(kind, uses, self.target)
         backward = has_reverse(kind, sizes, self.target)
+        since = gradients_since(kind, self.target) if backward else None
         return {
-            f"{name}.py": emit(kind, name, kernel_sizes=sizes, reverse_kernels=backward),
+            f"{name}.py": emit(
+                kind, name, kernel_sizes=sizes, reverse_kernels=backward, gradients_since=since
+            ),
             f"{name}_kernels.py": source_of(kind, name, sizes, self.target),
         }
 

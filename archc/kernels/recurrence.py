@@ -192,6 +192,12 @@ def reverse_launch(
     return ReverseLaunch(columns, *cuts, min(again.channels, max(16, _power(K))), again.columns)
 
 
+def gradients_since(kind: RecurrenceKind, target: Target) -> tuple[int, ...] | None:
+    """The first version of Triton whose kernels for the backward are right on a target, None if all may be."""
+    gated = kind.core().decay != "none" and form_of(kind).form == "chunk"
+    return target.gated_gradients_since if gated else None
+
+
 def source_of(kind: RecurrenceKind, name: str, sizes: Sequence[tuple[int, int]], target: Target) -> str:
     """The text of `<name>_kernels.py`: the form over chunks for heads of these (K, V), if any, and the decode step."""
     if sizes and form_of(kind).form == "scan":

@@ -40,6 +40,8 @@ class Target:
     matrix_rate: by type of the operands; a type that is not there has no matrix instruction. shared_memory: of a
     block. tensor_memory: columns of it, 0 on a GPU that has none. exponentials: of a multiprocessor and clock. What
     no public source gives is None: the limit or the bound that needs it is then unknown, not zero.
+    gated_gradients_since: the first version of Triton that compiles products under a decay rightly in a backward, None
+    where no version is known not to.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Target:
     matrix_instruction: str
     tensor_memory: int = 0
     exponentials: int | None = None
+    gated_gradients_since: tuple[int, ...] | None = None
     clock: float | None = None
     tiles: tuple[Mapping[str, Any], ...] = field(default=())
 
@@ -217,6 +220,13 @@ def _some(inner: _Field) -> _Field:
     return read
 
 
+def _version(reader: _Reader, node: YNode, name: str) -> tuple[int, ...] | None:
+    if isinstance(node, YScalar) and re.fullmatch(r"\d+\.\d+\.\d+", node.text):
+        return tuple(map(int, node.text.split(".")))
+    reader.fail(node, f"`{name}` is a version of Triton, as 3.7.1")
+    return None
+
+
 def _versions(reader: _Reader, node: YNode, name: str) -> tuple[str, ...] | None:
     items = node.items if isinstance(node, YSequence) else ()
     texts = tuple(item.text for item in items if isinstance(item, YScalar))
@@ -269,11 +279,12 @@ _FIELDS: dict[str, _Field] = {
     "bandwidth": _rate,
     "matrix_rate": _rates,
     "exponentials": _count(),
+    "gated_gradients_since": _version,
     "clock": _rate,
     "matrix_instruction": _word("mma", "wgmma", "tcgen05", "mfma"),
     "tiles": _tiles,
 }
-_OPTIONAL = ("tensor_memory", "exponentials", "clock", "tiles")
+_OPTIONAL = ("tensor_memory", "exponentials", "gated_gradients_since", "clock", "tiles")
 _NEEDED: Iterable[str] = tuple(name for name in _FIELDS if name not in _OPTIONAL)
 _ROW: dict[str, _Field] = {
     "role": _word(),

@@ -43,13 +43,14 @@ def emit(
     templates: Path | None = None,
     kernel_sizes: Sequence[tuple[int, int]] | None = None,
     reverse_kernels: bool = False,
+    gradients_since: tuple[int, ...] | None = None,
 ) -> str:
     """The source of the module `<name>.py` that computes recurrences of this class with torch.
 
     With `kernel_sizes`, which may be empty, decode steps on a GPU run the kernel of `<name>_kernels.py`, and so does
-    the form over chunks for heads of these (K, V); `reverse_kernels`: its backward as well. Raises ValueError, with
-    the reason, for a class that has no form. The module exports `name`; see the template's own docstring for its
-    arguments.
+    the form over chunks for heads of these (K, V); `reverse_kernels`: its backward as well, with versions of Triton
+    from `gradients_since` on. Raises ValueError, with the reason, for a class that has no form. The module exports
+    `name`; see the template's own docstring for its arguments.
     """
     verdict = form_of(kind)
     if verdict.form == "error":
@@ -66,6 +67,7 @@ def emit(
         "decode": decode_lines(kind),
         "on_gpu": kernel_sizes is not None,
         "reverse_kernels": reverse_kernels,
+        "gradients_since": gradients_since,
         "segment": SEGMENT,
         "kernel_sizes": ", ".join(str(size) for size in kernel_sizes or ()),
     }

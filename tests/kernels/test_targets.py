@@ -80,6 +80,7 @@ def test_what_no_source_gives_is_unknown() -> None:
         ("columns: 64", "colums: 64", "there is no `colums` here"),
         ("decay: [head, none]", "decay: [heads]", "`decay` is none or constant or head"),
         ("screened: [3.7.1]", "screened: [3.7]", "versions of Triton"),
+        ("arch: 90", "arch: 90\ngated_gradients_since: 3.7", "is a version of Triton, as 3.7.1"),
         ("tiles:\n", "tiles:\n  - {role: walk, num_warps: 1, num_stages: 1}\n", "never used: row 1 holds"),
     ],
 )
