@@ -129,10 +129,17 @@ def _diagnostic(fit: Fit, target: Target) -> Diagnostic:
             note=fit.said,
             help="please report it; `--allow-torch` builds the torch form of this operation",
         )
+    note, ways = (
+        f"compiled by Triton {fit.triton} for {target.arch}",
+        "take narrower heads or a smaller `chunk=`",
+    )
+    if target.screened and fit.triton not in target.screened:
+        note += f"; how kernels are cut there was chosen with Triton {' and '.join(target.screened)}"
+        ways = "take that Triton, narrower heads or a smaller `chunk=`"
     return Diagnostic(
         "E501",
         f"{kernel} does not fit {target.title}: {fit.reason}",
         span,
-        note=f"compiled by Triton {fit.triton} for {target.arch}",
-        help="take narrower heads or a smaller `chunk=`; `--allow-torch` builds the torch form of this operation",
+        note=note,
+        help=f"{ways}; `--allow-torch` builds the torch form of this operation",
     )

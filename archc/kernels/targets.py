@@ -60,6 +60,12 @@ class Target:
     clock: float | None = None
     tiles: tuple[Mapping[str, Any], ...] = field(default=())
 
+    @property
+    def screened(self) -> tuple[str, ...]:
+        """The versions of Triton by which every row was seen to fit that was seen to fit by any."""
+        seen = [set(row["screened"]) for row in self.tiles if "screened" in row]
+        return tuple(sorted(set.intersection(*seen))) if seen else ()
+
     def tile(self, role: str, **facts: object) -> Tile | None:
         """The first row for the role whose other conditions equal the facts (decay, erase, K, V, ...), if any.
 

@@ -184,6 +184,23 @@ def test_products_too_small_for_wide_instructions(K: int, V: int, role: str, fit
     assert judge(kernel, load_target("h100"), found, "3.7.1").fits == fits
 
 
+def test_a_triton_that_tiles_were_not_chosen_with() -> None:
+    """Tiles that fit with one version need not fit with another: the way out is named."""
+    found, target = replace(GOOD, stack=200), load_target("h100")
+    for version, other in (("3.7.1", False), ("3.5.0", True)):
+        (said,) = misfits([judge(samples.FITS, target, found, version)], target)
+        assert said.note is not None and said.help is not None
+        assert f"compiled by Triton {version}" in said.note
+        assert ("chosen with Triton 3.7.1" in said.note) == other == ("that Triton" in said.help)
+    rows = (
+        {"role": "a", "screened": ("3.7.1", "3.6.0")},
+        {"role": "b"},
+        {"role": "c", "screened": ("3.6.0",)},
+    )
+    assert replace(target, tiles=rows).screened == ("3.6.0",)
+    assert replace(target, tiles=rows[1:2]).screened == ()
+
+
 def test_facts_of_amd_assembly() -> None:
     facts = amd_facts("""
 walk:
