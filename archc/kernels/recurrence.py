@@ -260,12 +260,18 @@ def recurrence_kernels(
         if back is not None:
             for role, cut in _reverse_cuts(back):
                 kernel = described(source, file, role, role, kind, use, cut, dtype, cut.columns)
-                if (
-                    isinstance(back, ValueLaunch) and use.V > back.columns
-                ):  # blocks of V are added up afterwards
-                    sums = {name: "*fp32" for name in ("dq", "dk") if name in kernel.signature}
+                if use.V > back.columns:
+                    sums = {name: "*fp32" for name in _summed(source, back) if name in kernel.signature}
                     kernel = replace(kernel, signature={**kernel.signature, **sums})
                 yield from with_packed(kernel)
+
+
+def _summed(source: str, back: ReverseLaunch | ChannelLaunch | ValueLaunch) -> tuple[str, ...]:
+    """Gradients that are sums over blocks of value columns, each of which writes its part: they are float32."""
+    if isinstance(back, ValueLaunch):
+        return "dq", "dk"
+    made = (name for name in _arguments(source, "walk_back") if name.startswith("d"))
+    return tuple(name for name in made if name not in ("do", "dv", "dE"))
 
 
 def _reverse_cuts(back: ReverseLaunch | ChannelLaunch | ValueLaunch) -> Iterator[tuple[str, Launch]]:

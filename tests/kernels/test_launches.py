@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,17 +11,19 @@ from archc.kernels.compile import verify
 from archc.kernels.fit import judge
 from archc.kernels.kernel import Kernel
 from archc.kernels.recurrence import Use, chunked, recurrence_kernels
-from archc.kernels.targets import load_target
+from archc.kernels.targets import Target, load_target
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.views import arguments
 
 H100 = load_target("h100")
 
 
-def launched(kind: RecurrenceKind, K: int = 128, V: int = 128) -> dict[tuple[str, str], Kernel]:
+def launched(
+    kind: RecurrenceKind, K: int = 128, V: int = 128, target: Target = H100
+) -> dict[tuple[str, str], Kernel]:
     """Everything but the decode step, by role and case."""
     use = Use(K, V, 4, {argument.name: 4 for argument in arguments(kind)}, None)
-    found = recurrence_kernels(kind, "made", [use], H100)
+    found = recurrence_kernels(kind, "made", [use], target)
     return {(kernel.role, kernel.case): kernel for kernel in found if kernel.role != "decode"}
 
 
@@ -100,13 +103,30 @@ def test_gradients_have_kernels_where_a_row_was_seen_to_fit(
     assert found - {"prepare", "walk", "walk_ahead", "carry"} == roles
 
 
-def test_gradients_that_are_sums_over_blocks_of_values_are_float32() -> None:
+@pytest.mark.parametrize(
+    "kind", [RecurrenceKind("value"), RecurrenceKind("key", "delta"), RecurrenceKind("head", "delta")]
+)
+def test_gradients_that_are_sums_over_blocks_of_values_are_float32(kind: RecurrenceKind) -> None:
+    """Kernels are compiled for the types that the launcher gives them."""
+    rows = [
+        {"role": role, "columns": 64, "channels": 32, "num_warps": 8, "num_stages": 1}
+        for role in ("prepare_back", "walk_back", "walk_again")
+    ]
     for V, type_ in ((64, "*bf16"), (128, "*fp32")):
-        found = launched(RecurrenceKind("value"), 128, V)
-        assert (
-            found["walk_back", ""].signature["dk"] == found["walk_again", "packed"].signature["dq"] == type_
+        found = launched(kind, 128, V, replace(H100, tiles=(*rows, *H100.tiles)))
+        source = found["walk_back", ""].source
+        sums = re.findall(
+            r"(\w+|\w+, \w+) = \(?(?:make|torch\.empty)\(blocks, .*narrow if blocks == 1", source
         )
-        assert found["walk_again", ""].signature["dv"] == "*bf16"
+        names = {name for each in sums for name in each.split(", ")}
+        typed = [
+            (name, kernel.signature[name])
+            for kernel in found.values()
+            for name in kernel.signature
+            if kernel.role in ("walk_back", "walk_again") and name.startswith("d")
+        ]
+        assert names and {name for name, given in typed if given != type_}.isdisjoint(names)
+        assert ("dE" if kind.erase == "delta" else "dv", "*bf16") in typed
 
 
 @pytest.mark.slow
