@@ -24,7 +24,8 @@ class Slope:
 
 
 ITSELF = Slope()
-# Function -> for each operand what reaches it; None where nothing does. A function that is not here is not fused.
+# Function -> for each operand what reaches it; None where nothing does. A function that is not here is not fused:
+# torch has no derivative of `//`, and its `%` is exact for quotients that float32 cannot hold.
 SLOPES: dict[str, tuple[Slope | None, ...]] = {
     "exp": (Slope("{d} * {y}", PRODUCT),),
     "log": (Slope("{d} / {0}", PRODUCT),),
@@ -43,6 +44,9 @@ SLOPES: dict[str, tuple[Slope | None, ...]] = {
     "gelu_tanh": (Slope("{d} * gelu_tanh_slope({0})", PRODUCT),),
     "elu": (Slope("tl.where({0} > 0.0, {d}, {d} * tl.exp(tl.minimum({0}, 0.0)))"),),
     "erf": (Slope("{d} * 1.1283791670955126 * tl.exp(-{0} * {0})", PRODUCT),),
+    "sin": (Slope("{d} * tl.cos({0})", PRODUCT),),
+    "cos": (Slope("-{d} * tl.sin({0})", PRODUCT),),
+    "inverse_softplus": (Slope("{d} * inverse_softplus_slope({0})", PRODUCT),),
     "square": (Slope("{d} * (2.0 * {0})", PRODUCT),),
     "reciprocal": (Slope("-{d} * {y} * {y}", PRODUCT),),
     "neg": (Slope("-{d}", SIGN),),
@@ -50,6 +54,18 @@ SLOPES: dict[str, tuple[Slope | None, ...]] = {
     "sub": (ITSELF, Slope("-{d}", SIGN)),
     "mul": (Slope("{d} * {1}", PRODUCT), Slope("{d} * {0}", PRODUCT)),
     "div": (Slope("{d} / {1}", PRODUCT), Slope("-{d} * ({y} / {1})", PRODUCT)),
+    "pow": (
+        Slope("{d} * power_slope({0}, {1})", PRODUCT),
+        Slope("{d} * power_growth({0}, {1}, {y})", PRODUCT),
+    ),
+    "logaddexp": (
+        Slope("{d} * tl.sigmoid({0} - {1})", PRODUCT),
+        Slope("{d} * tl.sigmoid({1} - {0})", PRODUCT),
+    ),
+    "atan2": (
+        Slope("{d} * atan2_slope({0}, {1})", PRODUCT),
+        Slope("-{d} * atan2_slope({1}, {0})", PRODUCT),
+    ),
     "min": (
         Slope("tl.where({0} < {1}, {d}, tl.where({0} == {1}, 0.5 * {d}, 0.0))"),
         Slope("tl.where({1} < {0}, {d}, tl.where({0} == {1}, 0.5 * {d}, 0.0))"),
@@ -62,12 +78,16 @@ SLOPES: dict[str, tuple[Slope | None, ...]] = {
     "where": (None, Slope("tl.where({0}, {d}, 0.0)"), Slope("tl.where({0}, 0.0, {d})")),
     "detach": (None,),
     "fp32": (ITSELF,),
+    "sign": (None,),
     "less": (None, None),
     "less_equal": (None, None),
     "greater": (None, None),
     "greater_equal": (None, None),
     "equal": (None, None),
     "not_equal": (None, None),
+    "logical_and": (None, None),
+    "logical_or": (None, None),
+    "logical_not": (None,),
 }
 # The same against a static number, which torch's `clamp` does not share the slope with.
 _HELD = {

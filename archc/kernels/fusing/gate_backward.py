@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from archc.graph.types import Node, Ref
 from archc.kernels.fusing.gate_forward import Forward
+from archc.kernels.fusing.gate_functions import slopes_of
 from archc.kernels.fusing.gate_lines import MASKS, Lines, Value, fresh, loads_first, summed
-from archc.kernels.triton_derivatives import ITSELF, PRODUCT, SIGN, SUM, slopes
+from archc.kernels.triton_derivatives import ITSELF, PRODUCT, SIGN, SUM
 
 
 class Backward:
@@ -80,8 +81,7 @@ class Backward:
         if not reaching.get(ref):
             return
         d = self._total(ref, reaching)
-        static = [self.graph.type_of(r).rate == "static" for r in node.inputs]
-        rules = (ITSELF, None) if node.op == "cast_like" else slopes(node.attrs["function"], static)
+        rules = (ITSELF, None) if node.op == "cast_like" else slopes_of(node, self.graph)
         assert rules is not None
         for operand, rule in zip(node.inputs, rules):
             if rule is None or self.graph.type_of(operand).rate == "static":

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from archc.graph.types import Module, Node, Ref, Subgraph, ValueType
-from archc.kernels.fusing.gate_functions import OWN
+from archc.kernels.fusing.gate_functions import OWN_HELPERS, form_of
 from archc.kernels.fusing.gate_lines import MASKS, Lines, Value, fresh, loads_first
 from archc.kernels.fusing.regions import Region
 from archc.kernels.triton_derivatives import SIGN
-from archc.kernels.triton_functions import FUNCTIONS, HELPERS
+from archc.kernels.triton_functions import HELPERS
 from archc.passes.precision import FOLLOW, INSIDE
 from archc.printing.printer import Code, Printer, decimal
 from archc.spec import expressions as ex
@@ -18,7 +18,7 @@ from archc.spec.axes import Axis
 RESERVED = frozenset(
     "h j pid parts span tokens in_T in_C in_TC t_T c_C at_C at_TC BLOCK_T BLOCK_C BLOCKS HEADS CHANNELS "
     "torch triton tl F Tensor re WARPS TOKENS COLUMNS wide inputs output ctx".split()
-).union(HELPERS)
+).union(HELPERS, OWN_HELPERS)
 
 
 def single_nodes(graph: Subgraph) -> set[int]:
@@ -182,8 +182,8 @@ class Forward:
         ref = Ref(node.id)
         if node.op == "cast_like" or node.attrs["function"] in ("fp32", "detach"):
             return self.operand_value(node.inputs[0])
-        function = node.attrs["function"]
-        form = FUNCTIONS.get(function) or OWN[function]
+        form = form_of(node, self.graph)
+        assert form is not None
         made = Value(
             form.triton, tuple(self.operand_value(r) for r in node.inputs), self.kind(node.type),
             form.level, form.operand, self.plain.get(ref) or self.wish(ref), model=node.type.rate == "model",

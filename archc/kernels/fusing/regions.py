@@ -14,14 +14,12 @@ from archc.graph.costs import Sizes
 from archc.graph.functions import FUNCTIONS as TABLE
 from archc.graph.reach import reached
 from archc.graph.types import Node, Ref, Subgraph
-from archc.kernels.triton_derivatives import slopes
-from archc.kernels.triton_functions import FUNCTIONS
+from archc.kernels.fusing.gate_functions import form_of, slopes_of
 from archc.spec.axes import Axis
 from archc.spec.spec import Static
 
 WIDEST = 2048  # entries that a program holds of one token where it sums over them
 RESULTS, OPERANDS = 8, 14  # of one launch
-OWN = ("gelu", "gelu_tanh", "erf", "equal", "not_equal")  # in Triton beside those that decoding knows
 NO_OPERANDS = ("position", "arange", "ones", "zeros", "draw", "buffer", "before", "topk")  # no plain tensors
 LIMIT = 400  # nodes of a body beyond which nobody looks for regions
 
@@ -76,13 +74,23 @@ class _Finder:
 
     def found(self) -> list[Region]:
         """Pairs of a node and its reader first, then regions that read the same, then lone operations."""
-        groups = [{number} for number in self.starts]
+        groups = self._seeds()
         groups = self._joined(groups, self._feeds)
         groups = self._joined(groups, self._share)
         groups = self._joined(groups, lambda a, b: min(len(a), len(b)) == 1 < max(len(a), len(b)))
         made = [(self.region(group), group) for group in groups]
         kept = [region for region, group in made if region is not None and self._pays(region)]
         return sorted(kept, key=lambda region: region.at)
+
+    def _seeds(self) -> list[set[int]]:
+        """Each node alone, but what is true or false with all that read it: neither is kept in memory."""
+        groups = {number: {number} for number in self.starts}
+        for number in self.starts:
+            if _boolean(self.graph.nodes[number]):
+                for reader in self.readers.get(number, set()) & set(self.starts):
+                    whole = groups[number] | groups[reader]
+                    groups |= dict.fromkeys(whole, whole)
+        return sorted({id(group): group for group in groups.values()}.values(), key=min)
 
     def _joined(self, groups: list[set[int]], wanted: Callable[[set[int], set[int]], bool]) -> list[set[int]]:
         """The groups, two of them made one where that is wanted and gives a region, until nothing changes."""
@@ -134,10 +142,7 @@ class _Finder:
             return False
         if node.op == "cast_like":
             return True
-        function = node.attrs["function"]
-        if function not in FUNCTIONS and function not in (*OWN, "fp32", "detach"):
-            return False
-        return slopes(function, [t.rate == "static" for t in types]) is not None
+        return form_of(node, self.graph) is not None and slopes_of(node, self.graph) is not None
 
     def region(self, group: set[int]) -> Region | None:
         """A group with what only it reads of the model, or None where it is no region."""
