@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from archc.graph.types import Graph, Module, Node
-from archc.kernels.recurrence import sizes_of, uses_of
+from archc.kernels.recurrence import sizes_of, tile_facts, uses_of
 from archc.kernels.targets import Target
 from archc.tiles.kind import RecurrenceKind
 
@@ -16,7 +16,7 @@ def fit_chunks(graph: Graph, target: Target) -> Graph:
     for kind, uses in uses_of(graph).items():
         if sizes := sizes_of(kind, uses, target):
             K, V = max(sizes)
-            tile = target.tile("walk", decay=kind.core().decay, erase=kind.erase, K=K, V=V)
+            tile = target.tile("walk", **tile_facts(kind, K, V))
             if tile is not None and tile.chunk is not None and tile.chunk < kind.chunk:
                 chunks[kind] = tile.chunk
     if not chunks:

@@ -120,7 +120,7 @@ def chunked(kind: RecurrenceKind, use: Use, target: Target) -> str:
             "under an erase, or with factors, the normaliser is one more column of V, whose rows do not align"
         )
     most = BESIDE if kind.core().decay == "none" else BESIDE // 2
-    walk = target.tile("walk", **_facts(kind, use.K, use.V))
+    walk = target.tile("walk", **tile_facts(kind, use.K, use.V))
     if kind.beside and use.K > most and not _has_halves(kind, use.K, walk):
         return "beside a normaliser, a state with so many key channels does not fit the registers"
     if use.K * 2 % ROW_BYTES or use.V * 2 % ROW_BYTES:
@@ -131,7 +131,7 @@ def chunked(kind: RecurrenceKind, use: Use, target: Target) -> str:
 def launches(kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: Target) -> dict[str, Launch]:
     """The tiles of a class on a target; of several sizes, those of the largest."""
     K, V = max(sizes)
-    facts = _facts(kind, K, V)
+    facts = tile_facts(kind, K, V)
     found = {}
     for role in ("prepare", "walk"):
         tile = target.tile(role, **facts)
@@ -146,7 +146,7 @@ def launches(kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: Tar
     return found
 
 
-def _facts(kind: RecurrenceKind, K: int, V: int) -> dict[str, object]:
+def tile_facts(kind: RecurrenceKind, K: int, V: int) -> dict[str, object]:
     """What rows of a target's tiles may ask for."""
     return {"decay": kind.core().decay, "erase": kind.erase, "normalize": kind.normalize, "K": K, "V": V}
 
@@ -173,7 +173,7 @@ def reverse_launch(
 ) -> ReverseLaunch | ChannelLaunch | ValueLaunch | None:
     """The tiles of the backward, or None where the target has no rows that were seen to fit."""
     K, V = max(sizes)
-    facts = _facts(kind, K, V)
+    facts = tile_facts(kind, K, V)
     back, again = target.tile("walk_back", **facts), target.tile("walk_again", **facts)
     if back is None or again is None:
         return None

@@ -14,8 +14,8 @@ from archc.kernels.targets import load_target
 from archc.pipeline import graph_of, sources_of
 
 
-def spec(chunk: int | None = None) -> dict[str, Any]:
-    """Two layers, a gated delta rule and the same without an erase."""
+def spec(chunk: int | None = None, plain: str = "") -> dict[str, Any]:
+    """Two layers, a gated delta rule and the same without an erase; `plain`: further arguments of that."""
     at = "" if chunk is None else f", chunk={chunk}"
 
     def mixer(arguments: str) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def spec(chunk: int | None = None) -> dict[str, Any]:
             "body": {**rows, **gates, "o": o, "y": "linear(o * b, d_model)"},
         }
 
-    mixers = {"erasing": mixer(", beta=b"), "plain": mixer("")}
+    mixers = {"erasing": mixer(", beta=b"), "plain": mixer(plain)}
     blocks = {
         name: {"mixer": {"use": name, "n_heads": 2, "size": 128}, "mlp": {"use": "swiglu", "d_ff": 64}}
         for name in mixers
@@ -66,6 +66,17 @@ def test_chunks_are_those_of_the_targets_tiles(chunk: int | None, names: list[st
         kernel.file: kernel.constants["C"] for kernel in kernels_of(cut, TARGET) if kernel.role == "walk"
     }
     assert tokens == {f"{name}_kernels.py": kind.chunk for name, kind in recurrence_kinds(cut).items()}
+
+
+def test_a_row_for_normalisers_is_taken_for_them() -> None:
+    tiles = {"chunk": 16, "columns": 64, "channels": 64, "num_warps": 4, "num_stages": 1}
+    row = {"role": "walk", "normalize": "sum", **tiles}
+    cut = fit_chunks(
+        graph_of(spec(plain=", normalize=sum, eps=1e-6")), replace(TARGET, tiles=(row, *TARGET.tiles))
+    )
+    kinds = recurrence_kinds(cut).values()
+    assert {kind.chunk for kind in kinds if kind.normalize == "sum"} == {16}
+    assert {kind.chunk for kind in kinds if kind.normalize == "none"} == {32}
 
 
 def test_a_target_without_such_tiles_changes_nothing() -> None:
