@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import Row, Step, TileProgram
 from archc.tiles.reverse import reverse
+from archc.tiles.triton_functions import Function
 from archc.tiles.triton_lines import Lines, load_line
 from archc.tiles.triton_normaliser import ReverseNormaliser, divisor
 from archc.tiles.triton_source import INPUTS
@@ -19,7 +20,7 @@ class View:
     """What the template shows of one kernel.
 
     loaded, made: tensors that it reads and that it writes. opening: their descriptors. lines: the kernel's steps.
-    update: how its state goes on. normaliser: what a vector beside the state adds.
+    update: how its state goes on. normaliser: what a vector beside the state adds. functions: what the steps call.
     """
 
     loaded: list[str]
@@ -28,6 +29,12 @@ class View:
     lines: list[str]
     update: list[str]
     normaliser: ReverseNormaliser
+    functions: list[Function]
+
+    @property
+    def scores(self) -> bool:
+        """Whether scores are hidden by who writes and who reads, in the kernel itself."""
+        return any("j_J1" in line or "j_1J" in line for line in (*self.lines, *self.update))
 
 
 def name_of(tile: str) -> str:
@@ -71,6 +78,7 @@ class Gradients(Lines):
         self.placed: set[str] = set()
         self.stored: list[str] = []
         self.twins: list[str] = []
+        self.functions: list[Function] = []
         self.ahead: list[str] = []  # tiles and factors that come before the first step of the next group
         if kind.beside:
             self.load("z_C")
@@ -92,7 +100,9 @@ class Gradients(Lines):
         opening = [self.open(tile) for tile in (*self.loaded, *self.stored)]
         names = list(dict.fromkeys(name_of(tile) for tile in self.loaded))
         made = [name_of(tile) for tile in self.stored]
-        return View(names, made, [*filter(None, opening), *self.twins], lines, last, self.normaliser())
+        return View(
+            names, made, [*filter(None, opening), *self.twins], lines, last, self.normaliser(), self.functions
+        )
 
     def read_again(self) -> set[str]:
         """Tiles that the state's update reads again, rather than holding them until then."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import Row, Step, TileProgram
+from archc.tiles.triton_functions import Function
 from archc.tiles.triton_gradients import Gradients, View, name_of, plus, scaled, times
 from archc.tiles.triton_lines import Lines, load_line
 from archc.tiles.triton_normaliser import ReverseNormaliser, vector_update, walked_again
@@ -26,19 +28,26 @@ class Again(Gradients):
         self.updating = False
         self.met = [step for step in self.steps if step.operation == "pair"]
         self.pairs = {}  # they are all there before the first group
+        self.texts: dict[str, str] = {}  # of numbers that are stored as they are made
         self.outside: dict[str, Step] = {}  # pairs whose sign and scale are left for where they are applied
 
     def view(self) -> View:
         """The kernel's lines, after those that sum up pairs."""
         view = super().view()
-        names = dict.fromkeys(row.base for step in self.met for row in step.operands)
+        sums = self.sums()
+        names = [argument.removesuffix("_part_tiles") for argument in sums.arguments if "_tiles" in argument]
         parts = [
             f"{name}_part_tiles = tokens({name}, end, h, H, {self.heads(name)}, V, C, PART_V)"
             for name in names
         ]
-        return replace(view, lines=[*self.sums(), *view.lines], opening=[*view.opening, *parts])
+        return replace(
+            view,
+            lines=[sums.call, *view.lines],
+            opening=[*view.opening, *parts],
+            functions=[sums, *view.functions],
+        )
 
-    def sums(self) -> list[str]:
+    def sums(self) -> Function:
         """dP_ij = dz_i . y_j of all pairs, a few value columns at a time.
 
         It stays a loop: unrolled, the places of all tiles in shared memory would fill the registers, and warps would
@@ -55,7 +64,53 @@ class Again(Gradients):
         for step, target in zip(self.met, targets, strict=True):
             dz, y = step.operands
             lines.append(f"    {target} += dot({dz.base}_CV, tl.trans({y.base}_CV))  # {step.number}")
-        return lines
+        return Function(
+            "score_gradients",
+            [*(f"{name}_part_tiles" for name in rows), "start", "V", "PART_V", "C"],
+            "What scores receive, a few value columns at a time: `dP_ij = dz_i . y_j` of all pairs of tokens.",
+            lines,
+            targets,
+        )
+
+    def numbered(self, step: Step) -> list[str]:
+        """Pairs that have decays or numbers between them are a function: all of it stands at the first one."""
+        if step not in self.met or not (self.decayed_rows or self.scalar):
+            return super().numbered(step)
+        if step is not self.met[0]:
+            return []
+        self.functions.append(self.met_pairs())
+        return [self.functions[-1].call]
+
+    def met_pairs(self) -> Function:
+        """The function of all pairs. What belongs to pairs alone, as the decays between tokens, is made in it."""
+        given = dict.fromkeys(f"{step.result}_CJ" for step in self.met)
+        lines: list[str] = []
+        made: set[str] = set()
+
+        def place(line: str) -> None:
+            for name in re.findall(r"\w+", line):
+                if name in self.loaded or name in ("G_C", "share_C", "scale") or "_again_" in name:
+                    given.setdefault(name)
+                elif name in self.factors and name not in made:
+                    made.add(name)
+                    place(f"{name} = {self.factors[name]}")
+            lines.append(line)
+
+        for step in self.met:
+            for line in super().numbered(step):
+                place(line)
+        row = next(name for name in given if name.endswith("_CK"))
+        tokens = f"tl.arange(0, {row}.shape[0])"
+        opening = [
+            f"c_C1, j_1J = {tokens}[:, None], {tokens}[None, :]",
+            f"dtype: tl.constexpr = {row}.dtype",
+        ]
+        receivers = [self.scalar.removesuffix("_C")] if self.scalar else []
+        receivers += ["the decays between tokens"] if self.decayed_rows else []
+        says = f"From scores to the products of their rows; what {' and '.join(receivers)} receive"
+        sums = [name for name in ("mine_C", "near_C", "reads_before_C") if name in self.made]
+        results = [*(f"{step.result}_CJ" for step in self.met), *sums]
+        return Function("pair_gradients", list(given), f"{says}.", [*opening, *lines], results)
 
     def groups(self) -> Iterator[tuple[list[Step], list[str]]]:
         """Pairs, narrowed; one read after the other, rows that write as well last: they are not finished before."""
@@ -93,9 +148,26 @@ class Again(Gradients):
         numbers = [step for step in self.steps if step.result in ("ddecay", "dbeta", "dweight")]
         yield numbers, [f"{step.result}_C" for step in numbers]
 
+    def whole(self, result: str) -> str:
+        """The gradient of rows that a part of it is added to."""
+        return result.removesuffix("_write").removesuffix("_read")
+
+    def once(self, tile: str) -> str:
+        """A tile that is used once, read where it is."""
+        self.load(tile)
+        return self.take_in(tile).partition(" = ")[2]
+
     def value(self, row: Row) -> str:
-        tile = self.load(f"{row.base}_CV")
+        tile = self.once(f"{row.base}_CV")
         return f"tl.trans({tile})" if self.updating else tile
+
+    def row(self, row: Row) -> tuple[str, str]:
+        """A row that writes; what it is multiplied with is one line."""
+        if not row.exponent or not row.scalar:
+            return super().row(row)
+        self.end()
+        factor = f"{self.gate(row.scalar)} * tl.exp(G_end - G_C)"
+        return self.load(f"{row.base}_CK"), self.factor(f"{row.scalar}_out_C", factor)
 
     def normaliser(self) -> ReverseNormaliser:
         """The vector, carried once more."""
@@ -139,7 +211,7 @@ class Again(Gradients):
         self.stored.append(tile)
         name, axes = tile.rsplit("_", 1)
         if axes == "C":
-            return f"put_scalars({name} + block, {tile}, start, inside_C, h, H)"
+            return f"put_scalars({name} + block, {self.texts.get(tile, tile)}, start, inside_C, h, H)"
         return f"{name}_tiles.store([start, channel], {tile}.to({name}.dtype.element_ty))"
 
     def twin(self, tile: str) -> str:
@@ -151,15 +223,8 @@ class Again(Gradients):
             .replace(f"{name}_tiles", f"{name}_again_tiles")
             .replace("end,", "tl.maximum(end, 1),")
         )
-        self.twins.append(f"{again}  # Triton 3.7 fails on a product of a tile with itself")
-        return f"{name}_again_tiles.load([start, channel])"
-
-    def before(self, number: str) -> str:
-        """What the token before has: a sum over all earlier ones is then one of loaded numbers, not a difference."""
-        name = name_of(number)
-        if name in INPUTS:
-            return f"before({name}, start, inside_C, h, H, {name}_heads)"
-        return f"before({name}, start, inside_C & (channel == 0), h, H, H)"
+        self.twins.append(f"{again}  # for products with itself")
+        return self.factor(f"{name}_again_CK", f"{name}_again_tiles.load([start, channel])")
 
     # Steps.
 
@@ -200,8 +265,11 @@ class Again(Gradients):
             yield f"met_CJ = tl.where({border}, {times('met_CJ', scalar)}, 0.0)"
             if before:
                 yield self.add("reads_before_C", "tl.sum(met_CJ, 1)")
-            near = "" if before else "tl.sum(met_CJ, 1) "
-            yield self.add("near_C", near + ("-" if before else "- ") + "tl.sum(met_CJ, 0)")
+                sign = "-=" if "near_C" in self.made else "= -"
+                self.made.add("near_C")
+                yield f"near_C {sign} tl.sum(met_CJ, 0)".replace("- ", "-")
+            else:
+                yield self.add("near_C", "tl.sum(met_CJ, 1) - tl.sum(met_CJ, 0)")
         yield f"{target} = {f'({target} * {scalar})' if scalar else target}.to(dtype)"
 
     def _project(self, step: Step) -> Iterator[str]:
@@ -209,7 +277,7 @@ class Again(Gradients):
         dz, S = step.operands
         if S.base != "S":
             return
-        factor, target = self.decay_of(step.into), f"{step.result}_CK"
+        factor, target = self.decay_of(step.into), f"{self.whole(step.result)}_CK"
         first = target not in self.made
         rows = target if first else "read_CK"  # without what pairs have given
         sign = "-" if step.sign < 0 else ""
@@ -232,37 +300,38 @@ class Again(Gradients):
         if P.base in self.scores_of:
             return
         scores = f"tl.trans({P.base}_CJ)" if step.transposed else f"{P.base}_CJ"
-        target = step.result.removesuffix("_write").removesuffix("_read")
-        target += "_read" if step.result != target else ""
+        target = self.whole(step.result)
         product = f"dot({scores}, {self.load(f'{y.base}_CK')})"
         yield self.give(f"{target}_CK", self.outside[P.base], product)
 
     def _gather(self, step: Step) -> Iterator[str]:
         """Pairs give to the decays between them, reads to those before, writes to those behind, the state to all."""
         seen = [name for name in ("seen_C", "seen_before_C") if name in self.made]
+        near = [name for name in ("seen_C", "near_C") if name in self.made]
+        reads = [name for name in ("seen_before_C", "reads_before_C") if name in self.made]
         self.end()
-        yield f"anchor = tl.where(tl.exp(G_end) > 0.0, anchor - tl.sum({' + '.join(seen)}), 0.0)"
-        near = plus(*(name for name in ("seen_C", "near_C") if name in self.made))
-        yield f"ddecay_C = tl.cumsum({near}, 0, reverse=True) + anchor"
-        reads = plus(*(name for name in ("seen_before_C", "reads_before_C") if name in self.made))
-        if reads:
-            yield f"ddecay_C += after({reads})"
-        written = self.before("written_C")
-        self.load("written_C")
-        if self.scalar:
-            written += f" * {self.before(self.scalar)}"
-        yield f"ddecay_C += tl.cumsum({written}, 0)"
-        yield f"anchor += tl.sum({times('written_C', self.scalar)})"
+        lines = [
+            f"anchor = tl.where(tl.exp(G_end) > 0.0, anchor - tl.sum({plus(*seen)}), 0.0)",
+            f"ddecay_C = tl.cumsum({plus(*near)}, 0, reverse=True) + anchor",
+            *([f"ddecay_C += after({plus(*reads)})"] if reads else []),
+            "ddecay_C += earlier(written_C)",
+            "anchor += tl.sum(written_C)",
+        ]
+        given = dict.fromkeys(("anchor", "G_end", *seen, *near, *reads, "written_C"))
+        says = "What the log decays of a chunk receive, and anchor, `<S, dS>`, behind it."
+        self.functions.append(Function("decay_gradients", list(given), says, lines, ["ddecay_C", "anchor"]))
+        written = times(self.load("written_C"), self.number(self.scalar))
+        yield self.functions[-1].call.replace("written_C", written)
 
     def _contract(self, step: Step) -> Iterator[str]:
         if step.result in ("dbeta", "dweight"):
-            yield f"{step.result}_C = {self.load('written_C')} + mine_C"
+            self.texts[f"{step.result}_C"] = f"{self.load('written_C')} + mine_C"
+        yield from ()
 
     def _combine(self, step: Step) -> Iterator[str]:
         read, write = step.operands
-        tile = self.load(f"{write.base}_CK")
-        yield self.add(f"{read.base}_CK", scaled(tile, self.number(self.scalar), "[:, None]"))
-        yield f"{step.result}_CK = {read.base}_CK"
+        text = scaled(self.once(f"{write.base}_CK"), self.number(self.scalar), "[:, None]")
+        yield self.add(f"{self.whole(read.base)}_CK", text)
 
     def _update(self, step: Step) -> Iterator[str]:
         update = next(step for step in self.program.steps if step.operation == "update")
