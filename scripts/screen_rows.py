@@ -1,8 +1,9 @@
 """Compile what every row of a target's tiles is taken for, and print of each row whether it fits: what `screened` says.
 
-`python scripts/screen_rows.py TARGET [ROW...] [--search FOLDER] [--json FILE]`: rows are counted from 1. FOLDER holds
-another Triton, as `pip install --no-deps --target FOLDER triton==3.6.0` leaves it. Every class that takes a row is
-compiled dense and packed, at K = V = 128 and what larger sizes are promised, or where the row is for neither at others.
+`python scripts/screen_rows.py TARGET [ROW...] [--search FOLDER] [--json docs/screened.json]`: rows are counted from 1.
+FOLDER holds another Triton, as `pip install --no-deps --target FOLDER triton==3.6.0` leaves it. Every class that takes
+a row is compiled dense and packed at K = V = 128, or at 192 and 256 or at narrower sizes where the row is not for 128.
+The file gets what came out: target, version, row, figures; rows that nothing is taken for are left out.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kernel_table import CLASSES, HEAD, KEY, PAIR, model, recurrence_kernels, sizes_of
+from kernel_table import CLASSES, HEAD, KEY, PAIR, model, recurrence_kernels
 
 from archc.graph.types import Graph
 from archc.kernels.compile import triton_version, verify
 from archc.kernels.fit import Fit
 from archc.kernels.kernel import Kernel
+from archc.kernels.recurrence import tile_facts
 from archc.kernels.report import recurrence_kinds
 from archc.kernels.targets import Target, load_target
 
@@ -42,12 +44,13 @@ OTHERS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "elementwise_decay": (ENTRIES, ()),
     "elementwise_decay_rate": (STEP, ()),
 }
-# Other sizes that a row is screened at: those of the first group of which it is taken for any.
+# Sizes that a row is screened at: those of the first group of which it is taken for any.
 GROUPS: tuple[tuple[tuple[int, int], ...], ...] = (
+    ((128, 128),),
+    ((192, 192), (256, 256)),
     ((64, 64), (96, 96)),
     ((64, 96), (64, 128)),
     ((192, 64), (256, 64)),
-    ((192, 192), (256, 256)),
 )
 BY_ENTRY = ((16, 2048),)  # a state of few numbers for each of many channels, where each entry decays
 ROLES = {"walk_ahead": "walk"}  # what has no rows of its own
@@ -89,7 +92,7 @@ def taken(target: Target, name: str, K: int, V: int) -> Iterator[tuple[int, Kern
     """The kernels of a class at one size, each with the index of the row that cuts it."""
     graph = graph_of_class(name, K, V)
     (kind,) = recurrence_kinds(graph).values()
-    facts = {"decay": kind.core().decay, "erase": kind.erase, "normalize": kind.normalize, "K": K, "V": V}
+    facts = tile_facts(kind, K, V)
     for kernel in recurrence_kernels(graph, target):
         role = ROLES.get(kernel.role, kernel.role)
         for index, row in enumerate(target.tiles):
@@ -98,13 +101,14 @@ def taken(target: Target, name: str, K: int, V: int) -> Iterator[tuple[int, Kern
                 break
 
 
-def plan(target: Target, rows: Sequence[int]) -> list[tuple[int, tuple[str, int, int, str], Kernel]]:
+def plan(
+    target: Target, rows: Sequence[int], classes: Sequence[str] = (*CLASSES, *OTHERS)
+) -> list[tuple[int, tuple[str, int, int, str], Kernel]]:
     """What is compiled for these rows: row, what stands beside the figures, kernel."""
     found = []
-    first = tuple((size, size) for size in sizes_of(target.name) if size >= 128)
-    for name in (*CLASSES, *OTHERS):
+    for name in classes:
         open_rows = set(rows)
-        for group in (first, *GROUPS, *([BY_ENTRY] if name.startswith("elementwise") else [])):
+        for group in (*GROUPS, *([BY_ENTRY] if name.startswith("elementwise") else [])):
             met = [(index, K, V, kernel) for K, V in group for index, kernel in taken(target, name, K, V)]
             met = [each for each in met if each[0] in open_rows]
             found += [(index, (name, K, V, _title(kernel)), kernel) for index, K, V, kernel in met]
@@ -144,14 +148,29 @@ def main() -> None:
     print(f"{target.name}, Triton {triton_version(given.search)}")
     for index, result in results.items():
         facts = result.facts()
-        row = ", ".join(f"{key}: {_value(value)}" for key, value in result.row.items())
         verdict = "not taken" if not result.found else "fits" if result.fits else "does not fit"
-        print(f"{index + 1}. {row}: {verdict}, {facts['stack']} B, {facts['shared']:,} B shared")
+        print(
+            f"{index + 1}. {text_of(result.row)}: {verdict}, {facts['stack']} B, {facts['shared']:,} B shared"
+        )
         print("".join(f"     {what}: {why}\n" for what, why in facts["refused"].items()), end="")
     if given.json is not None:
-        facts = {index + 1: result.facts() for index, result in results.items()}
-        whole = {"target": target.name, "triton": triton_version(given.search), "rows": facts}
-        given.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        record(given.json, target, triton_version(given.search) or "", results.values())
+
+
+def record(file: Path, target: Target, version: str, results: Iterable[Screened]) -> None:
+    """Put what came out into a file of such results; what it has of rows that are no more is dropped."""
+    whole = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    known = whole.setdefault(target.name, {}).get(version, {})
+    known |= {text_of(result.row): result.facts() for result in results if result.found}
+    there = [text_of(row) for row in target.tiles]
+    whole[target.name][version] = {row: known[row] for row in there if row in known}
+    text = json.dumps({name: whole[name] for name in sorted(whole)}, indent=1)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+def text_of(row: Mapping[str, Any]) -> str:
+    """A row as its file has it, without the versions that it was screened with."""
+    return ", ".join(f"{key}: {_value(value)}" for key, value in row.items() if key != "screened")
 
 
 def _value(value: object) -> str:
