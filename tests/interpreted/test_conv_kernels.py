@@ -290,7 +290,7 @@ def operation(case: Case) -> tuple[Any, ...]:
     return *leaves, case.sequence, case.cu_seqlens, list(case.sizes), steps, [case.eps] * len(case.steps)
 
 
-@pytest.mark.parametrize("borders", [None, [0, 2, 2, 5]])
+@pytest.mark.parametrize("borders", mostly_slow([([0, 2, 2, 5],), (None,)], 2))
 @pytest.mark.parametrize("extra", mostly_slow([True, False], 2))
 def test_operation(package: SimpleNamespace, borders: list[int] | None, extra: bool) -> None:
     """torch's own checks of an operation, and its derivative against differences."""

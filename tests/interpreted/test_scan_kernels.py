@@ -107,8 +107,8 @@ class Case:
         assert_near(self.kernels(), self.loop(torch.float32), self.loop(torch.float64))
 
 
-@pytest.mark.parametrize("T", mostly_slow([0, 1, 15, 17, 63, 65], lambda T: T not in (15, 63)))
-@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize("T", mostly_slow([0, 1, 15, 17, 63, 65], lambda T: T in (0, 17)))
+@pytest.mark.parametrize("state", mostly_slow([True, False], 2))
 def test_lengths(package: SimpleNamespace, T: int, state: bool) -> None:
     Case(package, T, state=state).check()
 
@@ -120,7 +120,9 @@ def test_many_steps(package: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("state", mostly_slow([True, False], 2))
-@pytest.mark.parametrize("borders", [[0, 0, 5, 5, 38], [0, 16, 32], [0, 0], [0, 39]], ids=str)
+@pytest.mark.parametrize(
+    "borders", mostly_slow([([0, 0, 5, 5, 38],), ([0, 16, 32],), ([0, 0],), ([0, 39],)], 4), ids=str
+)
 def test_packed(package: SimpleNamespace, borders: list[int], state: bool) -> None:
     """Empty sequences, a border where a step ends, none with tokens at all; tokens after the last one."""
     Case(package, 39, borders=borders, state=state).check()
@@ -128,7 +130,7 @@ def test_packed(package: SimpleNamespace, borders: list[int], state: bool) -> No
 
 @pytest.mark.parametrize(
     "decay",
-    mostly_slow([(s,) for s in [(), (5,), (8, 1), (8, 5), (1, 19, 8, 5), (2, 19, 8, 1), (2, 19, 1, 5)]], 2),
+    mostly_slow([(s,) for s in [(), (5,), (8, 1), (8, 5), (1, 19, 8, 5), (2, 19, 8, 1), (2, 19, 1, 5)]], 4),
     ids=str,
 )
 def test_smaller_decays(package: SimpleNamespace, decay: tuple[int, ...]) -> None:
@@ -170,7 +172,7 @@ def test_tokens_after_the_last_sequence(package: SimpleNamespace) -> None:
     assert all((value[:, 11:] == 0).all() for value in (h, dx, dg))
 
 
-@pytest.mark.parametrize("decay", [0, -0.5])
+@pytest.mark.parametrize("decay", mostly_slow([-0.5, 0], 2))
 def test_in_a_place(package: SimpleNamespace, decay: float) -> None:
     """`scan` as packages call it: a decay that is a number, whole, in pieces, one token at a time, returned states."""
     x = torch.randn(2, 7, 3, 4)
