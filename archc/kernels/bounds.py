@@ -54,12 +54,23 @@ def bounds(target: Target, work: Work, *, dtype: str = "bf16", heads: int = 1) -
     With fewer programs than multiprocessors the chain binds before the sum of all products does.
     """
     rate = target.matrix_rate.get(dtype)
-    exponentials = None
-    if target.exponentials is not None and target.clock is not None:
-        exponentials = work.exponentials / (target.exponentials * target.multiprocessors * target.clock)
     return Bounds(
         work.bytes / target.bandwidth,
         None if rate is None else work.flops / rate,
-        exponentials,
+        _exponentials(target, work),
         None if rate is None else work.chain * target.multiprocessors / rate / heads,
     )
+
+
+def plain_bounds(target: Target, work: Work) -> Bounds:
+    """The bounds of some work without matrix products, in float32: there is no chain of them."""
+    rate = target.vector_rate
+    flops = None if rate is None else work.flops / rate
+    return Bounds(work.bytes / target.bandwidth, flops, _exponentials(target, work), 0.0)
+
+
+def _exponentials(target: Target, work: Work) -> float | None:
+    """Seconds of the special units, where their rate is known."""
+    if target.exponentials is None or target.clock is None:
+        return None
+    return work.exponentials / (target.exponentials * target.multiprocessors * target.clock)

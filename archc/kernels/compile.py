@@ -89,7 +89,7 @@ def _fit(kernel: Kernel, target: Target, answer: dict[str, Any], version: str) -
 def _request(kernel: Kernel, target: Target) -> dict[str, Any]:
     """Everything that decides what comes out, besides Triton itself."""
     wanted = {field.name: getattr(kernel, field.name) for field in dataclasses.fields(kernel)}
-    for name in ("role", "matrix", "span", "case", "moved"):
+    for name in ("role", "matrix", "span", "case", "moved", "flops", "exponentials"):
         del wanted[name]
     wanted |= {"signature": dict(kernel.signature), "constants": dict(kernel.constants)}
     return wanted | {"backend": target.backend, "arch": target.arch, "warp_size": target.warp_size}

@@ -64,9 +64,10 @@ def _of(gate: Gate, module: Module, source: str, dtype: str, warp_size: int) -> 
     parts = heads if gate.outer else -(-channels // block_c)
     entries |= {f"d{o.plain}": (heads * channels if o.kind else parts) / span for o in gate.summed}
     kernels = []
-    for name, pointers, operands, more in (
-        (f"{gate.name}_kernel", gate.pointers, gate.read, {}),
-        (f"{gate.name}_backward_kernel", gate.backward_pointers, gate.reread, blocks),
+    state_heads = _state_heads(module, sizes)
+    for name, pointers, operands, more, counts, program in (
+        (f"{gate.name}_kernel", gate.pointers, gate.read, {}, gate.counts[0], block_t),
+        (f"{gate.name}_backward_kernel", gate.backward_pointers, gate.reread, blocks, gate.counts[1], span),
     ):
         signature = {pointer: f"*{types[pointer.removesuffix('_ptr')]}" for pointer in pointers}
         signature |= {
@@ -76,6 +77,7 @@ def _of(gate: Gate, module: Module, source: str, dtype: str, warp_size: int) -> 
         }
         names = [pointer.removesuffix("_ptr") for pointer in pointers]
         moved = sum(entries.get(name, 0) * (4 if types[name] == "fp32" else 2) for name in names)
+        done = counts.per_token(heads, channels, parts, block_t, program if gate.summed else block_t)
         aligned = tuple(key for key in signature if key.endswith("_ptr") or key in strides)
         kernels.append(
             Kernel(
@@ -90,7 +92,9 @@ def _of(gate: Gate, module: Module, source: str, dtype: str, warp_size: int) -> 
                 3,
                 False,
                 line,
-                moved=moved / _state_heads(module, sizes),
+                moved=moved / state_heads,
+                flops=done[0] / state_heads,
+                exponentials=done[1] / state_heads,
             )  # fmt: skip
         )
     return kernels

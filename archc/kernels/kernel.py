@@ -21,7 +21,8 @@ class Kernel:
     every launch, of a tuple all its entries. matrix: it has matrix products,
     so that matrix instructions must be present. span: the line of the spec that asked for it. case: which of several
     ways to launch it this is, in words; empty for the plain one. moved: bytes a token and head of the state, of a
-    kernel that does little else than to move them; 0 where they are not counted here.
+    kernel that does little else than to move them; 0 where they are not counted here. flops, exponentials: of such a
+    kernel, as often.
     """
 
     file: str
@@ -37,3 +38,5 @@ class Kernel:
     span: Span | None = None
     case: str = ""
     moved: float = 0.0
+    flops: float = 0.0
+    exponentials: float = 0.0

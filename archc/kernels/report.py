@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from archc.graph.types import Graph
-from archc.kernels.bounds import Bounds, bounds
+from archc.kernels.bounds import Bounds, Work, bounds, plain_bounds
 from archc.kernels.fit import Fit
 from archc.kernels.kernel import Kernel
 from archc.kernels.targets import Target
@@ -66,9 +66,9 @@ def recurrence_kinds(graph: Graph) -> dict[str, RecurrenceKind]:
 
 
 def kernel_bounds(kernel: Kernel, kinds: Mapping[str, RecurrenceKind], target: Target) -> Bounds | None:
-    """The bounds of a kernel of a recurrence, that of its bytes for others; None of one whose work is not counted."""
+    """The bounds of a kernel of a recurrence or entry by entry; None of one whose work is not counted."""
     if kernel.moved:
-        return Bounds(kernel.moved / target.bandwidth, None, None, None)
+        return plain_bounds(target, Work(kernel.moved, kernel.flops, kernel.exponentials, 0.0))
     kind = kinds.get(kernel.file.removesuffix("_kernels.py"))
     sizes = {name: kernel.constants.get(name) for name in ("K", "V", "COLUMNS", "H")}
     K, V, columns, heads = (value if isinstance(value, int) else None for value in sizes.values())

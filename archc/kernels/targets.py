@@ -38,8 +38,9 @@ class Target:
     """A GPU. Bytes, bytes a second, FLOP a second, hertz.
 
     matrix_rate: by type of the operands; a type that is not there has no matrix instruction. shared_memory: of a
-    block. tensor_memory: columns of it, 0 on a GPU that has none. exponentials: of a multiprocessor and clock. What
-    no public source gives is None: the limit or the bound that needs it is then unknown, not zero.
+    block. tensor_memory: columns of it, 0 on a GPU that has none. vector_rate: of float32 beside the matrix unit.
+    exponentials: of a multiprocessor and clock. What no public source gives is None: the limit or the bound that needs
+    it is then unknown, not zero.
     gated_gradients_since: the first version of Triton that compiles products under a decay rightly in a backward, None
     where no version is known not to.
     """
@@ -55,6 +56,7 @@ class Target:
     matrix_rate: Mapping[str, float]
     matrix_instruction: str
     tensor_memory: int = 0
+    vector_rate: float | None = None
     exponentials: int | None = None
     gated_gradients_since: tuple[int, ...] | None = None
     clock: float | None = None
@@ -284,13 +286,14 @@ _FIELDS: dict[str, _Field] = {
     "tensor_memory": _count(),
     "bandwidth": _rate,
     "matrix_rate": _rates,
+    "vector_rate": _rate,
     "exponentials": _count(),
     "gated_gradients_since": _version,
     "clock": _rate,
     "matrix_instruction": _word("mma", "wgmma", "tcgen05", "mfma"),
     "tiles": _tiles,
 }
-_OPTIONAL = ("tensor_memory", "exponentials", "gated_gradients_since", "clock", "tiles")
+_OPTIONAL = ("tensor_memory", "vector_rate", "exponentials", "gated_gradients_since", "clock", "tiles")
 _NEEDED: Iterable[str] = tuple(name for name in _FIELDS if name not in _OPTIONAL)
 _ROW: dict[str, _Field] = {
     "role": _word(),

@@ -17,7 +17,8 @@ from archc.kernels.fusing.gate_files import once
 from archc.kernels.fusing.gate_view import Gate
 from archc.kernels.fusing.gates import gates_of
 from archc.kernels.gates import gate_kernels
-from archc.kernels.targets import load_target
+from archc.kernels.report import kernel_bounds
+from archc.kernels.targets import load_target, target_names
 from archc.kernels.triton_derivatives import SLOPES
 from archc.pipeline import graph_of, sources_of
 from archc.printing.letters import assign_letters
@@ -173,6 +174,44 @@ def test_types() -> None:
     pointers = [type_ for type_ in backward.signature.values() if str(type_).startswith("*")]
     assert pointers == ["*fp32", "*bf16", "*fp32", "*fp32", "*bf16", "*fp32", "*fp32"]
     assert forward.span is not None and forward.span.path.endswith("mamba_channel_decay.yaml")
+
+
+def test_work() -> None:
+    """FLOP and exponentials a token and head of -exp(A_log) softplus(x + dt_bias), counted by hand: 16 channels."""
+    forward, backward = gate_kernels(graph_of(LIBRARY["kda"]))
+    # x + bias and the product are 2 FLOP; softplus has 5, a logarithm and an exponential. exp(A_log) for 64 tokens.
+    assert (forward.flops, forward.exponentials) == (16 * (2 + 5), 16 * 2 + 1 / 64)
+    # x + bias; d exp(A_log); times a sigmoid, which has 2 and an exponential; d softplus; a sum of either for a tile of
+    # 64 tokens, which is added to those before, of channels and of the head; a product for all 128 tokens.
+    assert backward.flops == 16 * (1 + 1 + 3 + 6 + 1 + 1) + (16 + 1) / 64 + 1 / 128
+    assert backward.exponentials == 16 * 3 + 1 / 128
+
+
+def test_bounds() -> None:
+    """Work over the rates of what does it, which is not the matrix unit; nothing waits for a product."""
+    h100 = load_target("h100")
+    kernel, _ = gate_kernels(graph_of(LIBRARY["kda"]))
+    found = kernel_bounds(kernel, {}, h100)
+    assert found is not None and found.chain == 0.0 and found.binding == "bytes"
+    assert found.flops == kernel.flops / 67e12
+    assert found.exponentials == kernel.exponentials / (132 * 16 * 1.83e9)
+    for target in map(load_target, target_names()):
+        assert target.vector_rate is not None and target.vector_rate < target.matrix_rate["bf16"] / 1.9, (
+            target.name
+        )
+
+
+def test_what_is_made_of_polynomials_counts_as_the_language_says() -> None:
+    """`sin` 4 FLOP, a helper what its text has, an address nothing."""
+    for equation, wanted in (
+        ("sin(a) * 2", (5, 0)),
+        ("logaddexp(a, 1) + a ** 3", (1 + 1 + 1 + 4 + 1 + 2, 2)),
+        ("rsqrt(a) / 3", (1, 1)),
+    ):
+        kernel = next(
+            k for k in gate_kernels(own(a=X, u=equation, y="linear(u, d_model)")) if k.name.startswith("own")
+        )
+        assert (kernel.flops, kernel.exponentials) == tuple(24 * count for count in wanted), equation
 
 
 @pytest.mark.timeout(900)

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from archc.graph.types import Node, Ref
+from archc.kernels.fusing.gate_counts import Counts, counted
 from archc.kernels.fusing.gate_forward import Forward
 from archc.kernels.fusing.gate_functions import slopes_of
 from archc.kernels.fusing.gate_lines import MASKS, Lines, Value, fresh, loads_first, summed
 from archc.kernels.triton_derivatives import ITSELF, PRODUCT, SIGN, SUM
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Lines before the loop over tokens, in it and after it; operands that something reaches; what is computed."""
+
+    before: tuple[str, ...]
+    inner: tuple[str, ...]
+    after: tuple[str, ...]
+    reached: frozenset[Ref]
+    counts: Counts
 
 
 class Backward:
@@ -19,8 +32,8 @@ class Backward:
         self.region = forward.region
         self.graph = forward.graph
 
-    def lines(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], set[Ref]]:
-        """The lines before the loop over tokens, in it and after it; and the operands that something reaches."""
+    def lines(self) -> Written:
+        """Everything that the kernel does."""
         reaching: dict[Ref, list[Value]] = {}
         for ref in self.region.results:
             name = self.own.plain[ref]
@@ -73,7 +86,10 @@ class Backward:
             at, mask = (f"span * {self.own.entries} + at_C", ", in_C") if kind else ("pid", "")
             after.append(f"tl.store(d{self.own.plain[ref]}_ptr + {at}, {text}{mask})")
         behind = (*lines.model, *lines.own, *after)
-        return (*loads_first(ahead), *before), (*own_lines, *inner, *stores), behind, {*reached, *shared}
+        return Written(
+            (*loads_first(ahead), *before), (*own_lines, *inner, *stores), behind,
+            frozenset({*reached, *shared}), counted([*stored, *last], [*added.values()]),
+        )  # fmt: skip
 
     def _pass_back(self, node: Node, reaching: dict[Ref, list[Value]], sums: dict[Ref, list[Value]]) -> None:
         """Hand what reaches a node on to its operands; what tokens send to values of the model into `sums`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from archc.graph.types import Module, Node, Ref, Subgraph, ValueType
+from archc.kernels.fusing.gate_counts import Counts, counted
 from archc.kernels.fusing.gate_functions import OWN_HELPERS, form_of
 from archc.kernels.fusing.gate_lines import MASKS, Lines, Value, fresh, loads_first
 from archc.kernels.fusing.regions import Region
@@ -227,7 +228,8 @@ class Forward:
             return Value(repr(number), level=12 if number >= 0 else SIGN, model=True)
         return Value(self._number(expr), model=True)
 
-    def lines(self) -> tuple[str, ...]:
+    def lines(self) -> tuple[tuple[str, ...], Counts]:
+        """The lines of the kernel, and what they compute."""
         self.values |= {ref: self.load(ref) for ref in self.region.operands if ref in self.loaded}
         for node in self.region.nodes:
             self.values[Ref(node.id)] = self.value(node)
@@ -238,7 +240,7 @@ class Forward:
             lines.bind(value)
             text = lines.text(value, "TC").text
             body.append(f"tl.store({self.plain[ref]}_ptr + at_TC, {text}, in_TC)")
-        return (*loads_first(lines.model), *loads_first(lines.own), *body)
+        return (*loads_first(lines.model), *loads_first(lines.own), *body), counted(values)
 
     def named(self) -> set[str]:
         """Names that kernels have already."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from archc.graph.types import Ref
+from archc.kernels.fusing.gate_counts import Counts
 from archc.kernels.fusing.regions import Region
 from archc.spec import expressions as ex
 
@@ -52,7 +53,8 @@ class Gate:
 
     `name`: of its function; `title`: the equations. `numbers`: static numbers, by the name of their argument. `like`:
     the operand that has the shape of the results. `form`: the torch form's statements and what it returns. `before`,
-    `inner`, `after`: lines of the backward ahead of its loop over tokens, in it, behind it.
+    `inner`, `after`: lines of the backward ahead of its loop over tokens, in it, behind it. `counts`: what forward and
+    backward compute.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Gate:
     before: tuple[str, ...]
     inner: tuple[str, ...]
     after: tuple[str, ...]
+    counts: tuple[Counts, Counts]
 
     @property
     def outer(self) -> int:

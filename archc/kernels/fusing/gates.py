@@ -63,8 +63,9 @@ def _gate(module: Module, region: Region, letters: Mapping[Axis, str]) -> Gate:
     """All that the templates show of a region."""
     graph, writer = module.subgraph, Forward(module, region, letters)
     form, formed = writer.form()
-    forward = writer.lines()
-    before, inner, after, sloped = Backward(writer).lines()
+    forward, counts = writer.lines()
+    backward = Backward(writer).lines()
+    sloped = backward.reached
     operands = tuple(
         Operand(
             writer.lettered(ref), writer.plain[ref], ref, writer.kind(graph.type_of(ref)), writer.where(ref),
@@ -85,7 +86,8 @@ def _gate(module: Module, region: Region, letters: Mapping[Axis, str]) -> Gate:
     title = tuple(line for equation in equations if equation in texts for line in wrapped(texts[equation]))
     return Gate(
         name, title, region, operands, results, writer.numbers, like, form, formed,
-        frozenset(writer.printer.imports), "F" in writer.printer.modules_used, forward, before, inner, after,
+        frozenset(writer.printer.imports), "F" in writer.printer.modules_used, forward,
+        backward.before, backward.inner, backward.after, (counts, backward.counts),
     )  # fmt: skip
 
 
