@@ -153,14 +153,15 @@ def build(
     force: bool = False,
     keep: bool = False,
     allow_torch: bool = False,
+    verify: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Write the package of a model into `out`, with the kernels of a target that is not "cpu".
 
     Where Triton is installed, those are compiled for the target first; `progress` is told how many are, of how many.
-    With `allow_torch` a recurrence whose kernels do not fit runs in its torch form. Raises SpecError for mistakes in
-    the spec, for kernels that do not fit and for a folder that holds something else or hand edits, MachineError where
-    the machine cannot write.
+    With `allow_torch` a recurrence whose kernels do not fit runs in its torch form; without `verify` none is compiled,
+    and the self-test on the GPU says whether they work. Raises SpecError for mistakes in the spec, for kernels that do
+    not fit and for a folder that holds something else or hand edits, MachineError where the machine cannot write.
     """
     from archc.output.write import write_package
 
@@ -173,7 +174,7 @@ def build(
 
         gpu = load_target(target)
         graph = graph_of(source, target=gpu)
-        torch_forms = unfit(graph, gpu, allow_torch, progress)
+        torch_forms = unfit(graph, gpu, allow_torch, progress) if verify else None
         without = forms_without_kernels(graph, gpu)
     files = sources_of(source, target, torch_forms or frozenset())
     written = write_package(files, Path(out), force=force, keep=keep)

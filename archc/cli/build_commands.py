@@ -33,6 +33,12 @@ def build(
         bool,
         typer.Option("--allow-torch", help="A recurrence whose kernels do not fit runs in its torch form."),
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Compile the kernels first, to see whether they fit the target."
+        ),
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Write the package of a model: source code that needs nothing but torch."""
@@ -59,6 +65,7 @@ def build(
                 force=force,
                 keep=keep,
                 allow_torch=allow_torch,
+                verify=verify,
                 progress=progress,
             )
         seconds = time.perf_counter() - began
@@ -71,7 +78,8 @@ def build(
             changes += f", {count} {what}" if count else ""
         print(f"{folder}: {changes} ({seconds:.2f} s)")
         if report.verified is False:
-            warn("archc: Triton is not installed, so nobody has seen whether these kernels fit the target")
+            why = "Triton is not installed" if verify else "they were not compiled"
+            warn(f"archc: {why}, so nobody has seen whether these kernels fit the target")
         for line in report.without_kernels:
             print(line)
         for name in report.torch_forms:

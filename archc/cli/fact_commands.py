@@ -113,6 +113,10 @@ def bench(
     save: Annotated[
         Path | None, typer.Option("--save", help="With --gpu: write the JSON here after each case.")
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="With --gpu: go on with what the file of --save does not hold yet."),
+    ] = False,
     device: Annotated[str, typer.Option("--device", help="With --gpu: cuda, or cpu to try it out.")] = "cuda",
     tiny: Annotated[bool, typer.Option("--tiny", help="With --gpu: small cases, to try it out.")] = False,
     as_json: Json = False,
@@ -122,7 +126,7 @@ def bench(
         raise typer.BadParameter("say where to measure: --cpu or --gpu")
     path = spec_path(spec)
     if gpu:
-        _bench_gpu(path, target, only, seconds, rounds, save, device, tiny, as_json)
+        _bench_gpu(path, target, only, seconds, rounds, save, resume, device, tiny, as_json)
         return
     with answering(as_json):
         file = Path(weights) if weights else None
@@ -157,6 +161,7 @@ def _bench_gpu(
     seconds: float,
     rounds: int,
     save: Path | None,
+    resume: bool,
     device: str,
     tiny: bool,
     as_json: bool,
@@ -173,6 +178,8 @@ def _bench_gpu(
         raise typer.BadParameter(f"there is no target {target!r}; targets: {', '.join(target_names())}")
     if device not in ("cuda", "cpu"):
         raise typer.BadParameter("a device is cuda or cpu")
+    if resume and save is None:
+        raise typer.BadParameter("--resume goes on with the file that --save names")
     with answering(as_json):
         from rich.console import Console
 
@@ -186,6 +193,7 @@ def _bench_gpu(
                 rounds=rounds,
                 groups=groups,
                 save=save,
+                resume=resume,
                 tell=status.update,
             )
         if as_json:

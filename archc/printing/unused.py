@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+from functools import lru_cache
 
 
+@lru_cache(maxsize=64)  # a build asks for each module twice: to compile it, and to write it
 def without_unused(source: str) -> str:
     """The source of a module without assignments to one name that nothing in its function reads.
 
@@ -22,14 +24,14 @@ def _unused(module: ast.Module) -> set[int]:
     """The numbers of the lines of such assignments."""
     found: set[int] = set()
     for function in (node for node in ast.walk(module) if isinstance(node, ast.FunctionDef)):
-        names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
-        read = {name.id for name in names if isinstance(name.ctx, ast.Load)}
+        nodes = list(ast.walk(function))
+        read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
         changed = {
             node.target.id
-            for node in ast.walk(function)
+            for node in nodes
             if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name)
         }
-        for node in ast.walk(function):
+        for node in nodes:
             if not isinstance(node, ast.Assign | ast.AnnAssign):
                 continue
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]

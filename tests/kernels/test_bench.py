@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from archc.cli.app import app
-from archc.kernels.bench import cases, operations, record, session, timing
+from archc.kernels.bench import cases, models, operations, record, session, timing
 from archc.kernels.bench.run import measure_gpu
 from archc.spec.diagnostics import MachineError
 
@@ -73,6 +74,9 @@ class Ticks:
     def forget(self) -> None:
         self.forgotten += 1
 
+    def alive(self) -> bool:
+        return True
+
 
 def test_sides_take_turns_and_copies_rotate() -> None:
     clock = Ticks({"ours": 0.01, "peer": 0.03})
@@ -99,6 +103,23 @@ def test_a_side_that_fails_costs_its_own_figure_only() -> None:
     sides = [clock.side("ours", fails=True), clock.side("peer")]
     result = timing.compare(timing.Result("operations", "a case", "forward"), sides, 2, clock, 2)
     assert set(result.sides) == {"peer"} and not result.ratios
+
+
+def test_outputs_are_not_kept() -> None:
+    """A run finds the memory of the one before it: outputs that pile up cost allocations in the time that counts."""
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+
+    def run(number: int) -> torch.Tensor:
+        nonlocal most
+        most = max(most, len(alive))
+        found = torch.zeros(1)
+        alive.add(found)
+        return found
+
+    clock = timing.WallClock()
+    timing.compare(timing.Result("operations", "a case", "forward"), [timing.Side("ours", run)], 2, clock, 3)
+    assert most <= 1
 
 
 def peers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
@@ -185,6 +206,103 @@ def test_the_budget_ends_a_run(spec: Path) -> None:
     assert {result.why_not["case"] for result in found.results} == {"the time was up"}
 
 
+def test_what_cannot_be_built_is_tried_once(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def refuse(source: Any, folder: Path, **_: Any) -> None:
+        tried.append(folder.name)
+        raise ValueError("no room\nand more")
+
+    monkeypatch.setattr(cases, "TIMED", operations.TIMED[:1])
+    monkeypatch.setattr("archc.pipeline.build", refuse)
+    found = measure_gpu(spec, device="cpu", tiny=True, rounds=1)
+    assert sorted(tried) == ["bench_model", "gated_delta_2_16"]
+    assert {result.why_not["case"] for result in found.results} == {"not timed: ValueError: no room"}
+
+
+def test_a_device_that_fails_costs_one_case(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are left to another process, which neither repeats what is there nor what ended the first."""
+    done: list[str] = []
+
+    def case(name: str, fails: bool) -> cases.Case:
+        def run(_: session.Session, result: timing.Result) -> None:
+            done.append(name)
+            if fails:
+                raise RuntimeError("an illegal memory access")
+            result.sides["ours"], result.ratios["fla"] = timing.Figure(1, 1, 1), timing.Ratio(2, 2, 2)
+
+        return cases.Case("layer", name, "forward", run)
+
+    listed = [case("first", False), case("second", True), case("third", False)]
+    monkeypatch.setattr("archc.kernels.bench.run.cases", lambda scale: listed)
+    monkeypatch.setattr(timing.WallClock, "alive", lambda self: "second" not in done or "third" in done)
+    save = tmp_path / "found.json"
+    with pytest.raises(MachineError, match="--resume"):
+        measure_gpu(spec, device="cpu", tiny=True, save=save)
+    reasons = [result.why_not.get("case") for result in record.load(save).results]
+    assert reasons == [None, "RuntimeError: an illegal memory access", timing.DEVICE_FAILED]
+    found = measure_gpu(spec, device="cpu", tiny=True, save=save, resume=True)
+    assert done == ["first", "second", "third"]
+    assert [bool(result.sides) for result in found.results] == [True, False, True]
+    assert record.load(save) == found
+
+
+def test_a_run_that_is_killed_says_where(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(_: session.Session, result: timing.Result) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        "archc.kernels.bench.run.cases", lambda scale: [cases.Case("layer", "a", "b", killed)] * 2
+    )
+    save = tmp_path / "found.json"
+    with pytest.raises(KeyboardInterrupt):
+        measure_gpu(spec, device="cpu", tiny=True, save=save)
+    (result,) = record.load(save).results
+    assert result.why_not == {"case": timing.ENDED} and not result.left_out
+
+
+def test_peers_are_drawn_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The initial values of a billion weights take minutes of a CPU."""
+    peers(monkeypatch)
+    where: list[str] = []
+    embedding = torch.nn.Embedding.__init__
+
+    def seen(self: Any, *given: Any, **named: Any) -> None:
+        where.append(torch.empty(0).device.type)
+        embedding(self, *given, **named)
+
+    monkeypatch.setattr(torch.nn.Embedding, "__init__", seen)
+    mixer = SimpleNamespace(n_heads=2, n_v_heads=2, head_dim=16, v_dim=16, conv=4, beta=0, decay=0, gate=0)
+    layer = SimpleNamespace(mixer=mixer, mlp=SimpleNamespace(d_ff=8))
+    config = SimpleNamespace(d_model=64, n_layers=1, vocab_size=8, context=8)
+    ours = SimpleNamespace(config=config, layers=[layer])
+    for name in models.PEERS:
+        found = models.peer_model(name, ours, torch.device("meta"), torch.bfloat16)
+        assert found.embedding.weight.device.type == "meta"
+    assert where == ["meta", "meta"]
+
+
+def test_decoding_is_timed_with_joined_matrices(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels that decode a token want them."""
+    prepared: list[bool] = []
+
+    def decoding(model: Any, tokens: torch.Tensor, room: int) -> Callable[[], object]:
+        prepared.append(model.head_weight().stride() != (model.config.d_model, 1))
+        return lambda: None
+
+    monkeypatch.setattr("archc.kernels.bench.model_runs.our_decoding", decoding)
+    monkeypatch.setattr("archc.kernels.bench.model_runs.PEERS", ())
+    monkeypatch.setattr(session.Session, "selftest", lambda self, name: "")
+    monkeypatch.setattr(
+        "archc.kernels.bench.run.cases",
+        lambda scale: [case for case in cases.cases(scale) if case.what == "decoding"],
+    )
+    measure_gpu(spec, device="cpu", tiny=True, rounds=1)
+    assert prepared == [True]
+
+
 @pytest.mark.slow
 def test_peers_that_are_missing_are_noted(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "TIMED", operations.TIMED[:1])
@@ -202,6 +320,7 @@ def test_the_command(spec: Path, tmp_path: Path) -> None:
     assert run("--gpu", "--only", "operations,weather").exit_code == 2
     assert run("--gpu", "--target", "abacus").exit_code == 2
     assert run("--gpu", "--device", "tpu").exit_code == 2
+    assert run("--gpu", "--resume").exit_code == 2
     if not torch.cuda.is_available():
         assert run("--gpu").exit_code == 3
     save = tmp_path / "found.json"

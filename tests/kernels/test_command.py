@@ -117,3 +117,17 @@ def test_without_triton(planned: list[Kernel], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(compiling, "triton_version", lambda search: None)
     done = run()
     assert done.exit_code == 3 and "pip install 'archc-compiler[kernels]'" in done.stderr
+
+
+def test_a_build_may_leave_it_to_the_gpu(
+    planned: list[Kernel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not fit is refused, unless nobody asked: the files are those of a machine without Triton."""
+    planned += [at(7, samples.NO_MATRIX)]
+    monkeypatch.setattr("archc.kernels.check.kernels_of", lambda graph, target: tuple(planned))
+    command = ["build", "small.yaml", "--target", "h100", "--out", "package"]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 1 and "E501" in refused.stderr and not (tmp_path / "package").exists()
+    done = CliRunner().invoke(app, [*command, "--no-verify"])
+    assert done.exit_code == 0 and "they were not compiled, so nobody has seen" in done.stderr, done.output
+    assert (tmp_path / "package" / "selftest.py").exists()

@@ -61,6 +61,7 @@ def run_decoding(session: Session, result: Result, batch: int, graph: bool) -> N
     if model is None:
         return
     model.eval()
+    model.prepare_decode()
     prompt = min(PROMPT, model.config.context // 2)
     tokens = _random_tokens(session, model, batch, prompt)
     room = 8 + 100 * (session.rounds + 1)

@@ -67,6 +67,8 @@ def peer_model(name: str, ours: Any, device: torch.device, dtype: torch.dtype) -
     Raises ImportError where the package is missing, AttributeError where our model's layers are not of the kind that
     the peer has.
     """
+    import torch
+
     config, first = ours.config, ours.layers[0]
     # torch's Module raises AttributeError for what a layer does not have.
     if name == "fla":
@@ -92,7 +94,7 @@ def peer_model(name: str, ours: Any, device: torch.device, dtype: torch.dtype) -
             attn=attention,
             **_layer_sizes(first.mixer),
         )
-        found = models.GatedDeltaNetForCausalLM(wanted)
+        kind = models.GatedDeltaNetForCausalLM
     else:
         transformers: Any = importlib.import_module("transformers")
         heads = max(config.d_model // 64, 1)
@@ -107,14 +109,19 @@ def peer_model(name: str, ours: Any, device: torch.device, dtype: torch.dtype) -
             tie_word_embeddings=True,
             attn_implementation="sdpa",
         )
-        found = transformers.LlamaForCausalLM(wanted)
+        kind = transformers.LlamaForCausalLM
+    with torch.device(device):  # a billion weights are drawn faster there
+        found = kind(wanted)
     return found.to(device=device, dtype=dtype)
 
 
 def peer_layer(ours: Any, d_model: int, device: torch.device, dtype: torch.dtype) -> Any:
     """The peer's layer of the sizes of our mixer. Raises ImportError, AttributeError like `peer_model`."""
+    import torch
+
     layers: Any = importlib.import_module("fla.layers")
-    found = layers.GatedDeltaNet(hidden_size=d_model, layer_idx=0, **_layer_sizes(ours))
+    with torch.device(device):
+        found = layers.GatedDeltaNet(hidden_size=d_model, layer_idx=0, **_layer_sizes(ours))
     return found.to(device=device, dtype=dtype)
 
 

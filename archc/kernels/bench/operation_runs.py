@@ -46,8 +46,8 @@ def run_operation(session: Session, result: Result, timed: Timed, shape: Shape, 
     sides += session.peer(result, "fla", lambda: run_of(PeerSide(timed), lambda found: found[0]))
     sides.append(Side("sdpa", _softmax(raw, gradients, back)))
     compare(result, sides, copies, session.clock, session.rounds)
-    _note_differences(result, sides)
     session.shares(result, shape.B * shape.T, *_work(timed, shape, back))
+    _note_differences(result, sides)
 
 
 def _softmax(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archc import __version__
-from archc.kernels.bench.timing import Result
+from archc.kernels.bench.timing import Figure, Ratio, Result
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,22 @@ class GpuBench:
 
     def save(self, path: Path) -> None:
         """Write all of it."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        part = path.with_name(path.name + ".part")  # a run that is killed while it writes loses nothing
+        part.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+
+
+def load(path: Path) -> GpuBench:
+    """What `save` wrote."""
+    found = GpuBench(**json.loads(path.read_text(encoding="utf-8")))
+    results: list[Any] = found.results
+    found.results = [Result(**given) for given in results]
+    for result in found.results:
+        sides: dict[str, Any] = result.sides
+        ratios: dict[str, Any] = result.ratios
+        result.sides = {name: Figure(**given) for name, given in sides.items()}
+        result.ratios = {name: Ratio(**given) for name, given in ratios.items()}
+    return found
 
 
 def lines(found: GpuBench) -> Iterator[str]:

@@ -31,13 +31,12 @@ class Session:
         *,
         rounds: int,
         seconds: float,
-        allow_torch: bool,
         tell: Callable[[str], None],
     ) -> None:
         import torch
 
         self.spec, self.target, self.device, self.folder = spec, target, device, folder
-        self.rounds, self.allow_torch, self.tell = rounds, allow_torch, tell
+        self.rounds, self.tell = rounds, tell
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.clock = clock_for(device)
         self.budget = Budget(seconds)
@@ -45,17 +44,31 @@ class Session:
         self.built: dict[str, str] = {}  # what keeps a package from being timed, empty where nothing does
         self._model: Any = None
 
+    def resume(self, earlier: GpuBench) -> None:
+        """Go on where another run ended: keep its results, and do not build again what failed its self-test."""
+        self.found.results = [result for result in earlier.results if not result.left_out]
+        self.found.selftests = earlier.selftests
+        for name, tests in earlier.selftests.items():
+            if tests["failed"]:
+                self.built[name] = REFUSED + tests["failed"][0]
+
     def package(self, name: str, source: Any, result: Result) -> bool:
         """Build a package and run its self-test, once; whether it may be timed."""
         from archc.pipeline import build
 
         if name not in self.built:
-            build(source, self.folder / name, target=self.target, allow_torch=self.allow_torch)
-            importlib.invalidate_caches()
-            self.tell(f"self-test of {name}")
-            self.built[name] = self.selftest(name)
+            try:
+                # Not compiled ahead of time: here the self-test says what this device makes of the kernels.
+                build(source, self.folder / name, target=self.target, verify=False)
+                importlib.invalidate_caches()
+                self.tell(f"self-test of {name}")
+                failed = self.selftest(name)
+                self.built[name] = REFUSED + failed if failed else ""
+            except Exception as error:  # the same for every case that wants it
+                text = str(error).splitlines()
+                self.built[name] = f"not timed: {type(error).__name__}: {text[0] if text else ''}"
         if self.built[name]:
-            result.why_not["case"] = REFUSED + self.built[name]
+            result.why_not["case"] = self.built[name]
         return not self.built[name]
 
     def selftest(self, name: str) -> str:

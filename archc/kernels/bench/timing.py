@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
+
+
+TIME_UP = "the time was up"
+DEVICE_FAILED = "the device had failed before"
+ENDED = "the run ended here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,11 @@ class Result:
     difference: dict[str, float] = field(default_factory=dict)  # of a peer's output, over our largest element
     rounds: int = 0
 
+    @property
+    def left_out(self) -> bool:
+        """Whether the run ended before this case, which another run may take up."""
+        return self.why_not.get("case") in (TIME_UP, DEVICE_FAILED)
+
 
 class Clock(Protocol):
     """Measures work on a device."""
@@ -72,6 +83,10 @@ class Clock(Protocol):
 
     def forget(self) -> None:
         """Give memory back after a failure."""
+        ...
+
+    def alive(self) -> bool:
+        """Whether the device still works: after an access outside of memory nothing does in this process."""
         ...
 
 
@@ -90,6 +105,10 @@ class WallClock:
 
     def forget(self) -> None:
         """Nothing is kept."""
+
+    def alive(self) -> bool:
+        """A CPU does."""
+        return True
 
 
 class CudaClock:
@@ -126,7 +145,18 @@ class CudaClock:
         import torch
 
         gc.collect()
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # of a device that failed
+            torch.cuda.empty_cache()
+
+    def alive(self) -> bool:
+        """Whether waiting for the device raises what a kernel did to it."""
+        import torch
+
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+        return True
 
 
 class Budget:
@@ -180,8 +210,12 @@ def compare(
 
     def measure(side: Side) -> None:
         count = counts[side.name]
-        taken = clock.seconds(lambda: [side.run(number % copies) for number in range(count)])
-        times[side.name].append(taken / count)
+
+        def runs() -> None:
+            for number in range(count):
+                side.run(number % copies)  # not kept: the next run takes the same memory again
+
+        times[side.name].append(clock.seconds(runs) / count)
 
     for side in sides:
         attempt(side, prepare)
