@@ -311,6 +311,11 @@ def owner_of(node: Node, module: Module) -> str:
     return share or "self"
 
 
+def filled(form: str, *operands: str) -> str:
+    """A format over printed operands without two signs beside each other: `-{0}` of `-a` is `a`."""
+    return form.format(*operands).replace(" + -", " - ").replace("--", "")
+
+
 def call(function: str, *args: str | Code | None, **named: str | Code | None) -> Code:
     """`function(a, b, name=c)`; arguments that are None are left out."""
     texts = [arg.text if isinstance(arg, Code) else arg for arg in args if arg is not None]

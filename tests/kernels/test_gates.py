@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import archc
 from archc.codegen.package import package_files
 from archc.graph.functions import FUNCTIONS
 from archc.graph.types import Graph
@@ -22,6 +23,7 @@ from archc.kernels.targets import load_target, target_names
 from archc.kernels.triton_derivatives import SLOPES
 from archc.pipeline import graph_of, sources_of
 from archc.printing.letters import assign_letters
+from archc.printing.printer import filled
 from tests.laws.subjects import LIBRARY, one_mixer
 
 TARGETS = [pytest.param(name, marks=pytest.mark.slow) for name in ("h100", "a100")]
@@ -199,6 +201,14 @@ def test_bounds() -> None:
         assert target.vector_rate is not None and target.vector_rate < target.matrix_rate["bf16"] / 1.9, (
             target.name
         )
+
+
+def test_signs() -> None:
+    """Two of them are none, in the printer and nowhere else; a difference is printed as one."""
+    assert filled("-softplus(-{0})", "-a") == "-softplus(a)"
+    assert filled("{0} + {1}", "a", "-b * c") == "a - b * c"
+    folder = Path(archc.__file__).parent
+    assert [p.name for p in folder.rglob("*.py") if '.replace("--"' in p.read_text()] == ["printer.py"]
 
 
 def test_what_is_made_of_polynomials_counts_as_the_language_says() -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from archc.printing.printer import Code
+from archc.printing.printer import Code, filled
 
 MASKS = {"TC": "in_TC", "T": "in_T", "C": "in_C"}
 
@@ -62,7 +62,7 @@ class Lines:
     def _plain(self, value: Value) -> Code:
         inner = value.kind if value.inner is None else value.inner
         parts = [self.text(needed, inner).at(value.need) for needed in value.inputs]
-        text = value.text.format(*parts).replace(" + -", " - ").replace("--", "")
+        text = filled(value.text, *parts)
         return Code(re.sub(r"\(\(([^()]*)\)\)", r"(\1)", text), value.level)
 
     def bind(self, value: Value) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from archc.graph.costs import Sizes
 from archc.graph.types import Module, Node, Ref, ValueType
 from archc.kernels.triton_functions import FUNCTIONS, HELPERS
-from archc.printing.printer import Code, Printer, decimal
+from archc.printing.printer import Code, Printer, decimal, filled
 from archc.spec import expressions as ex
 from archc.spec.axes import Axis
 from archc.tiles.kind import RecurrenceKind
@@ -353,7 +353,7 @@ class Tiles:
             codes.append(code.at(form.operand))
             zeros.append(tile.zero or tile.kind == "")
         zero = form.zero(tuple(zeros)) and at.kind != ""
-        return Tile(Code(form.triton.format(*codes).replace("--", ""), form.level), at.kind, zero)
+        return Tile(Code(filled(form.triton, *codes), form.level), at.kind, zero)
 
     def _part(self, axes: Sequence[Axis], own: Sequence[Axis], at: At) -> At:
         """The entries of an operand that has some of the axes."""
