@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import replace
 
 import pytest
 
-from archc.kernels.compile import verify
+from archc.kernels.compile import _reached, verify
 from archc.kernels.fit import judge
 from archc.kernels.kernel import Kernel
 from archc.kernels.recurrence import Use, chunked, recurrence_kernels
@@ -138,3 +139,33 @@ def test_walks_over_tokens_fit(rate: bool, K: int, V: int) -> None:
     kind = RecurrenceKind("elementwise", decay_rate=rate)
     fits = verify(list(launched(kind, K, V).values()), H100)
     assert [(fit.title, fit.verdict) for fit in fits if not fit.fits] == [] and len(fits) == 4
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        RecurrenceKind("head", "delta"),
+        RecurrenceKind("head", normalize="sum"),
+        RecurrenceKind("key", "delta"),
+        RecurrenceKind("key", "pair"),
+        RecurrenceKind("value"),
+        RecurrenceKind("elementwise"),
+    ],
+    ids=lambda kind: f"{kind.decay}-{kind.erase}-{kind.normalize}",
+)
+def test_launches_bring_memory_for_descriptors_to_their_thread(kind: RecurrenceKind) -> None:
+    """Triton keeps its allocator by thread, and autograd goes back through a model in another one."""
+    source = launched(kind, 64, 64)["walk", ""].source
+    module = ast.parse(source)
+    makers = set()
+    for function in module.body:
+        if isinstance(function, ast.FunctionDef) and not function.decorator_list:
+            calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+            names = {ast.unparse(call.func.value) for call in calls if isinstance(call.func, ast.Subscript)}
+            if any("make_tensor_descriptor" in text for name in names for text in _reached(source, name)):
+                makers.add(function.name)
+                first = function.body[bool(ast.get_docstring(function))]
+                assert ast.unparse(first) == "triton.set_allocator(_scratch)", function.name
+    forward = "chunk_forward" if kind.normalize == "none" else "normalized_forward"
+    expected = {forward, forward.replace("forward", "backward")} if kind.decay != "elementwise" else set()
+    assert makers == expected
