@@ -177,3 +177,24 @@ def test_a_result_below_the_smallest_step_of_its_dtype_may_be_zero(folder: Path)
     assert rounding(torch.float16, torch.tensor([5e-22])) == 2.0**-24
     assert rounding(torch.bfloat16, torch.tensor([5e-22])) == pytest.approx(5e-22 * 2**-7)
     assert rounding(torch.float16, torch.tensor([1.0, -3.0])) == 3 * 2.0**-10
+
+
+def test_chance_is_drawn_where_the_operands_lie(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a CPU's random numbers would take most of the time; a seed gives the same ones each time."""
+    import_folder(folder, "chances")
+    rounded = imported("chances.selftest_oracle").RoundedProducts
+    devices: list[object] = []
+    draw = torch.randint
+
+    def seen(*given: Any, **named: Any) -> torch.Tensor:
+        devices.append((named.get("device"), named["generator"].device))
+        return draw(*given, **named)
+
+    monkeypatch.setattr(torch, "randint", seen)
+    x = torch.randn(2, 16, 16)
+    found = []
+    for seed in (1, 1, 2):
+        with rounded(torch.bfloat16, seed):
+            found.append(torch.bmm(x, x))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert devices == [(x.device, x.device)] * 6
