@@ -58,7 +58,7 @@ def _of(gate: Gate, module: Module, source: str, dtype: str, warp_size: int) -> 
     # Entries of a token; of what all tokens share, one for each entry or head of a program's tokens.
     entries: dict[str, float] = {}
     entries |= {o.plain: heads * channels if o.kind == "TC" else heads for o in gate.operands if o.per_token}
-    entries |= {result.plain: heads * channels for result in gate.results}
+    entries |= {r.plain: heads * channels if r.kind == "TC" else heads for r in gate.results}
     entries |= {f"d{name}": count for name, count in entries.items()}
     span = max(TOKENS, block_t)
     parts = heads if gate.outer else -(-channels // block_c)

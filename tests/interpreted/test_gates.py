@@ -197,16 +197,18 @@ def test_pieces_of_a_wider_tensor(regions_of: Any) -> None:
     """Operands are read where they lie, slopes that are expanded are not."""
     loaded, which = regions_of("kda")
     [(module, gate)] = which
-    (x, bias, rate), _ = draw(module, gate, (2, 21))
-    run(loaded, gate, [x, bias, rate], [], True)
-    wide = torch.cat((x, x + 1), -2)
+    (gain, x, bias, rate), _ = draw(module, gate, (2, 21))
+    run(loaded, gate, [gain, x, bias, rate], [], True)
+    wide, gains = torch.cat((x, x + 1), -2), torch.cat((gain, gain + 1), -1)
+    want = loaded.gates.kda_beta_decay(gain, x, bias, rate)
     with counting() as counted:
-        apart = loaded.gates.kda_decay(wide[:, :, : x.shape[2]], bias, rate)
-    assert torch.equal(apart, loaded.gates.kda_decay(x, bias, rate))
-    assert [launch.name for launch in counted.launches] == ["kda_decay_kernel"] and not counted.others
+        apart = loaded.gates.kda_beta_decay(gains[:, :, : x.shape[2]], wide[:, :, : x.shape[2]], bias, rate)
+    assert all(map(torch.equal, apart, want))
+    assert [launch.name for launch in counted.launches] == ["kda_beta_decay_kernel"] and not counted.others
     turned = x.transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
-    assert torch.equal(loaded.gates.kda_decay(turned, bias, rate), loaded.gates.kda_decay(x, bias, rate))
-    (slope,) = torch.autograd.grad(loaded.gates.kda_decay(turned, bias, rate).sum(), turned)
+    beta, decay = loaded.gates.kda_beta_decay(gain, turned, bias, rate)
+    assert torch.equal(beta, want[0]) and torch.equal(decay, want[1])
+    (slope,) = torch.autograd.grad(decay.sum(), turned)
     assert torch.isfinite(slope).all()
 
 
@@ -241,7 +243,8 @@ def test_bytes(name: str, regions_of: Any) -> None:
             moved.append([launch.distinct for launch in launches])
         forward, backward = (b - a for a, b in zip(*moved))
         read = sum(x.numel() for x, o in zip(operands, gate.operands) if o.per_token and o.loaded)
-        assert forward == 4 * span * (read + len(gate.results) * entries)
+        written = sum(entries if r.kind == "TC" else shape[: gate.outer].numel() for r in gate.results)
+        assert forward == 4 * span * (read + written)
         heads = heads_of(module)
         assert (forward, backward) == tuple(
             round(planned[f"{gate.name}{end}"] * heads * span) for end in ENDS
@@ -252,7 +255,7 @@ def test_bytes(name: str, regions_of: Any) -> None:
 @pytest.mark.parametrize(
     ("use", "heads", "wanted"),
     [
-        ({"use": "kda", "n_heads": 1}, 1, [(3840, 5888), (768, 1032), (6, 1)]),
+        ({"use": "kda", "n_heads": 1}, 1, [(3844, 5894), (772, 1038), (7, 1)]),
         ({"use": "gated_deltanet", "n_heads": 8, "head_dim": 16}, 8, [(34, 52), (10, 14), (7, 1)]),
     ],
 )
@@ -299,7 +302,7 @@ def test_compiles_without_a_break(regions_of: Any) -> None:
     loaded, [(module, gate)] = regions_of("kda")
     operands, numbers = draw(module, gate, (2, 21))
     want = run(loaded, gate, operands, numbers, True)
-    compiled = torch.compile(loaded.gates.kda_decay, fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled = torch.compile(loaded.gates.kda_beta_decay, fullgraph=True, backend="aot_eager", dynamic=True)
     for mine, theirs in zip(results(compiled, operands, numbers), want, strict=True):
         assert torch.equal(mine, theirs)
 

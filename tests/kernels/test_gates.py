@@ -89,6 +89,11 @@ def in_short(gate: Gate) -> tuple[list[str], list[str]]:
             },
             [],
         ),
+        (  # and one of numbers of a head a region of their channels
+            {"a": X, "gain": "linear(x, [n_heads])", "b": "sigmoid(gain)", "c": "tanh(a) * 2",
+             "u": "linear(b, d_model)", "v": "linear(c, d_model)", "y": "u + v"},
+            [(["b", "c"], ["gain", "a"])],
+        ),
         (  # a lone operation joins one over the same axes
             {"a": "linear(x, [n_heads])", "b": "linear(x, [n_heads])", "c": "exp(a) + 1", "d": "tanh(b)",
              "u": "linear(c, d_model)", "v": "linear(d, d_model)", "y": "u + v"},
@@ -121,7 +126,7 @@ def test_files() -> None:
         files, plain = sources_of(LIBRARY[name], "h100"), sources_of(LIBRARY[name])
         assert ("gates.py" in files) == ("gates_kernels.py" in files) == has
         assert not {"gates.py", "gates_kernels.py"} & set(plain)
-        assert "kda_decay" not in plain["model.py"]
+        assert "kda_beta_decay" not in plain["model.py"]
     text = sources_of(LIBRARY["kda"], "h100")["gates.py"]
     assert "triton" not in text and "\n    from .gates_kernels import" in text
 
@@ -170,23 +175,26 @@ def test_described_as_launched(launched: Mapping[str, Any]) -> None:
 def test_types() -> None:
     """A decay and its parameters are float32, what comes from a matrix has the dtype of the model."""
     forward, backward = gate_kernels(graph_of(LIBRARY["kda"]))
-    assert (forward.name, forward.role) == ("kda_decay_kernel", "gates")
+    assert (forward.name, forward.role) == ("kda_beta_decay_kernel", "gates")
     pointers = [type_ for type_ in forward.signature.values() if str(type_).startswith("*")]
-    assert pointers == ["*bf16", "*fp32", "*fp32", "*fp32"]
+    assert pointers == ["*bf16", "*bf16", "*fp32", "*fp32", "*bf16", "*fp32"]
     pointers = [type_ for type_ in backward.signature.values() if str(type_).startswith("*")]
-    assert pointers == ["*fp32", "*bf16", "*fp32", "*fp32", "*bf16", "*fp32", "*fp32"]
+    read = ["*bf16", "*fp32", "*bf16", "*bf16", "*fp32", "*fp32"]
+    assert pointers == [*read, "*bf16", "*bf16", "*fp32", "*fp32"]
     assert forward.span is not None and forward.span.path.endswith("mamba_channel_decay.yaml")
 
 
 def test_work() -> None:
-    """FLOP and exponentials a token and head of -exp(A_log) softplus(x + dt_bias), counted by hand: 16 channels."""
+    """FLOP and exponentials a token and head of -exp(A_log) softplus(x + dt_bias) and beta, counted by hand: 16 channels."""
     forward, backward = gate_kernels(graph_of(LIBRARY["kda"]))
     # x + bias and the product are 2 FLOP; softplus has 5, a logarithm and an exponential. exp(A_log) for 64 tokens.
-    assert (forward.flops, forward.exponentials) == (16 * (2 + 5), 16 * 2 + 1 / 64)
+    # beta is a sigmoid: 2 FLOP and an exponential.
+    assert (forward.flops, forward.exponentials) == (16 * (2 + 5) + 2, 16 * 2 + 1 + 1 / 64)
     # x + bias; d exp(A_log); times a sigmoid, which has 2 and an exponential; d softplus; a sum of either for a tile of
     # 64 tokens, which is added to those before, of channels and of the head; a product for all 128 tokens.
-    assert backward.flops == 16 * (1 + 1 + 3 + 6 + 1 + 1) + (16 + 1) / 64 + 1 / 128
-    assert backward.exponentials == 16 * 3 + 1 / 128
+    # beta again, and d beta (1 - beta).
+    assert backward.flops == 16 * (1 + 1 + 3 + 6 + 1 + 1) + (16 + 1) / 64 + 1 / 128 + 2 + 3
+    assert backward.exponentials == 16 * 3 + 1 + 1 / 128
 
 
 def test_bounds() -> None:

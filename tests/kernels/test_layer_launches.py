@@ -22,15 +22,28 @@ MIXERS = {
         "{use: gated_deltanet, n_heads: 2, head_dim: 32}",
         ["conv_act_norm", "gated_deltanet_beta_decay", "chunk", "rmsnorm"],
     ),
-    "kda": ("{use: kda, n_heads: 2, head_dim: 32}", ["conv_act_norm", "kda_decay", "chunk", "rmsnorm"]),
+    "kda": ("{use: kda, n_heads: 2, head_dim: 32}", ["conv_act_norm", "kda_beta_decay", "chunk", "rmsnorm"]),
     "hgrn": ("{use: hgrn}", ["hgrn_decay_h", "scan", "rmsnorm"]),
     "linear_attention": (
         "{use: linear_attention, n_heads: 2}",
         ["linear_attention_phi_q", "linear_attention_phi_k", "normalized"],
     ),
 }
-# Operations of torch that move whole tiles of activations: a layer has none of these beside its kernels.
-WHOLE = ("conv", "silu", "norm", "cat", "cumsum", "constant_pad", "copy_", "clone", "pow", "div.Tensor")
+# Operations of torch that move whole tiles of activations, or are a launch of their own for a number of each head: a
+# layer has none of these beside its kernels.
+WHOLE = (
+    "conv",
+    "silu",
+    "sigmoid",
+    "norm",
+    "cat",
+    "cumsum",
+    "constant_pad",
+    "copy_",
+    "clone",
+    "pow",
+    "div.Tensor",
+)
 BACK = {"gated": "glu_backward", "chunk": "chunk_reverse", "normalized": "normalized_reverse"}
 
 

@@ -37,8 +37,9 @@ class Backward:
         reaching: dict[Ref, list[Value]] = {}
         for ref in self.region.results:
             name = self.own.plain[ref]
-            text = f"tl.load(d{name}_ptr + at_TC, in_TC, 0.0).to(tl.float32)"
-            reaching[ref] = [Value(text, kind="TC", wish=f"d{name}", keep=True)]
+            kind = self.own.kind(self.graph.type_of(ref))
+            text = f"tl.load(d{name}_ptr + {self.own.place(kind)}, {MASKS[kind]}, 0.0).to(tl.float32)"
+            reaching[ref] = [Value(text, kind=kind, wish=f"d{name}", keep=True)]
         sums: dict[Ref, list[Value]] = {}
         for node in reversed(self.region.nodes):
             if node.type.rate == "token":
@@ -72,10 +73,11 @@ class Backward:
         stores = []
         for ref, value in zip(reached, stored):
             kind = self.own.kind(self.graph.type_of(ref))
-            at = "at_TC" if kind == "TC" else f"t_T{' * HEADS + h' if self.region.outer else ''}"
             lines.bind(value)
             text = lines.text(value, kind).text
-            stores.append(f"tl.store(d{self.own.plain[ref]}_ptr + {at}, {text}, {MASKS[kind]})")
+            stores.append(
+                f"tl.store(d{self.own.plain[ref]}_ptr + {self.own.place(kind)}, {text}, {MASKS[kind]})"
+            )
         own_lines = loads_first(lines.own)
         lines.own = []
         ahead, lines.model = lines.model, []

@@ -171,6 +171,10 @@ class Forward:
             return f"{name}_ptr + {'at_C' if type_.axes == self.region.axes else 'c_C'}"
         return f"{name}_ptr" + (" + h" if outer and type_.axes else "")
 
+    def place(self, kind: str) -> str:
+        """Where a program's entries lie in a tensor without gaps that tokens have."""
+        return "at_TC" if kind == "TC" else f"t_T{' * HEADS + h' if self.region.outer else ''}"
+
     def load(self, ref: Ref) -> Value:
         kind = self.kind(self.graph.type_of(ref))
         mask = f", {MASKS[kind]}, 0.0" if kind else ""
@@ -237,9 +241,10 @@ class Forward:
         lines = Lines(self.named(), values)
         body: list[str] = []
         for ref, value in zip(self.region.results, values):
+            kind = self.kind(self.graph.type_of(ref))
             lines.bind(value)
-            text = lines.text(value, "TC").text
-            body.append(f"tl.store({self.plain[ref]}_ptr + at_TC, {text}, in_TC)")
+            text = lines.text(value, kind).text
+            body.append(f"tl.store({self.plain[ref]}_ptr + {self.place(kind)}, {text}, {MASKS[kind]})")
         return (*loads_first(lines.model), *loads_first(lines.own), *body), counted(values)
 
     def named(self) -> set[str]:

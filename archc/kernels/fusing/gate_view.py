@@ -38,11 +38,12 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a launch gives. `dtype`: as Python reads it off the operands. `single`: it is float32."""
+    """What a launch gives. `kind`: as of operands. `dtype`: as Python reads it off them. `single`: it is float32."""
 
     name: str
     plain: str
     ref: Ref
+    kind: str
     dtype: str
     single: bool
 
@@ -52,7 +53,7 @@ class Gate:
     """What the templates show of one region.
 
     `name`: of its function; `title`: the equations. `numbers`: static numbers, by the name of their argument. `like`:
-    the operand that has the shape of the results. `form`: the torch form's statements and what it returns. `before`,
+    an operand that has all axes. `form`: the torch form's statements and what it returns. `before`,
     `inner`, `after`: lines of the backward ahead of its loop over tokens, in it, behind it. `counts`: what forward and
     backward compute.
     """
@@ -128,11 +129,20 @@ class Gate:
         found += ["None"] * len(self.numbers)
         return f"({found[0]},)" if len(found) == 1 else ", ".join(found)
 
+    @property
+    def lead(self) -> Result:
+        """A result that has all axes."""
+        return next(result for result in self.results if result.kind == "TC")
+
+    def shape(self, result: Result) -> str:
+        """The shape of a result: that of an operand, or of its heads alone."""
+        return f"{self.like}.shape" if result.kind == "TC" else f"{self.like}.shape[:{2 + self.outer}]"
+
     def empty(self, operand: Operand) -> str:
         """Memory for its gradient, in the backward: in the shape of what is kept, else of what reaches a result."""
         if operand in self.kept:
             return f"{operand.name}.new_empty({operand.name}.shape)"
-        like = f"d{self.results[0].name}"
+        like = f"d{self.lead.name}"
         shape = f"{like}.shape" if operand.kind == "TC" else f"{like}.shape[:{2 + self.outer}]"
         return f"{like}.new_empty({shape}, dtype={operand.name}_dtype)"
 

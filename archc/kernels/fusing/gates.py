@@ -99,4 +99,5 @@ def _result(ref: Ref, writer: Forward) -> Result:
     if len(names) > 1:
         dtype = f"_promoted({', '.join(names)})"
     single = made_of is None or ref.node in writer.single
-    return Result(writer.lettered(ref), writer.plain[ref], ref, dtype, single)
+    kind = writer.kind(writer.graph.type_of(ref))
+    return Result(writer.lettered(ref), writer.plain[ref], ref, kind, dtype, single)

@@ -2,7 +2,8 @@
 
 A region is what can be read once and written once: elementwise nodes over the same axes, what they are made of alone,
 and the values of the model that only they read. It replaces two operations of torch at least. What several launches
-would read is a region of several results; a lone operation joins one over the same axes, which saves its launch.
+would read is a region of several results; a lone operation joins one over the same axes, or one whose axes of heads are
+its own, which saves its launch.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Region:
     """Elementwise nodes that one launch computes.
 
     `nodes`: by id, conversions to float32 that others read, too, among them. `results`: those that others read.
-    `operands`: what the nodes read. `axes`: of every result; the first `outer` of them count the heads of a program.
+    `operands`: what the nodes read. `axes`: of the results; the first `outer` of them count the heads of a program, and
+    some results may have those alone.
     """
 
     nodes: tuple[Node, ...]
@@ -60,6 +62,7 @@ class _Finder:
     def __init__(self, graph: Subgraph, among: set[int], sizes: Sizes) -> None:
         self.graph = graph
         self.sizes = sizes
+        self.by_head = False  # whether results may be numbers of a head
         self.roots = set(graph.roots())
         self.readers: dict[int, set[int]] = {}
         for number in reached(graph, self.roots):
@@ -77,6 +80,7 @@ class _Finder:
         groups = self._seeds()
         groups = self._joined(groups, self._feeds)
         groups = self._joined(groups, self._share)
+        self.by_head = True
         groups = self._joined(groups, lambda a, b: min(len(a), len(b)) == 1 < max(len(a), len(b)))
         made = [(self.region(group), group) for group in groups]
         kept = [region for region, group in made if region is not None and self._pays(region)]
@@ -155,11 +159,12 @@ class _Finder:
         ]
         if not 0 < len(results) <= RESULTS:
             return None
-        axes = nodes[results[0].node].type.axes
+        axes = max((nodes[ref.node].type.axes for ref in results), key=len)
         last = max(ref.node for ref in results)
         for ref in results:
             outside = self.readers.get(ref.node, set()) - inside
-            if nodes[ref.node].type.axes != axes or any(reader <= last for reader in outside):
+            own = nodes[ref.node].type.axes
+            if own != axes and not self.by_head or any(reader <= last for reader in outside):
                 return None
         ordered = tuple(nodes[n] for n in sorted(inside))
         operands = tuple(
