@@ -185,7 +185,7 @@ def test_types() -> None:
 
 
 def test_work() -> None:
-    """FLOP and exponentials a token and head of -exp(A_log) softplus(x + dt_bias) and beta, counted by hand: 16 channels."""
+    """FLOP and exponentials a token and head of beta and -exp(A_log) softplus(x + dt_bias), 16 channels, by hand."""
     forward, backward = gate_kernels(graph_of(LIBRARY["kda"]))
     # x + bias and the product are 2 FLOP; softplus has 5, a logarithm and an exponential. exp(A_log) for 64 tokens.
     # beta is a sigmoid: 2 FLOP and an exponential.
