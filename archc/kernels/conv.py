@@ -77,9 +77,21 @@ def _kernels_of(group: tuple[Chain, ...], sizes: Sizes, dtype: str) -> list[Kern
         aligned = tuple(
             key for key in types if key not in _LENGTHS and (key != "strides" or _even(constants))
         )
+        case = f"{sum(constants['CHANNELS'])} channels{', continued' if continued else ''}"
         kernels.append(
             Kernel(
-                "conv_kernels.py", source, name, "conv", types, values, aligned, warps, 1, False, conv.span
+                "conv_kernels.py",
+                source,
+                name,
+                "conv",
+                types,
+                values,
+                aligned,
+                warps,
+                1,
+                False,
+                conv.span,
+                case,
             )
         )
     return kernels

@@ -111,7 +111,8 @@ def norm_kernels(
     warps = max(block_t * block_w // (ENTRIES_A_THREAD * warp_size), 1)
     strides = ("x_token", "x_head", "gate_token", "gate_head", "weight_head") if width % 16 == 0 else ()
     names = ("rmsnorm_kernel", "rmsnorm_backward_kernel")
-    return [_kernel("norm", name, constants, strides, dtype, warps, span) for name in names]
+    case = f"{width} entries{'' if activation is None else f', gate {activation}'}"
+    return [_kernel("norm", name, constants, strides, dtype, warps, span, case) for name in names]
 
 
 def glu_kernels(
@@ -132,7 +133,8 @@ def glu_kernels(
     warps = ENTRIES // (ENTRIES_A_THREAD * warp_size)
     strides = ("gate_row", "up_row") if width % 16 == 0 else ()
     names = ("glu_kernel", "glu_backward_kernel")
-    return [_kernel("gated", name, constants, strides, dtype, warps, span) for name in names]
+    case = f"{width} entries, {activation}"
+    return [_kernel("gated", name, constants, strides, dtype, warps, span, case) for name in names]
 
 
 def scan_kernels(
@@ -155,7 +157,8 @@ def scan_kernels(
         warps = SCAN_TOKENS * SCAN_CHANNELS // (SCAN_ENTRIES_A_THREAD * warp_size)
         strides = ("g_row", "g_token", "g_outer") if inner == 0 and channels % 16 == 0 else ()
         names = ("scan_kernel", "scan_backward_kernel")
-        found += [_kernel("scan", name, constants, strides, dtype, warps, span) for name in names]
+        case = f"{channels} channels{', continued' if continued else ''}"
+        found += [_kernel("scan", name, constants, strides, dtype, warps, span, case) for name in names]
     return found
 
 
@@ -167,6 +170,7 @@ def _kernel(
     dtype: str,
     num_warps: int,
     span: Span | None,
+    case: str,
 ) -> Kernel:
     """Pointers and `strides` are multiples of 16."""
     file = "glu_kernels" if role == "gated" else f"{role}_kernels"
@@ -175,7 +179,9 @@ def _kernel(
     source = path.read_text(encoding="utf-8")
     signature = {key: _type(key, dtype) for key in _ARGUMENTS[name].split() if key not in constants}
     aligned = tuple(key for key in signature if key.endswith("_ptr") or key in strides)
-    return Kernel(f"{file}.py", source, name, role, signature, constants, aligned, num_warps, 3, False, span)
+    return Kernel(
+        f"{file}.py", source, name, role, signature, constants, aligned, num_warps, 3, False, span, case
+    )
 
 
 def _type(argument: str, dtype: str) -> str:

@@ -11,10 +11,13 @@ import pytest
 from archc.kernels.compile import _reached, verify
 from archc.kernels.fit import judge
 from archc.kernels.kernel import Kernel
+from archc.kernels.plan import kernels_of
 from archc.kernels.recurrence import Use, chunked, recurrence_kernels
 from archc.kernels.targets import Target, load_target
+from archc.pipeline import graph_of
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.views import arguments
+from tests.support.packages import SPECS
 
 H100 = load_target("h100")
 
@@ -169,3 +172,14 @@ def test_launches_bring_memory_for_descriptors_to_their_thread(kind: RecurrenceK
     forward = "chunk_forward" if kind.normalize == "none" else "normalized_forward"
     expected = {forward, forward.replace("forward", "backward")} if kind.decay != "elementwise" else set()
     assert makers == expected
+
+
+@pytest.mark.parametrize("name", ["gdn_hybrid_340m", "recurrentgemma_2b"])
+def test_no_two_kernels_of_a_model_have_the_same_title(name: str) -> None:
+    """Else nobody knows which row of the table, or which error, is about which."""
+    fits = [
+        judge(kernel, H100, None, "3.7.1")
+        for kernel in kernels_of(graph_of(SPECS / "models" / f"{name}.yaml", target=H100), H100)
+    ]
+    titles = [(fit.file, fit.title) for fit in fits]
+    assert sorted(set(titles)) == sorted(titles)
