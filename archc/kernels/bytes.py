@@ -12,11 +12,14 @@ from typing import Literal, Protocol
 
 from archc.kernels.counting.counted import Counted
 from archc.tiles.costs import count
+from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import SEGMENT
 from archc.tiles.triton_channel_reverse import channel_kernels
 from archc.tiles.triton_pair_reverse import PairAgain, has_pair_reverse
 from archc.tiles.triton_source import walk_form
+from archc.tiles.triton_walk_again import Again
+from archc.tiles.triton_walk_back import Back
 from archc.tiles.views import arguments, kernel_arguments
 
 Schedule = Literal["walk", "chunks"]
@@ -141,6 +144,44 @@ def planned(
         found["carry"] = between_spans + start
         walk += start
     return {**found, "walk": walk}
+
+
+def planned_by_head(
+    kind: RecurrenceKind,
+    K: int,
+    V: int,
+    columns: int,
+    channels: int,
+    itemsize: int = 2,
+    segment: int = SEGMENT,
+) -> dict[str, float]:
+    """Bytes of each kernel of the backward of a class with a decay per head or none, and of the sums after it.
+
+    columns, channels: of a program of `walk_back` and of `walk_again`. A tensor counts once, or once for each block.
+    """
+    C, blocks, parts = kind.chunk, -(-V // columns), -(-K // channels)
+    back = Back(kind, forward(kind)).view()
+    again = Again(kind, forward(kind), several=blocks > 1).view()
+    size: dict[str, int] = dict.fromkeys(
+        ("q", "k", "w", "r", "dq", "dk", "dw", "dr", "dk_write"), itemsize * K
+    )
+    size |= dict.fromkeys(("v", "do", "U", "dv", "dE"), itemsize * V)
+    size |= {"X": itemsize * C, "beta": itemsize, **dict.fromkeys(("decay", "written", "ddecay", "dbeta"), 4)}
+    copies = {name: blocks for name in back.made if name not in ("dv", "dE")}
+    copies |= dict.fromkeys(("ddecay", "dbeta"), parts)
+    summed = [name for name, count in copies.items() if count > 1 and name in (*back.made, *again.made)]
+    summed = [name for name in summed if name != "dk_write"]  # which `walk_again` adds up
+    read_once = {"written": 1}
+    state = 4 * K * V / (segment * C)
+    return {
+        "walk_back": sum(size[name] * copies.get(name, 1) for name in (*back.loaded, *back.made)) + state,
+        "walk_again": sum(
+            size[name] * {**copies, **read_once}.get(name, 1) for name in (*again.loaded, *again.made)
+        )
+        + state * (2 if kind.decay == "head" else 1),
+        "sums": sum(size[name] * (copies[name] + 1) for name in summed)
+        + (4 + itemsize if "dbeta" in again.made else 0),  # which is narrowed
+    }
 
 
 def planned_by_channel(

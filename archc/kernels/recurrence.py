@@ -189,7 +189,8 @@ def reverse_launch(
         return ValueLaunch(columns, inside, *cuts) if inside else None
     if kind.core().decay not in ("none", "head"):
         return None
-    return ReverseLaunch(columns, *cuts, min(again.channels, max(16, _power(K))), again.columns)
+    channels = min(again.channels, max(16, _power(K)))
+    return ReverseLaunch(columns, *cuts, channels, again.columns, any(V > columns for _, V in sizes))
 
 
 def gradients_since(kind: RecurrenceKind, target: Target) -> tuple[int, ...] | None:
@@ -259,7 +260,8 @@ def recurrence_kernels(
             yield packed(replace(carry, constants={**carry.constants, **values}, matrix=False))
         if back is not None:
             for role, cut in _reverse_cuts(back):
-                kernel = described(source, file, role, role, kind, use, cut, dtype, cut.columns)
+                columns = back.columns if isinstance(back, ReverseLaunch) else cut.columns
+                kernel = described(source, file, role, role, kind, use, cut, dtype, columns)
                 if use.V > back.columns:
                     sums = {name: "*fp32" for name in _summed(source, back) if name in kernel.signature}
                     kernel = replace(kernel, signature={**kernel.signature, **sums})
@@ -267,7 +269,9 @@ def recurrence_kernels(
 
 
 def _summed(source: str, back: ReverseLaunch | ChannelLaunch | ValueLaunch) -> tuple[str, ...]:
-    """Gradients that are sums over blocks of value columns, each of which writes its part: they are float32."""
+    """Gradients whose parts, one of each block of value columns, are float32."""
+    if isinstance(back, ReverseLaunch):
+        return ()
     if isinstance(back, ValueLaunch):
         return "dq", "dk"
     made = (name for name in _arguments(source, "walk_back") if name.startswith("d"))
@@ -322,7 +326,7 @@ def described(
     known: dict[str, Constant] = {
         "H": use.H, "K": use.K, "V": use.V, "BLOCK_K": BLOCK_K, "COLUMNS": columns,
         "CHANNELS": min(launch.channels, BLOCK_K), "BLOCK_V": max(_power(use.V), 16), "VALUES": 0,
-        "PART_V": min(launch.columns, max(_power(use.V), 16)),
+        "BLOCKS": -(-use.V // columns), "PART_V": min(launch.columns, max(_power(use.V), 16)),
         "C": kind.chunk, "SEGMENT": SEGMENT, "PACKED": False, "INITIAL": False,
         "GROUP": GROUP, "KEPT": kept(kind),
         **{f"{name}_heads": count for name, count in use.heads.items()},

@@ -30,7 +30,8 @@ class ReverseLaunch:
     """How the two kernels are cut: warps and stages of each.
 
     columns: value columns of a program of `walk_back`. channels: key channels of a program of `walk_again`, which has
-    all value columns and sums over `summed` of them at once: fewer than there are, or it is no loop.
+    all value columns and sums over `summed` of them at once: fewer than there are, or it is no loop. several: whether
+    some head has more value columns than `columns`.
     """
 
     columns: int
@@ -38,6 +39,7 @@ class ReverseLaunch:
     again: tuple[int, int]
     channels: int
     summed: int = 64
+    several: bool = False
 
 
 # Axes of what the kernels make: "CV" values, "CK" rows, "C" a number a token. All but values are sums over a block of
@@ -56,11 +58,12 @@ def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch) -> str:
         raise ValueError(f"no reverse kernels for a decay of the class {core.decay}")
     program = forward(kind, weighted=kind.beside and kind.normalize == "max")
     back = Back(kind, program).view()
-    again = Again(kind, program).view()
+    again = Again(kind, program, launch.several).view()
     found = kernel_arguments(kind)
     facts = public_facts(kind, found)
     inputs = [argument.name for argument in found]
     made = [*back.made, *again.made]
+    parts = [name for name in back.made if launch.several and name in again.loaded and name not in _AXES]
     kept = [name for name in ("U", "X") if name in program.axes]
     view = {
         "core": core,
@@ -68,14 +71,17 @@ def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch) -> str:
         "kernels": {"walk_back": back, "walk_again": again},
         "constants": {
             "walk_back": _constants(inputs, back, ["K", "BLOCK_K", "V", "COLUMNS"]),
-            "walk_again": _constants(inputs, again, ["K", "CHANNELS", "V", "BLOCK_V", "PART_V"]),
+            "walk_again": _constants(
+                inputs, again, [*(["BLOCKS"] if parts else []), "K", "CHANNELS", "V", "BLOCK_V", "PART_V"]
+            ),
         },
         "again_made": again.made,
         "summed_first": [
             name
             for name in (*back.made, *back.normaliser.made)
-            if name in (*again.loaded, *again.normaliser.given) and name != "dE"
+            if name in (*again.loaded, *again.normaliser.given) and name not in ("dE", *parts)
         ],
+        "parts": parts,
         "axes": {name: _AXES.get(name, "CK") for name in made},
         "inputs": [name for name in inputs if name != "floor"],
         "beside": kind.beside,
@@ -99,6 +105,6 @@ def _constants(inputs: list[str], view: View, sizes: list[str]) -> list[str]:
 
 def _given(name: str) -> str:
     """The value of a compile-time argument at the launch."""
-    text = {"C": "CHUNK", "COLUMNS": "BACK_COLUMNS", "PACKED": "cu_seqlens is not None"}
+    text = {"BLOCKS": "blocks", "C": "CHUNK", "COLUMNS": "BACK_COLUMNS", "PACKED": "cu_seqlens is not None"}
     text |= {"CHANNELS": "min(AGAIN_CHANNELS, BLOCK_K)", "PART_V": "min(AGAIN_COLUMNS, BLOCK_V)"}
     return f"{name.removesuffix('_heads')}.shape[2]" if name.endswith("_heads") else text.get(name, name)

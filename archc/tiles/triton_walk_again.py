@@ -21,10 +21,12 @@ class Again(Gradients):
     A program has a block of key channels and all value columns, so that rows need no sum over blocks. What is a sum
     over K in a number a token is a part of it here, and the parts are added up afterwards; what `walk_back` has found
     counts in the first block.
+    several: whether `walk_back` had several blocks of value columns; their parts of rows are added up here.
     """
 
-    def __init__(self, kind: RecurrenceKind, program: TileProgram) -> None:
+    def __init__(self, kind: RecurrenceKind, program: TileProgram, several: bool = False) -> None:
         super().__init__(kind, program, "walk_again")
+        self.several = several
         self.updating = False
         self.met = [step for step in self.steps if step.operation == "pair"]
         self.pairs = {}  # they are all there before the first group
@@ -197,6 +199,8 @@ class Again(Gradients):
         name, axes = tile.rsplit("_", 1)
         if axes == "C":
             return ""
+        if self.several and axes == "CK" and name not in INPUTS and tile in self.loaded:
+            return f"{name}_tiles = by_block({name}, BLOCKS, total, end, h, H, K, C, CHANNELS)"
         width = "V, C, BLOCK_V" if axes == "CV" else "K, C, CHANNELS"
         return f"{name}_tiles = tokens({name}, end, h, H, {self.heads(name)}, {width})"
 
@@ -330,8 +334,13 @@ class Again(Gradients):
 
     def _combine(self, step: Step) -> Iterator[str]:
         read, write = step.operands
-        text = scaled(self.once(f"{write.base}_CK"), self.number(self.scalar), "[:, None]")
-        yield self.add(f"{self.whole(read.base)}_CK", text)
+        tile, scalar = self.once(f"{write.base}_CK"), self.number(self.scalar)
+        if self.several:
+            tile = f"tl.reshape({write.base}_tiles.load([part, start, channel]), [C, CHANNELS])"
+            yield "for part in tl.static_range(BLOCKS):"
+            yield f"    {self.whole(read.base)}_CK += {scaled(tile, scalar, '[:, None]')}"
+        else:
+            yield self.add(f"{self.whole(read.base)}_CK", scaled(tile, scalar, "[:, None]"))
 
     def _update(self, step: Step) -> Iterator[str]:
         update = next(step for step in self.program.steps if step.operation == "update")

@@ -36,24 +36,26 @@ HARD = [
 ]
 
 
-def launch(kind: RecurrenceKind, columns: int) -> ReverseLaunch:
+def launch(kind: RecurrenceKind, columns: int, several: bool = False) -> ReverseLaunch:
     """The first walk cut into blocks of value columns, the second into blocks of key channels."""
-    return ReverseLaunch(columns, (4, 1), (4, 1), 16, 16)
+    return ReverseLaunch(columns, (4, 1), (4, 1), 16, 16, several)
 
 
 @pytest.fixture(scope="module")
 def load(folder: Path) -> Load:
     """The kernels of a class for blocks of so many value columns; `torch_form` is the module that has no kernels."""
 
-    def load(kind: RecurrenceKind, columns: int = 16, torch_form: bool = False) -> ModuleType:
-        name = f"{label(kind)}_{'torch' if torch_form else columns}"
+    def load(
+        kind: RecurrenceKind, columns: int = 16, torch_form: bool = False, several: bool = False
+    ) -> ModuleType:
+        name = f"{label(kind)}_{'torch' if torch_form else columns}{'_several' if several else ''}"
         path = folder / f"{name}.py"
         if not path.exists():
             launches = {"prepare": Launch(columns, 4, 1), "walk": Launch(columns, 4, 1)}
             if torch_form:
                 text = emit(kind, name)
             else:
-                reverse = reverse_source(kind, launch(kind, columns))
+                reverse = reverse_source(kind, launch(kind, columns, several))
                 text = kernels(kind, name, launches, precision="ieee", segment=SEGMENT, reverse=reverse)
             path.write_text(text)
         return imported(f"{folder.name}.{name}", folder.parent)
@@ -70,7 +72,7 @@ def test_rows(kind: RecurrenceKind, load: Load) -> None:
 @pytest.mark.parametrize("kind", mostly_slow(HARD, 3), ids=label)
 def test_small_chunks(kind: RecurrenceKind, load: Load) -> None:
     """Chunks of 16 tokens, two rows of the batch, widths that are no powers of two, two blocks of value columns."""
-    agree(load, make(replace(kind, chunk=16), 70, K=24, V=20))
+    agree(load, make(replace(kind, chunk=16), 70, K=24, V=20), several=True)
 
 
 @pytest.mark.parametrize("kind", mostly_slow(KINDS, lambda kind: kind in HARD), ids=label)
@@ -81,7 +83,15 @@ def test_packed(kind: RecurrenceKind, load: Load) -> None:
 
 def test_grouped_heads(load: Load) -> None:
     for kind in (RecurrenceKind("head", "delta"), RecurrenceKind("head", "pair")):
-        agree(load, make(kind, 70, K=16, V=32, heads=(1, 2, 4), batch=1))
+        agree(load, make(kind, 70, K=16, V=32, heads=(1, 2, 4), batch=1), several=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+def test_parts_of_value_columns(dtype: torch.dtype, load: Load) -> None:
+    """Three blocks of value columns, the last one not full, in packed sequences: what each gives to keys is rounded."""
+    kind = RecurrenceKind("head", "delta", chunk=16)
+    case = make(kind, 60, (0, 1, 1, 35, 55), K=24, V=40, heads=(2, 2, 1))
+    agree(load, case, dtype, roundings=8, several=True)
 
 
 @pytest.mark.parametrize("decay", [0.0, -50.0])

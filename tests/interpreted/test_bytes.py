@@ -19,6 +19,7 @@ from archc.kernels.bytes import (
     minimum,
     planned,
     planned_by_channel,
+    planned_by_head,
     planned_by_value,
     spent,
 )
@@ -218,6 +219,50 @@ def test_decays_by_channel_keep_their_limits_of_bytes(kind: RecurrenceKind) -> N
     most, least = limits(kind, "walk"), minimum(kind, 128, 128)
     assert sum(planned(kind, 128, 128).values()) <= most.forward * least.forward
     assert sum(planned_by_channel(kind, 128, 128).values()) <= most.backward * least.backward
+
+
+@pytest.mark.parametrize(
+    ("kind", "saved", "ratios"),
+    [(SCALAR, 32, "1.02 / 2.05"), (GATED_DELTA, 672, "1.69 / 2.31")],
+    ids=["scalar decay", "gated delta"],
+)
+def test_twice_the_value_columns_of_a_program(kind: RecurrenceKind, saved: int, ratios: str) -> None:
+    """K = 128, V = 256, as docs/gpu.md says: the parts of two blocks go through memory in the type of q and k."""
+    least = minimum(kind, 128, 256)
+    forward = sum(planned(kind, 128, 256).values()) / least.forward
+    backward = sum(planned_by_head(kind, 128, 256, 128, 64 if kind.erase == "delta" else 128).values())
+    assert f"{forward:.2f} / {backward / least.backward:.2f}" == ratios
+    states = 4 * 128 * 256 / (SEGMENT * 64)
+    assert saved == states + (2 * 256 + 2 * 64 if kind.erase == "delta" else 0)
+    assert kind == SCALAR or backward <= limits(kind, "walk").backward * least.backward
+
+
+BY_HEAD = [  # without decay and erase, the second walk is handed q unread
+    replace(kind, chunk=16)
+    for kind in (GATED_DELTA, SCALAR, RecurrenceKind(erase="delta"), RecurrenceKind("head", "pair"))
+]
+
+
+@pytest.mark.parametrize("kind", mostly_slow(BY_HEAD, 2), ids=label)
+def test_the_backward_by_head_moves_what_is_planned(
+    load: Callable[[str, str], ModuleType], kind: RecurrenceKind
+) -> None:
+    """Launch by launch and to the byte: three blocks of value columns and two of key channels."""
+    name = f"{label(kind)}_blocks"
+    launches = {"prepare": Cut(0, 4, 1), "walk": Cut(16, 4, 1)}
+    reverse = reverse_source(kind, ReverseLaunch(16, (4, 1), (4, 1), 16, 16, several=True))
+    module = load(f"{name}_kernels", kernels(kind, name, launches, segment=1, reverse=reverse))
+    found: list[dict[str, int]] = []
+    for T in (16, 32):
+        given = inputs(kind, T, 32, 48)
+        o, final, *saved = module.chunk_forward(*given, None, None, 0.1)
+        do, dfinal = torch.ones_like(o), torch.zeros_like(final)
+        with counting() as counted:
+            module.chunk_backward(do, dfinal, *given, None, *saved, 0.1)
+        moved = {launch.name: launch.distinct for launch in counted.launches}
+        found.append({**moved, "sums": counted.moved_by_others})
+    each = {what: (found[1][what] - found[0][what]) / 16 for what in found[0]}
+    assert each == planned_by_head(kind, 32, 48, 16, 16, segment=1)
 
 
 def test_the_backward_by_value_channel_keeps_the_limit_of_chunks() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -107,9 +108,19 @@ def test_gradients_have_kernels_where_a_row_was_seen_to_fit(
     assert found - {"prepare", "walk", "walk_ahead", "carry"} == roles
 
 
-@pytest.mark.parametrize(
-    "kind", [RecurrenceKind("value"), RecurrenceKind("key", "delta"), RecurrenceKind("head", "delta")]
-)
+@pytest.mark.parametrize("erase", ["none", "delta"])
+def test_parts_of_rows_under_a_decay_per_head_are_as_narrow_as_rows(erase: Literal["none", "delta"]) -> None:
+    """Of two blocks of value columns: the launcher makes them of the type that kernels are compiled for."""
+    kind = RecurrenceKind("head", erase)
+    back, again = (launched(kind, 128, 256)[role, ""] for role in ("walk_back", "walk_again"))
+    name = "dk_write" if erase == "delta" else "dk"
+    assert f"{name} = make(blocks, B, T, H, K, **narrow)" in back.source
+    assert back.signature[name] == "*bf16"
+    assert again.signature.get("dk_write") == ("*bf16" if erase == "delta" else None)
+    assert again.constants.get("BLOCKS") == (2 if erase == "delta" else None)
+
+
+@pytest.mark.parametrize("kind", [RecurrenceKind("value"), RecurrenceKind("key", "delta")])
 def test_gradients_that_are_sums_over_blocks_of_values_are_float32(kind: RecurrenceKind) -> None:
     """Kernels are compiled for the types that the launcher gives them."""
     rows = [
