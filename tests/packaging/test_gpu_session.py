@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import ModuleType
@@ -75,7 +76,7 @@ def test_the_picture_has_a_bar_for_each_ratio() -> None:
 
 
 @pytest.mark.library
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_session_tried_out(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(SPEC)
     where = {
@@ -93,3 +94,13 @@ def test_a_session_tried_out(tmp_path: Path) -> None:
     assert json.loads((out / "bench_tiny.json").read_text())["results"]
     assert json.loads((out / "seen.json").read_text())["rows"] == [], "torch forms are no kernels"
     ElementTree.parse(out / "bench.svg")
+    with tarfile.open(out / "results.tar.gz") as packed:
+        names = {Path(name).name for name in packed.getnames()}
+    assert {"selftest_tiny.json", "bench_tiny.json", "bench.svg", "seen.json"} <= names
+    # Once more: what is there is not done again.
+    before = {name: (out / name).read_bytes() for name in ("selftest_tiny.json", "selftest_tiny.log")}
+    results = json.loads((out / "bench_tiny.json").read_text())["results"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | where)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all((out / name).read_bytes() == content for name, content in before.items())
+    assert json.loads((out / "bench_tiny.json").read_text())["results"][: len(results)] == results
