@@ -29,9 +29,9 @@ PAIR = RecurrenceKind("key", "pair", "previous")
 HARD = [GATED, EXCLUSIVE, DELTA, PAIR]
 
 
-def text_of(kind: RecurrenceKind, name: str, columns: int, channels: int) -> str:
-    """The module of a class whose programs have so many value columns, and key channels."""
-    launches = {"prepare": Launch(columns, 4, 1), "walk": Launch(columns, 4, 1)}
+def text_of(kind: RecurrenceKind, name: str, columns: int, channels: int, halves: bool = False) -> str:
+    """The module of a class whose programs have so many value columns, and key channels; halves: of the forward."""
+    launches = {"prepare": Launch(columns, 4, 1), "walk": Launch(columns, 4, 1, halves=halves)}
     source = pair_reverse_source if has_pair_reverse(kind) else channel_reverse_source
     reverse = source(kind, ChannelLaunch(columns, channels, (4, 1), (4, 1)))
     return kernels(kind, name, launches, precision="ieee", segment=SEGMENT, reverse=reverse)
@@ -42,12 +42,19 @@ def load(folder: Path) -> Load:
     """The kernels of a class; `torch_form` is the module that has no kernels."""
 
     def load(
-        kind: RecurrenceKind, columns: int = 16, channels: int = 16, torch_form: bool = False
+        kind: RecurrenceKind,
+        columns: int = 16,
+        channels: int = 16,
+        torch_form: bool = False,
+        halves: bool = False,
     ) -> ModuleType:
-        name = f"{label(kind)}_{'torch' if torch_form else f'{columns}_{channels}'}"
+        cut = f"{columns}_{channels}{'_halves' if halves else ''}"
+        name = f"{label(kind)}_{'torch' if torch_form else cut}"
         path = folder / f"{name}.py"
         if not path.exists():
-            path.write_text(emit(kind, name) if torch_form else text_of(kind, name, columns, channels))
+            path.write_text(
+                emit(kind, name) if torch_form else text_of(kind, name, columns, channels, halves)
+            )
         return imported(f"{folder.name}.{name}", folder.parent)
 
     return load
@@ -78,6 +85,13 @@ def test_packed(kind: RecurrenceKind, dtype: torch.dtype, load: Load) -> None:
     """Sequences of one token, none, a chunk, and several segments; tokens behind the last one; shared heads."""
     kind = replace(kind, chunk=16)
     check(load, make(kind, 60, (0, 1, 1, 35, 58), K=16, V=16, heads=(2, 2, 1)), dtype)
+
+
+@pytest.mark.slow
+def test_after_a_forward_in_halves(load: Load) -> None:
+    """As for wide heads: what the forward keeps is read by blocks of values and of keys."""
+    case = make(replace(GATED, chunk=16), 37, (0, 1, 1, 20, 35), K=64, V=32, heads=(1, 1, 1))
+    check(load, case, channels=32, halves=True)
 
 
 @pytest.mark.slow

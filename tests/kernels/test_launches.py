@@ -94,12 +94,13 @@ def test_a_state_that_is_too_wide_for_a_walk_over_tokens() -> None:
     ("kind", "K", "V", "roles"),
     [
         (RecurrenceKind("key", "pair", "previous"), 64, 64, {"walk_back", "walk_again"}),
+        (RecurrenceKind("key"), 256, 256, {"walk_back", "walk_again"}),
         (RecurrenceKind("value"), 128, 64, {"prepare_back", "walk_back", "walk_again"}),
         (RecurrenceKind(normalize="sum"), 128, 128, {"walk_back", "walk_again"}),
         (RecurrenceKind("head", normalize="max", log_input=True), 64, 128, {"walk_back", "walk_again"}),
         (RecurrenceKind("head", normalize="max", log_input=True), 64, 64, set()),
     ],
-    ids=["an erase of two rows", "values", "a sum", "a maximum", "a maximum that does not fit"],
+    ids=["an erase of two rows", "wide keys", "values", "a sum", "a maximum", "a maximum that does not fit"],
 )
 def test_gradients_have_kernels_where_a_row_was_seen_to_fit(
     kind: RecurrenceKind, K: int, V: int, roles: set[str]
