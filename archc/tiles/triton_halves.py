@@ -2,7 +2,8 @@
 
 A read narrows the state to the type of the products. All of it at once, beside the state and what is read, does not
 fit; of a half it does. So both halves are read one after the other, each for all that reads. Scores come before: in
-the middle of a chunk there is no room for them and for the decay between tokens.
+the middle of a chunk there is no room for them and for the decay between tokens. With an erase of two rows and a decay
+they come from `prepare`; where the walk decays rows, it has the decay of one half at once.
 """
 
 from __future__ import annotations
@@ -10,14 +11,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from archc.tiles.kind import RecurrenceKind
-from archc.tiles.program import Step, TileProgram
-from archc.tiles.triton_lines import Lines, buffer_name, load_line, part_of, sees, vector_line
+from archc.tiles.program import Row, Step, TileProgram
+from archc.tiles.triton_lines import (
+    CHANNEL,
+    Lines,
+    buffer_name,
+    factor_lines,
+    load_line,
+    part_of,
+    sees,
+    vector_line,
+)
 
 
 def has_halves(kind: RecurrenceKind) -> bool:
     """Whether the walk of a class has such a form."""
-    decay = kind.core().decay
-    return decay in ("none", "head") or (decay == "key" and kind.erase == "none")
+    return kind.core().decay in ("none", "head", "key")
+
+
+def guarded(kind: RecurrenceKind) -> bool:
+    """Whether such a walk has each chunk in a condition, out of which Triton moves no accumulator.
+
+    Each product has one of its own in tensor memory. Out of a loop they are moved, and then none makes room for
+    another: those of an erase of two rows are more than there is.
+    """
+    return kind.erase == "pair" and kind.core().decay != "none"
 
 
 class HalvedLines(Lines):
@@ -39,15 +57,17 @@ class HalvedLines(Lines):
     def body(self, steps: Sequence[Step]) -> list[str]:
         """The lines behind the scores but the update; tiles of values are loaded behind the reads."""
         pairs = [step for step in steps if step.operation == "pair"]
+        read = [step for step in steps if step.operation == "read"]
         lines = [f"{step.result}_JC = {step.result}_JC.to(dtype)" for step in pairs]
-        lines += self.reads([step for step in steps if step.operation == "read"])
-        before = len(lines)
-        lines += self.of([step for step in steps if step.operation not in ("pair", "read")])
-        lines[before:before] = [load_line(tile) for tile in self.loaded if tile.endswith("_VC")]
-        return lines
+        lines += self.reads(read)
+        rest = self.of([step for step in steps if step.operation not in ("pair", "read")])
+        values = [] if self.decays_rows else [tile for tile in self.loaded if tile.endswith("_VC")]
+        return [*lines, *(load_line(tile) for tile in values), *rest]
 
     def heading(self) -> list[str]:
-        """What a chunk begins with: rows, scores and numbers, and their factors."""
+        """What a chunk begins with: rows, scores and numbers, and their factors; not what is loaded late."""
+        if self.decays_rows:
+            return []
         lines: list[str] = []
         for tile in self.loaded:
             if tile.endswith(("_CK", "_K")):
@@ -59,16 +79,24 @@ class HalvedLines(Lines):
     def reads(self, steps: Sequence[Step]) -> list[str]:
         """What reads the state, half by half."""
         lines, behind = [], []
-        rows = [(step, *self.row(step.operands[0])) for step in steps]
         for half in self.parts:
-            for step, tile, factor in rows:
+            self.ready.clear()
+            for step in steps:
+                tile, factor = self.half_row(step.operands[0], half)
                 sign, number = ("=", f"  # {step.number}") if half == "1" else ("+=", "")
-                text = f"dot(S{half}_VK.to(dtype), tl.trans({part_of(tile, half)}))"
-                lines.append(f"{step.result}_VC {sign} {text}{number}")
+                text = f"dot(S{half}_VK.to(dtype), tl.trans({tile}))"
+                lines += [*self.waiting, f"{step.result}_VC {sign} {text}{number}"]
+                self.waiting.clear()
                 if factor and half == "1":
                     behind.append(f"{step.result}_VC *= {factor}[None, :]")
                 self.made.add(step.result)
         return lines + behind
+
+    def half_row(self, row: Row, half: str) -> tuple[str, str]:
+        """A row that meets one half of the state: its tile, and the factor a token that is left for outside."""
+        self.part = half
+        tile, factor = self.row(row)
+        return tile if self.decays_rows else part_of(tile, half), factor
 
     def _pair(self, step: Step) -> Iterator[str]:
         left, right = (self.load(f"{row.base}_CK") for row in step.operands)
@@ -93,23 +121,25 @@ class HalvedLines(Lines):
             self.end()
             decay = "tl.exp(G_end)"
         elif self.decay == "key":
-            self.load("G_end_K")
             decay = "tl.exp({})[None, :]"
-        writes = [
-            (*self.row(x), self.value(y))
-            for x, y in zip(step.operands[1::2], step.operands[2::2], strict=True)
-        ]
+            if not self.decays_rows:
+                self.load("G_end_K")
         for half in self.parts:
+            if self.decays_rows:
+                self.waiting += factor_lines("out", half)
+                self.ready = {"out"}
             if decay:
                 yield f"S{half}_VK *= {decay.format(part_of('G_end_K', half))}"
-            for tile, factor, values in writes:
+            for x, y in zip(step.operands[1::2], step.operands[2::2], strict=True):
+                tile, factor = self.half_row(x, half)
+                values = self.value(y)
                 columns = f"({values} * {factor}[None, :])" if factor else values
-                yield f"S{half}_VK += dot({columns}.to(dtype), {part_of(tile, half)})"
+                yield f"S{half}_VK += dot({columns}.to(dtype), {tile})"
 
 
 def _loaded(tile: str, half: str) -> str:
     """The line that loads it."""
-    name, channel = part_of(tile, half), "0" if half == "1" else "HALF"
+    name, channel = part_of(tile, half), CHANNEL[half]
     if tile.endswith("_CK"):
         return f"{name} = {buffer_name(tile)}_tiles.load([start, {channel}])"
     return vector_line(name, buffer_name(tile), f"channel{half}_K")

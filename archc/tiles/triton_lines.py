@@ -16,8 +16,10 @@ from archc.tiles.program import Row, Step, TileProgram
 # The decay factor that belongs to an exponent, and the exponent's argument per token.
 FACTORS = {"+": "in", "<": "before", "-": "out"}
 EXPONENT = {"+": "G_{0}", "<": "G_{0} - decay_{0}", "-": "G_end_{1} - G_{0}"}
-# What rows of one block of key channels are decayed with, from `decay_CK`.
-BEFORE = {"in": "tl.cumsum(decay_CK, 0)", "before": "tl.cumsum(decay_CK, 0) - decay_CK"}
+# What rows of one block of key channels are decayed with, from its decay.
+BEFORE = {"in": "tl.cumsum({0}, 0)", "before": "tl.cumsum({0}, 0) - {0}"}
+# Where a part of the key channels begins: all of them, or one of two halves.
+CHANNEL = {"": "0", "1": "0", "2": "HALF"}
 
 
 def walks_decay_rows(kind: RecurrenceKind) -> bool:
@@ -39,30 +41,35 @@ def scores_kept(kind: RecurrenceKind) -> list[str]:
     return [step.operands[0].base for step in program.steps if step.operation == "apply"]
 
 
-def row_line(base: str, factor: str) -> str:
-    """The line that loads a row and decays it."""
-    return f"{base}_{factor}_CK = ({base}_tiles.load([start, 0]) * {factor}_CK).to(dtype)"
+def row_line(base: str, factor: str, part: str = "") -> str:
+    """The line that loads a row, or a part of its key channels, and decays it."""
+    tile, decay = (part_of(name, part) for name in (f"{base}_{factor}_CK", f"{factor}_CK"))
+    return f"{tile} = ({base}_tiles.load([start, {CHANNEL[part]}]) * {decay}).to(dtype)"
 
 
-def factor_lines(factor: str) -> list[str]:
+def factor_lines(factor: str, part: str = "") -> list[str]:
     """The lines that make the factor of decayed rows; the decay is loaded again rather than kept over products."""
-    text = load_line("decay_CK")
+    load = f"decay_tiles.load([start, {CHANNEL[part]}]).to(tl.float32)"
+    made = part_of(f"{factor}_CK", part)
     if factor != "out":
-        return [text, f"{factor}_CK = tl.exp({BEFORE[factor]})"]
+        decay = part_of("decay_CK", part)
+        return [f"{decay} = {load}", f"{made} = tl.exp({BEFORE[factor].format(decay)})"]
+    G, G_end = part_of("G_CK", part), part_of("G_end_K", part)
     return [
-        text.replace("decay_CK = ", "G_CK = tl.cumsum(", 1) + ", 0)",
-        "G_end_K = tl.sum(tl.where(tl.arange(0, C)[:, None] == C - 1, G_CK, 0.0), 0)",
-        "out_CK = tl.exp(G_end_K[None, :] - G_CK)",
+        f"{G} = tl.cumsum({load}, 0)",
+        f"{G_end} = tl.sum(tl.where(tl.arange(0, C)[:, None] == C - 1, {G}, 0.0), 0)",
+        f"{made} = tl.exp({G_end}[None, :] - {G})",
     ]
 
 
-def prepared(kind: RecurrenceKind, program: TileProgram) -> list[Step]:
+def prepared(kind: RecurrenceKind, program: TileProgram, halves: bool = False) -> list[Step]:
     """The steps of the kernel `prepare`: what depends on no state and is not cheaper made again in the walk.
 
     The inverse and what it needs; with a decay along K all scores, since their exponents are as dear as the product;
-    with a decay along V what a chunk's own tokens give to o.
+    with a decay along V what a chunk's own tokens give to o. halves: for a walk with its state in two halves, which
+    has no room for the scores of an erase of two rows and the decay between their tokens.
     """
-    if kind.core().decay == "key":
+    if kind.core().decay == "key" or (halves and kind.core().decay == "head" and kind.erase == "pair"):
         return [step for step in program.steps if step.operation in ("cumulative", "pair", "invert")]
     if kind.core().decay == "value":
         return [step for step in program.steps if step.operation in ("cumulative", "pair", "apply")]
@@ -97,6 +104,7 @@ class Lines:
         self.loaded: dict[str, None] = {}
         self.waiting: list[str] = []  # lines that stand ahead of the next one
         self.ready: set[str] = set()  # factors that rows are decayed with here
+        self.part = ""  # of the key channels that these rows have
         self.made: set[str] = set()
 
     def of(self, steps: list[Step]) -> list[str]:
@@ -127,11 +135,11 @@ class Lines:
     def decayed_row(self, base: str, factor: str) -> str:
         """A row that is loaded and decayed here."""
         if factor not in self.ready:
-            self.waiting += factor_lines(factor)
+            self.waiting += factor_lines(factor, self.part)
             self.ready.add(factor)
-        self.waiting.append(row_line(base, factor))
+        self.waiting.append(row_line(base, factor, self.part))
         self.loaded |= dict.fromkeys((f"{base}_CK", "decay_CK"))
-        return f"{base}_{factor}_CK"
+        return part_of(f"{base}_{factor}_CK", self.part)
 
     def factor(self, name: str, text: str) -> str:
         """A vector over tokens, made before the steps."""

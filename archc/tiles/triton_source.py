@@ -11,7 +11,7 @@ from archc.templates import environment, packed
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT, Step, TileProgram
-from archc.tiles.triton_halves import HalvedLines
+from archc.tiles.triton_halves import HalvedLines, guarded
 from archc.tiles.triton_lines import (
     BEFORE,
     Lines,
@@ -145,6 +145,7 @@ def _chunk_view(
         "prepare": form.prepare,
         "walk": form.walk,
         "halves": form.halves,
+        "guarded": form.halves and guarded(kind),
         "solved": form.solved,
         "normaliser": form.normaliser,
         "kept": kept,
@@ -173,7 +174,7 @@ def walk_form(kind: RecurrenceKind, halves: bool = False) -> Walk:
     """Print the forward program as the kernels `prepare` and `walk`, whose state may be in two halves."""
     core = kind.core()
     program = forward(kind, weighted=kind.beside and kind.normalize == "max")
-    ahead = prepared(kind, program)
+    ahead = prepared(kind, program, halves)
     # With a decay along K the walk's scores come from `prepare`; else what X was made of is not needed again.
     made_ahead = {(step.result, step.operation) for step in ahead}
     rest = [step for step in program.steps if (step.result, step.operation) not in made_ahead]
@@ -467,7 +468,7 @@ def _store(first: Lines, tile: str) -> list[str]:
         row, factor = base.rsplit("_", 1)
         first.load(f"{row}_CK")
         first.load("decay_CK")
-        exponent = BEFORE.get(factor, "tl.sum(decay_CK, 0)[None, :] - tl.cumsum(decay_CK, 0)")
+        exponent = BEFORE.get(factor, "tl.sum({0}, 0)[None, :] - tl.cumsum({0}, 0)").format("decay_CK")
         made = first.factor(f"{factor}_CK", f"tl.exp({exponent})")
         return [f"{name}_tiles.store([start, channel], ({row}_CK * {made}).to({row}_CK.dtype))"]
     column = "column" if axes == "VC" else "0"

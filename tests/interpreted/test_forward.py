@@ -106,6 +106,8 @@ HALVED = [
     RecurrenceKind("head", "delta", chunk=32),
     RecurrenceKind("none", "pair", "previous", "exclusive", chunk=32),
     RecurrenceKind("key", chunk=32),
+    RecurrenceKind("head", "pair", "previous", chunk=32),
+    RecurrenceKind("key", "pair", "previous", chunk=32),
 ]
 OTHERS = [kind for kind in KINDS if has_halves(kind) and kind not in HALVED]
 

@@ -64,6 +64,30 @@ def test_which_classes_walk_in_spans(kind: RecurrenceKind, K: int, spans: bool) 
         assert found["carry", ""].constants["PACKED"] and found["carry", ""].constants["INITIAL"]
 
 
+WIDE_PAIRS = [RecurrenceKind("key", "pair", "previous"), RecurrenceKind("head", "pair", "previous")]
+
+
+@pytest.mark.parametrize("size", [192, 256])
+@pytest.mark.parametrize("target", ["h100", "h200", "b200"])
+@pytest.mark.parametrize("kind", WIDE_PAIRS, ids=lambda kind: kind.decay)
+def test_an_erase_of_two_rows_has_large_heads_in_halves(kind: RecurrenceKind, target: str, size: int) -> None:
+    """Scores come from `prepare`; chunks stand in a condition, out of which no accumulator is moved."""
+    walk = launched(kind, size, size, load_target(target))["walk", ""]
+    assert walk.constants["COLUMNS"] == 64 and "S2_VK" in walk.source
+    assert {"rk", "qk", "qw"} <= walk.signature.keys()
+    assert "if (start >= opening) & (start < closing):" in walk.source
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["h100", "b200"])
+@pytest.mark.parametrize("kind", WIDE_PAIRS, ids=lambda kind: kind.decay)
+def test_the_walk_of_such_a_head_fits(kind: RecurrenceKind, target: str) -> None:
+    """Whole, and without the condition, its accumulators were more than a B200 has room for."""
+    found = load_target(target)
+    (fit,) = verify([launched(kind, 256, 256, found)["walk", "packed"]], found)
+    assert fit.fits, fit.verdict
+
+
 def test_a_target_without_a_row_for_it_walks_sequences_whole() -> None:
     rows = tuple(row for row in H100.tiles if row["role"] != "carry")
     use = Use(128, 128, 4, {argument.name: 4 for argument in arguments(RecurrenceKind())}, None)
