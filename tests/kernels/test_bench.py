@@ -155,6 +155,7 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         "fla": {},
         "fla.ops": dict.fromkeys(names, operation),
         "fla.layers": {"GatedDeltaNet": Layer},
+        "fla.layers.attn": {"flash_attn_func": None},
         "fla.models": {"GatedDeltaNetConfig": SimpleNamespace, "GatedDeltaNetForCausalLM": Causal},
         "transformers": {"LlamaConfig": SimpleNamespace, "LlamaForCausalLM": Causal},
     }
@@ -282,6 +283,21 @@ def test_peers_are_drawn_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         found = models.peer_model(name, ours, torch.device("meta"), torch.bfloat16)
         assert found.embedding.weight.device.type == "meta"
     assert where == ["meta", "meta"]
+
+
+def test_softmax_layers_of_a_peer_without_flash_attn() -> None:
+    """Grouped heads, whole sequences and one token after the others; anything else is refused, not computed wrongly."""
+    q, k, v = torch.randn(2, 5, 4, 8), torch.randn(2, 5, 2, 8), torch.randn(2, 5, 2, 8)
+    scores = torch.einsum("bihd,bjhd->bhij", q, k.repeat_interleave(2, 2)) * 8**-0.5
+    weights = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf).softmax(-1)
+    want = torch.einsum("bhij,bjhd->bihd", weights, v.repeat_interleave(2, 2))
+    every = (-1, -1)
+    torch.testing.assert_close(models.causal_attention(q, k, v, causal=True, window_size=every), want)
+    last = models.causal_attention(q[:, 4:], k, v, causal=True, window_size=every)
+    torch.testing.assert_close(last, want[:, 4:])
+    for queries, window in ((q[:, 3:], every), (q, (3, 0))):
+        with pytest.raises(ValueError, match="flash-attn"):
+            models.causal_attention(queries, k, v, causal=True, window_size=window)
 
 
 def test_decoding_is_timed_with_joined_matrices(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:

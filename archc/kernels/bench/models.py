@@ -77,6 +77,8 @@ def peer_model(name: str, ours: Any, device: torch.device, dtype: torch.dtype) -
         attention = None
         if others:
             mixer = ours.layers[others[0]].mixer
+            softmax: Any = importlib.import_module("fla.layers.attn")
+            softmax.flash_attn_func = softmax.flash_attn_func or causal_attention
             attention = {
                 "layers": others,
                 "num_heads": mixer.n_heads,
@@ -113,6 +115,23 @@ def peer_model(name: str, ours: Any, device: torch.device, dtype: torch.dtype) -
     with torch.device(device):  # a billion weights are drawn faster there
         found = kind(wanted)
     return found.to(device=device, dtype=dtype)
+
+
+def causal_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, window_size: tuple[int, int]
+) -> torch.Tensor:
+    """`flash_attn_func` of `q [B, T, H, D]` by torch's attention, for fla's softmax layers without flash-attn.
+
+    Of whole sequences, or of one token with all before it. Raises ValueError for anything else.
+    """
+    import torch
+
+    if not causal or window_size != (-1, -1) or q.shape[1] not in (1, k.shape[1]):
+        raise ValueError("softmax attention like this needs flash-attn")
+    whole = q.shape[1] > 1
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    o = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=whole, enable_gqa=True)
+    return o.transpose(1, 2)
 
 
 def peer_layer(ours: Any, d_model: int, device: torch.device, dtype: torch.dtype) -> Any:

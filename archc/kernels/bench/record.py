@@ -92,7 +92,7 @@ def surroundings_of(device: torch.device) -> dict[str, str]:
     if gpu:
         found["cuda"] = str(torch.version.cuda)
     found |= {"python": platform.python_version(), "archc": __version__}
-    for package in ("torch", "triton", "flash-linear-attention", "transformers"):
+    for package in ("torch", "triton", "flash-linear-attention", "flash-attn", "transformers"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
