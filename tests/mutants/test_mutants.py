@@ -18,6 +18,7 @@ PARTS = {
     "library": r"specs/",
     "compiler": r"archc/(passes|graph|elaboration|printing|codegen|spec|output)/|archc/totals\.py|"
     r"archc/operations/\w+/(?!runtime)\w+\.py",
+    "kernels": r"archc/kernels/",
 }
 SECONDS = 150.0  # most take less than ten; more than this is a hang, which is a finding too
 
@@ -43,6 +44,7 @@ def test_the_list_is_spread() -> None:
     assert len({(mutant.file, mutant.old, mutant.new) for mutant in MUTANTS}) == len(MUTANTS)
     parts = Counter(part for mutant in MUTANTS for part in PARTS if re.match(PARTS[part], mutant.file))
     assert parts["tiles"] >= 10 and parts["runtime"] >= 8 and parts["library"] >= 6 and parts["compiler"] >= 6
+    assert parts["kernels"] >= 3 and sum(m.test.startswith("tests/interpreted/") for m in MUTANTS) >= 10
     assert sum(parts.values()) == len(MUTANTS)
     assert 8 <= sum(mutant.sampled for mutant in MUTANTS) <= 12
 
@@ -57,8 +59,11 @@ def test_without_a_change_they_pass(tree: Tree, request: pytest.FixtureRequest) 
     ).stdout.strip()  # fmt: skip
     assert place == str(tree.root / "archc" / "__init__.py")
     chosen = {item.callspec.params["mutant"].test for item in request.session.items if _runs(item)}
-    verdict = tree.run(sorted(chosen) or sorted({mutant.test for mutant in MUTANTS}), 1100)
-    assert verdict.status == 0, verdict.output
+    chosen = chosen or {mutant.test for mutant in MUTANTS}
+    interpreted = {test for test in chosen if test.startswith("tests/interpreted/")}
+    for tests in filter(None, (chosen - interpreted, interpreted)):  # kernels in a process of their own
+        verdict = tree.run(sorted(tests), 1100)
+        assert verdict.status == 0, verdict.output
 
 
 def _runs(item: pytest.Item) -> bool:
