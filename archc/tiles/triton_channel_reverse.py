@@ -24,6 +24,7 @@ from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import Row, Step
 from archc.tiles.reverse import reverse
+from archc.tiles.triton_functions import Function, Phase, in_functions
 from archc.tiles.triton_lines import FACTORS, factor_lines, load_line, row_line, scores_kept
 from archc.tiles.triton_source import (
     INPUTS,
@@ -56,6 +57,7 @@ class View:
     lines: list[str]
     states: list[str]  # parts of gradients that come through dS
     scores: list[str]  # gradients of scores
+    functions: list[Function]  # what the lines call
 
 
 def has_channel_reverse(kind: RecurrenceKind) -> bool:
@@ -94,21 +96,34 @@ def channel_reverse_source(
         "typed": facts["typed"],
         "typed_kept": "".join(f"{name}: Tensor, " for name in (*form.kept, *form.scores)),
         "heads": facts["heads"],
-        "contiguous": {
-            name: f"{name}{'.to(q.dtype)' if name in products else ''}.contiguous()"
-            for name in ("do", "dfinal", *inputs)
-        },
+        "contiguous": [
+            _each([name for name in ("do", *inputs) if name in products], "{0}.to(q.dtype).contiguous()"),
+            _each([name for name in ("dfinal", *inputs) if name not in products], "{0}.contiguous()"),
+        ],
         "kept_all": bool(form.scores),
         "buffers": [buffer_line(name, axes) for name, axes in form.buffers.items()],
         "prepare": [*form.prepare.arguments, "cu_seqlens", "N", "T", *constants_given(form.prepare)],
-        "values": [name for name in made if name in ("dv", "dE")],
+        "values": _made([name for name in made if name in ("dv", "dE")], "V"),
         "parts": {name: "CHUNK" if name in back.scores else "K" for name in (*back.states, *back.scores)},
-        "rows": [name for name in made if name in ("dq", "dk", "dw", "dr", "ddecay")],
+        "rows": _made([name for name in made if name in ("dq", "dk", "dw", "dr")], "K"),
         "given": _given,
-        "later": any("later(" in line for line in again.lines),
+        "later": any("later(" in line for line in (*again.lines, *(f.text for f in again.functions))),
         "gradient": {name: "dE" if name == "v" and "dv" not in made else f"d{name}" for name in inputs},
     }
     return environment().get_template(template).render(view)
+
+
+def _each(names: list[str], text: str) -> str:
+    """The line that does the same to each of several tensors."""
+    return f"{', '.join(names)} = ({text.format('x')} for x in ({', '.join(names)}))"
+
+
+def _made(names: list[str], width: str) -> str:
+    """The line that makes gradients in the type of the products."""
+    text = f"make(B, T, H, {width}, **narrow)"
+    if len(names) > 1:
+        text = f"({text} for _ in range({len(names)}))"
+    return f"{', '.join(names)} = {text}"
 
 
 def channel_kernels(kind: RecurrenceKind, printer: type[Again] | None = None) -> tuple[View, View]:
@@ -141,6 +156,12 @@ class _Lines:
         self.loaded: dict[str, None] = {}
         self.made: dict[str, None] = {}
         self.stored: dict[str, None] = {}
+        self.phases: list[Phase] = []
+
+    def phase(self, name: str, says: str, first: int) -> None:
+        """Make a function of the lines since the first one: of erases alone, whose kernels are long."""
+        if self.kind.erase != "none":
+            self.phases.append(Phase(name, says, first, len(self.out)))
 
     def load(self, tile: str) -> str:
         """A tile that was made, or comes from memory."""
@@ -188,6 +209,7 @@ class _Back(_Lines):
 
     def view(self) -> View:
         self.values()
+        self.phase("value_gradients", "What values receive, and what erases read of the state.", 0)
         scores = self.score_gradients()
         states = []
         for step in self.steps:
@@ -203,7 +225,8 @@ class _Back(_Lines):
             part = f"{base} + block.to(tl.int64) * total * H * {'C' if base in scores else 'K'}"
             opening = [line.replace(f"tokens({base},", f"tokens({part},") for line in opening]
         made = [tile.rsplit("_", 1)[0] for tile in self.stored]
-        return View(self.names(), made, constants, opening, self.out, states, scores)
+        lines, functions = in_functions(self.out, self.phases, ["dS_VK"])
+        return View(self.names(), made, constants, opening, lines, states, scores, functions)
 
     def score_gradients(self) -> list[str]:
         """dP = dz y^T, which `walk_again` needs for every block of key channels."""
@@ -284,14 +307,22 @@ class Again(_Lines):
 
     def view(self) -> View:
         self.reads_and_pairs()
+        first = len(self.out)
         self.decay()
+        self.phase("decay_gradients", "What the log decays receive, and anchor behind the chunk.", first)
+        first = len(self.out)
         self.untouched()
+        if self.kind.erase == "pair":
+            self.phase(
+                "near_gradients", "What rows that write receive from pairs that no decay touches.", first
+            )
         self.finish()
         self.update()
         opening = [self.open(tile) for tile in (*self.loaded, *self.stored) if not tile.endswith("_C")]
         constants = ["H", *self.heads(), "K", "CHANNELS", "V", "BLOCK_V", "C", "PACKED", "SEGMENT"]
         made = [tile.rsplit("_", 1)[0] for tile in self.stored]
-        return View(self.names(), made, constants, opening, self.out, [], [])
+        lines, functions = in_functions(self.out, self.phases, ["S_VK", "anchor_K"])
+        return View(self.names(), made, constants, opening, lines, [], [], functions)
 
     # Memory.
 
@@ -355,7 +386,11 @@ class Again(_Lines):
         """One row that reads after the other."""
         for step in self.reads:
             self.here = {tile for tile in self.here if tile.endswith("_C")}
+            first, row = len(self.out), self.read_of[step.result]
             self.one_row(step)
+            self.phase(
+                f"{row}_gradients", f"What {row} receives, and the rows that it meets in a chunk.", first
+            )
 
     def one_row(self, step: Step) -> None:
         """What a row that reads receives: dx = dz S^T, and of the pairs where it reads, which give to rows y too."""

@@ -44,9 +44,13 @@ class Function:
 
     @property
     def call(self) -> str:
-        """The line that calls it with names that are the same there."""
-        called = f"{self.name}({', '.join(self.arguments)})"
-        return f"{', '.join(self.results)} = {called}" if self.results else called
+        """What calls it in the loop of a kernel, with names that are the same there: a line, or several."""
+        results = f"{', '.join(self.results)} = " if self.results else ""
+        line = f"{results}{self.name}({', '.join(self.arguments)})"
+        if len(line) <= WIDTH - 12:
+            return line
+        given = packed(self.arguments, 12).split("\n" + " " * 12)
+        return "\n".join([f"{results}{self.name}(", *(f"    {line}" for line in given), ")  # fmt: skip"])
 
 
 def constant(name: str) -> bool:
@@ -56,15 +60,47 @@ def constant(name: str) -> bool:
 
 def outlined(name: str, says: str, lines: Sequence[str], behind: Sequence[str]) -> Function:
     """Lines of a kernel as a function: its arguments are what they read, its results what lines behind them read."""
-    stored: dict[str, None] = {}
+    stored = dict.fromkeys(node.id for node in _names(lines) if isinstance(node.ctx, ast.Store))
+    read = _read(behind)
+    results = [name for name in stored if name in read]
+    return Function(name, list(_read(lines)), says, list(lines), results)
+
+
+def _read(lines: Sequence[str]) -> dict[str, None]:
+    """What lines read that they have not made before."""
+    stored: set[str] = set()
     given: dict[str, None] = {}
     for node in _names(lines):
         if isinstance(node.ctx, ast.Store):
-            stored.setdefault(node.id)
+            stored.add(node.id)
         elif node.id not in stored:
             given.setdefault(node.id)
-    read = {node.id for node in _names(behind) if isinstance(node.ctx, ast.Load)}
-    return Function(name, list(given), says, list(lines), [name for name in stored if name in read])
+    return given
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Lines of a kernel, from the first up to the last but one, that are to be a function of this name."""
+
+    name: str
+    says: str
+    first: int
+    last: int
+
+
+def in_functions(
+    lines: Sequence[str], phases: Sequence[Phase], behind: Sequence[str]
+) -> tuple[list[str], list[Function]]:
+    """The lines with a call for each of these phases, and the functions. behind: what else is read afterwards."""
+    left = list(lines)
+    functions: list[Function] = []
+    for phase in reversed(phases):
+        function = outlined(
+            phase.name, phase.says, left[phase.first : phase.last], [*left[phase.last :], *behind]
+        )
+        left[phase.first : phase.last] = [function.call]
+        functions.insert(0, function)
+    return left, functions
 
 
 def _names(lines: Sequence[str]) -> list[ast.Name]:

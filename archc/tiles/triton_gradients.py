@@ -79,6 +79,7 @@ class Gradients(Lines):
         self.stored: list[str] = []
         self.twins: list[str] = []
         self.functions: list[Function] = []
+        self.starts: list[int] = []  # of the groups among the lines
         self.ahead: list[str] = []  # tiles and factors that come before the first step of the next group
         if kind.beside:
             self.load("z_C")
@@ -88,6 +89,7 @@ class Gradients(Lines):
         """The kernel's lines, each with the number of the step that it undoes."""
         lines: list[str] = []
         for steps, stores in self.groups():
+            self.starts.append(len(lines))
             for name in self.ahead:
                 self.need(lines, name)
             for step in steps:
@@ -100,9 +102,8 @@ class Gradients(Lines):
         opening = [self.open(tile) for tile in (*self.loaded, *self.stored)]
         names = list(dict.fromkeys(name_of(tile) for tile in self.loaded))
         made = [name_of(tile) for tile in self.stored]
-        return View(
-            names, made, [*filter(None, opening), *self.twins], lines, last, self.normaliser(), self.functions
-        )
+        opening = [*filter(None, opening), *self.twins]
+        return View(names, made, opening, lines, last, self.normaliser(), self.functions)
 
     def read_again(self) -> set[str]:
         """Tiles that the state's update reads again, rather than holding them until then."""
@@ -122,7 +123,10 @@ class Gradients(Lines):
     def numbered(self, step: Step) -> list[str]:
         """The lines of a step."""
         text = list(getattr(self, f"_{step.operation}")(step))
-        return [f"{text[0]}  # {step.number}", *text[1:]] if text and step.number else text
+        if not text or not step.number:
+            return text
+        first, *rest = text[0].split("\n")  # a call may have several lines
+        return ["\n".join([f"{first}  # {step.number}", *rest]), *text[1:]]
 
     def place(self, out: list[str], lines: list[str]) -> None:
         """Append lines, each after what it needs and what was not needed before: tiles, factors, scores."""

@@ -55,7 +55,7 @@ class PairAgain(Again):
     def reads_and_pairs(self) -> None:
         """One row that reads after the other: dx = dz S^T, dP = dz y^T and what it gives to x and y."""
         for step in self.reads:
-            x, dx = self.read_of[step.result], f"{step.result}_CK"
+            x, dx, first = self.read_of[step.result], f"{step.result}_CK", len(self.out)
             pairs = [score for score in self.steps if score.operation == "pair"]
             within = [score for score in pairs if self.scores_of(score).operands[0].base == x]
             for score in within:
@@ -75,6 +75,7 @@ class PairAgain(Again):
                 y = f"{P.operands[1].base}_tiles.load([{place}, channel])"
                 self.put(dx, f"{name}_C[:, None] * {y}", P)
             self.store(dx)
+            self.phase(f"{x}_gradients", f"What {x} receives, and the rows that it meets in a chunk.", first)
 
     def scores_of(self, step: Step) -> Step:
         """The score whose gradient a step makes."""

@@ -89,9 +89,8 @@ def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch) -> str:
         "typed": facts["typed"],
         "typed_kept": "".join(f"{name}: Tensor, " for name in kept),
         "given": _given,
-        "short": facts["short"],
         "heads": facts["heads"],
-        "contiguous": ", ".join(f"{name}.contiguous()" for name in ("do", *inputs)),
+        "short": ", ".join(("do", *inputs)),
         "gradient": {name: "dE" if name == "v" and "dv" not in made else f"d{name}" for name in inputs},
     }
     return environment().get_template("recurrence/kernels_reverse.py.jinja").render(view)

@@ -323,9 +323,10 @@ class Again(Gradients):
         ]
         given = dict.fromkeys(("anchor", "G_end", *seen, *near, *reads, "written_C"))
         says = "What the log decays of a chunk receive, and anchor, `<S, dS>`, behind it."
-        self.functions.append(Function("decay_gradients", list(given), says, lines, ["ddecay_C", "anchor"]))
+        function = Function("decay_gradients", list(given), says, lines, ["ddecay_C", "anchor"])
+        self.functions.append(function)
         written = times(self.load("written_C"), self.number(self.scalar))
-        yield self.functions[-1].call.replace("written_C", written)
+        yield replace(function, arguments=[*list(given)[:-1], written]).call
 
     def _contract(self, step: Step) -> Iterator[str]:
         if step.result in ("dbeta", "dweight"):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import Row, Step, TileProgram
-from archc.tiles.triton_gradients import Gradients, scaled, times
+from archc.tiles.triton_functions import Phase, in_functions, outlined
+from archc.tiles.triton_gradients import Gradients, View, scaled, times
 from archc.tiles.triton_normaliser import ReverseNormaliser, back_normaliser, slope_of
 
 
@@ -15,6 +17,21 @@ class Back(Gradients):
 
     def __init__(self, kind: RecurrenceKind, program: TileProgram) -> None:
         super().__init__(kind, program, "walk_back")
+
+    def view(self) -> View:
+        """The kernel's lines; of long kernels, which an erase of two rows makes, in functions."""
+        view = super().view()
+        if self.kind.erase != "pair":
+            return view
+        phases = [
+            Phase("value_gradients", "What values receive.", self.starts[2], self.starts[4]),
+            Phase("row_gradients", "What rows receive that write.", self.starts[4], self.starts[-1]),
+        ]
+        carried = ["dS_VK"]
+        lines, functions = in_functions(view.lines, phases, [*view.update, *carried])
+        says = "What the state receives before a chunk by what it does behind it."
+        update = outlined("state_gradients", says, view.update, carried)
+        return replace(view, lines=lines, update=[update.call], functions=[*functions, update])
 
     def groups(self) -> Iterator[tuple[list[Step], list[str]]]:
         """First what comes through o, then values, then the rows that they are written with.
