@@ -176,7 +176,9 @@ class LanguageModel(nn.Module):
             for name, entry in entries().items():
                 full = f"{path}.{name}"
                 memory[full] = entry.tensor(batch_size, slots, weight.dtype, weight.device)
-                short = entry.grows or entry.ring is not None and entry.ring > slots  # a ring that cannot turn
+                short = (
+                    entry.grows or entry.ring is not None and entry.ring > slots
+                )  # a ring that cannot turn
                 if short and limited_by is None:
                     limited_by = full
         return State.empty(memory, batch_size, slots, weight.device, limited_by)
