@@ -34,7 +34,7 @@ def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
     return torch.empty(size, device="cuda", dtype=torch.int8)
 
 
-triton.set_allocator(_scratch)
+triton.set_allocator(_scratch)  # of the thread that imports this: what launches sets it in its own
 
 
 # Where a program's tokens lie. Sequences are rows of a batch, or packed into one row with borders `cu_seqlens`.
@@ -328,6 +328,7 @@ def chunk_forward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Outputs `[B, T, H, V]`, the final state `[N, H, K, V]`, and what the backward needs."""
+    triton.set_allocator(_scratch)  # of this thread: autograd has one of its own
     q, k, v, decay, beta = (
         q.contiguous(),
         k.to(q.dtype).contiguous(),
@@ -392,22 +393,47 @@ AGAIN_WARPS, AGAIN_STAGES = 8, 1
 @triton.jit
 def put_scalars(x, value_C, start, inside_C, h, H: tl.constexpr):
     """Write one number a token, `[C]`."""
-    at_C = (start + tl.arange(0, inside_C.shape[0])) * H
-    tl.store(x + h + at_C, value_C, mask=inside_C)
+    first = x + tl.cast(start, tl.int64) * H + h
+    tl.store(first + tl.arange(0, inside_C.shape[0]) * H, value_C, mask=inside_C)
 
 
 @triton.jit
 def after(x_C):
-    """For each token the sum over all later ones of its chunk."""
-    c_C = tl.arange(0, x_C.shape[0])
-    return tl.sum(tl.where(c_C[:, None] < c_C[None, :], x_C[None, :], 0.0), 1)
+    """For each token the sum over all later ones of its chunk: the running sum of its neighbour, not a difference."""
+    c_C, last = tl.arange(0, x_C.shape[0]), x_C.shape[0] - 1
+    sum_C = tl.gather(tl.cumsum(x_C, 0, reverse=True), tl.minimum(c_C + 1, last), 0)
+    return tl.where(c_C < last, sum_C, 0.0)
 
 
 @triton.jit
-def before(x, start, inside_C, h, H: tl.constexpr, heads: tl.constexpr):
-    """For each token the number of the one before it, zero for the first of a chunk."""
-    c_C = tl.arange(0, inside_C.shape[0])
-    return scalars(x, start - 1, inside_C & (c_C > 0), h, H, heads)
+def earlier(x_C):
+    """For each token the sum over all earlier ones of its chunk, likewise."""
+    c_C = tl.arange(0, x_C.shape[0])
+    sum_C = tl.gather(tl.cumsum(x_C, 0), tl.maximum(c_C - 1, 0), 0)
+    return tl.where(c_C > 0, sum_C, 0.0)
+
+
+@triton.jit
+def by_block(
+    x,
+    count: tl.constexpr,
+    total,
+    end,
+    h,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One head's rows up to `end` from each block of value columns, as a descriptor of tiles `[1, C, BLOCK]`."""
+    rows = tl.cast(total, tl.int64) * H
+    return tl.make_tensor_descriptor(x + h * K, [count, end, K], [rows * K, H * K, 1], [1, C, BLOCK])
+
+
+@triton.jit
+def put_state(x_tiles, x_VK, row, column):
+    """Write value columns of a state."""
+    x_tiles.store([row, 0, column], tl.reshape(tl.trans(x_VK), [1, x_VK.shape[1], x_VK.shape[0]]))
 
 
 @triton.jit(do_not_specialize=["slots", "total", "length"])
@@ -468,10 +494,72 @@ def walk_back(
         dS_VK += dot((dE_VC * -in_C[None, :]).to(dtype), k_CK)
         if (start - first) % (SEGMENT * C) == 0:
             segment = first // (SEGMENT * C) + n + (start - first) // (SEGMENT * C)
-            dstates_tiles.store(
-                [segment * H + h, 0, column], tl.reshape(tl.trans(dS_VK), [1, BLOCK_K, COLUMNS])
-            )
-    dinitial_tiles.store([tl.program_id(1), 0, column], tl.reshape(tl.trans(dS_VK), [1, BLOCK_K, COLUMNS]))
+            put_state(dstates_tiles, dS_VK, segment * H + h, column)
+    put_state(dinitial_tiles, dS_VK, tl.program_id(1), column)
+
+
+@triton.jit
+def state_of(
+    x,
+    channel,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """A block of key channels, and all value columns, of the state that a segment of chunks starts with."""
+    states_tiles = matrices(x, tl.num_programs(1) * H, K, V, CHANNELS, BLOCK_V)
+    row = tl.program_id(1) * H + tl.program_id(2)
+    return tl.trans(tl.reshape(states_tiles.load([row, channel, 0]), [CHANNELS, BLOCK_V]))
+
+
+@triton.jit
+def score_gradients(
+    do_part_tiles, U_part_tiles, dE_part_tiles, start, V: tl.constexpr, PART_V: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """What scores receive, a few value columns at a time: `dP_ij = dz_i . y_j` of all pairs of tokens."""
+    dqk_CJ = tl.zeros([C, C], tl.float32)
+    dkk_CJ = tl.zeros([C, C], tl.float32)
+    # Unrolled, places in shared memory would fill the registers, and warps make products twice.
+    for column in range(0, V, PART_V):
+        do_CV = do_part_tiles.load([start, column])
+        U_CV = U_part_tiles.load([start, column])
+        dE_CV = dE_part_tiles.load([start, column])
+        dqk_CJ += dot(do_CV, tl.trans(U_CV))  # 9
+        dkk_CJ += dot(dE_CV, tl.trans(U_CV))  # 7
+    return dqk_CJ, dkk_CJ
+
+
+@triton.jit
+def pair_gradients(dqk_CJ, dkk_CJ, G_C, scale, q_CK, k_CK, beta_C, k_again_CK):
+    """From scores to the products of their rows; what beta and the decays between tokens receive."""
+    c_C1, j_1J = tl.arange(0, q_CK.shape[0])[:, None], tl.arange(0, q_CK.shape[0])[None, :]
+    dtype: tl.constexpr = q_CK.dtype
+    between_CJ = tl.exp(tl.where(j_1J <= c_C1, G_C[:, None] - G_C[None, :], -float("inf")))
+    dqk_CJ *= between_CJ  # 9
+    met_CJ = scale * dqk_CJ * dot(q_CK, tl.trans(k_CK))
+    mine_C = tl.sum(met_CJ, 0)
+    met_CJ = tl.where(j_1J < c_C1, met_CJ * beta_C[None, :], 0.0)
+    near_C = tl.sum(met_CJ, 1) - tl.sum(met_CJ, 0)
+    dqk_CJ = (dqk_CJ * beta_C[None, :]).to(dtype)
+    dkk_CJ *= tl.where(j_1J < c_C1, between_CJ, 0.0)  # 7
+    met_CJ = -dkk_CJ * dot(k_again_CK, tl.trans(k_CK))
+    mine_C += tl.sum(met_CJ, 0)
+    met_CJ = tl.where(j_1J < c_C1, met_CJ * beta_C[None, :], 0.0)
+    near_C += tl.sum(met_CJ, 1) - tl.sum(met_CJ, 0)
+    dkk_CJ = (dkk_CJ * beta_C[None, :]).to(dtype)
+    return dqk_CJ, dkk_CJ, mine_C, near_C
+
+
+@triton.jit
+def decay_gradients(anchor, G_end, seen_C, near_C, written_C):
+    """What the log decays of a chunk receive, and anchor, `<S, dS>`, behind it."""
+    anchor = tl.where(tl.exp(G_end) > 0.0, anchor - tl.sum(seen_C), 0.0)
+    ddecay_C = tl.cumsum(seen_C + near_C, 0, reverse=True) + anchor
+    ddecay_C += earlier(written_C)
+    anchor += tl.sum(written_C)
+    return ddecay_C, anchor
 
 
 @triton.jit(do_not_specialize=["sequences", "total", "length"])
@@ -479,101 +567,63 @@ def walk_again(
     decay, beta, k, q, do, dE, dk_write, written, U, states, dstates, dq, dk, ddecay, dbeta,
     cu_seqlens, sequences, total, length, scale,
     H: tl.constexpr, q_heads: tl.constexpr, k_heads: tl.constexpr, decay_heads: tl.constexpr,
-    beta_heads: tl.constexpr, K: tl.constexpr, CHANNELS: tl.constexpr, V: tl.constexpr, BLOCK_V: tl.constexpr,
-    PART_V: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
+    beta_heads: tl.constexpr, BLOCKS: tl.constexpr, K: tl.constexpr, CHANNELS: tl.constexpr, V: tl.constexpr,
+    BLOCK_V: tl.constexpr, PART_V: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
     """Carry the state through a segment: one program for each block of key channels, segment and head."""
     h = tl.program_id(2)
     n, opening, end = piece_of(tl.program_id(1), cu_seqlens, sequences, length, SEGMENT * C, PACKED)
     block = tl.program_id(0).to(tl.int64) * total * H  # rows of earlier blocks
     channel = tl.program_id(0) * CHANNELS
-    c_C1, j_1J = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     dtype: tl.constexpr = do.dtype.element_ty
     k_tiles = tokens(k, end, h, H, k_heads, K, C, CHANNELS)
     q_tiles = tokens(q, end, h, H, q_heads, K, C, CHANNELS)
     do_tiles = tokens(do, end, h, H, H, V, C, BLOCK_V)
     dE_tiles = tokens(dE, end, h, H, H, V, C, BLOCK_V)
-    dk_write_tiles = tokens(dk_write, end, h, H, H, K, C, CHANNELS)
+    dk_write_tiles = by_block(dk_write, BLOCKS, total, end, h, H, K, C, CHANNELS)
     U_tiles = tokens(U, end, h, H, H, V, C, BLOCK_V)
     dq_tiles = tokens(dq, end, h, H, H, K, C, CHANNELS)
     dk_tiles = tokens(dk, end, h, H, H, K, C, CHANNELS)
-    k_again_tiles = tokens(
-        k, tl.maximum(end, 1), h, H, k_heads, K, C, CHANNELS
-    )  # Triton 3.7 fails on a product of a tile with itself
+    k_again_tiles = tokens(k, tl.maximum(end, 1), h, H, k_heads, K, C, CHANNELS)  # for products with itself
     do_part_tiles = tokens(do, end, h, H, H, V, C, PART_V)
     U_part_tiles = tokens(U, end, h, H, H, V, C, PART_V)
     dE_part_tiles = tokens(dE, end, h, H, H, V, C, PART_V)
-    states_tiles = matrices(states, tl.num_programs(1) * H, K, V, CHANNELS, BLOCK_V)
-    S_VK = tl.trans(
-        tl.reshape(states_tiles.load([tl.program_id(1) * H + h, channel, 0]), [CHANNELS, BLOCK_V])
-    )
-    dstates_tiles = matrices(dstates, tl.num_programs(1) * H, K, V, CHANNELS, BLOCK_V)
-    dS_KV = tl.reshape(dstates_tiles.load([tl.program_id(1) * H + h, channel, 0]), [CHANNELS, BLOCK_V])
-    anchor = tl.sum(S_VK * tl.trans(dS_KV))
+    S_VK = state_of(states, channel, H, K, V, CHANNELS, BLOCK_V)
+    anchor = tl.sum(S_VK * state_of(dstates, channel, H, K, V, CHANNELS, BLOCK_V))
     for start in tl.range(opening, tl.minimum(opening + SEGMENT * C, end), C, disable_licm=True):
         inside_C = start + tl.arange(0, C) < end
-        dqk_CJ = tl.zeros([C, C], tl.float32)
-        dkk_CJ = tl.zeros([C, C], tl.float32)
-        # Unrolled, places in shared memory would fill the registers, and warps make products twice.
-        for column in range(0, V, PART_V):
-            do_CV = do_part_tiles.load([start, column])
-            U_CV = U_part_tiles.load([start, column])
-            dE_CV = dE_part_tiles.load([start, column])
-            dqk_CJ += dot(do_CV, tl.trans(U_CV))  # 9
-            dkk_CJ += dot(dE_CV, tl.trans(U_CV))  # 7
+        dqk_CJ, dkk_CJ = score_gradients(do_part_tiles, U_part_tiles, dE_part_tiles, start, V, PART_V, C)
         decay_C = scalars(decay, start, inside_C, h, H, decay_heads)
         beta_C = scalars(beta, start, inside_C, h, H, beta_heads)
         k_CK = k_tiles.load([start, channel])
         q_CK = q_tiles.load([start, channel])
         G_C = tl.cumsum(decay_C, 0)
-        between_CJ = tl.exp(tl.where(j_1J <= c_C1, G_C[:, None] - G_C[None, :], -float("inf")))
-        dqk_CJ *= between_CJ  # 9
-        met_CJ = scale * dqk_CJ * dot(q_CK, tl.trans(k_CK))
-        mine_C = tl.sum(met_CJ, 0)
-        met_CJ = tl.where(j_1J < c_C1, met_CJ * beta_C[None, :], 0.0)
-        near_C = tl.sum(met_CJ, 1) - tl.sum(met_CJ, 0)
-        dqk_CJ = (dqk_CJ * beta_C[None, :]).to(dtype)
-        dkk_CJ *= tl.where(j_1J < c_C1, between_CJ, 0.0)  # 7
-        met_CJ = -dkk_CJ * dot(k_again_tiles.load([start, channel]), tl.trans(k_CK))
-        mine_C += tl.sum(met_CJ, 0)
-        met_CJ = tl.where(j_1J < c_C1, met_CJ * beta_C[None, :], 0.0)
-        near_C += tl.sum(met_CJ, 1) - tl.sum(met_CJ, 0)
-        dkk_CJ = (dkk_CJ * beta_C[None, :]).to(dtype)
-        do_CV = do_tiles.load([start, 0])
+        k_again_CK = k_again_tiles.load([start, channel])
+        dqk_CJ, dkk_CJ, mine_C, near_C = pair_gradients(
+            dqk_CJ, dkk_CJ, G_C, scale, q_CK, k_CK, beta_C, k_again_CK
+        )  # fmt: skip
         in_C = tl.exp(G_C)
-        dq_CK = dot(do_CV, S_VK.to(dtype)) * (scale * in_C)[:, None]  # 9
+        dq_CK = dot(do_tiles.load([start, 0]), S_VK.to(dtype)) * (scale * in_C)[:, None]  # 9
         seen_C = tl.sum(q_CK * dq_CK, 1)
         dq_CK += scale * dot(dqk_CJ, k_CK)  # 3
         dq_tiles.store([start, channel], dq_CK.to(dq.dtype.element_ty))
-        dk_read_CK = scale * dot(tl.trans(dqk_CJ), q_CK)  # 3
-        dE_CV = dE_tiles.load([start, 0])
-        read_CK = -dot(dE_CV, S_VK.to(dtype)) * in_C[:, None]  # 5
-        dk_read_CK += read_CK
+        dk_CK = scale * dot(tl.trans(dqk_CJ), q_CK)  # 3
+        read_CK = -dot(dE_tiles.load([start, 0]), S_VK.to(dtype)) * in_C[:, None]  # 5
+        dk_CK += read_CK
         seen_C += tl.sum(k_CK * read_CK, 1)
-        dk_read_CK -= dot(dkk_CJ, k_CK)  # 2
-        dk_read_CK -= dot(tl.trans(dkk_CJ), k_CK)  # 2
-        dk_write_CK = dk_write_tiles.load([start, channel])
-        dk_read_CK += dk_write_CK * beta_C[:, None]
-        dk_CK = dk_read_CK
+        dk_CK -= dot(dkk_CJ, k_CK)  # 2
+        dk_CK -= dot(tl.trans(dkk_CJ), k_CK)  # 2
+        for part in tl.static_range(BLOCKS):
+            dk_CK += tl.reshape(dk_write_tiles.load([part, start, channel]), [C, CHANNELS]) * beta_C[:, None]
         dk_tiles.store([start, channel], dk_CK.to(dk.dtype.element_ty))
         G_end = tl.sum(tl.where(tl.arange(0, C) == C - 1, G_C, 0.0), 0)
-        anchor = tl.where(tl.exp(G_end) > 0.0, anchor - tl.sum(seen_C), 0.0)  # 1
-        ddecay_C = tl.cumsum(seen_C + near_C, 0, reverse=True) + anchor
-        ddecay_C += tl.cumsum(
-            before(written, start, inside_C & (channel == 0), h, H, H)
-            * before(beta, start, inside_C, h, H, beta_heads),
-            0,
-        )
         written_C = scalars(written, start, inside_C & (channel == 0), h, H, H)
-        anchor += tl.sum(written_C * beta_C)
-        dbeta_C = written_C + mine_C
+        ddecay_C, anchor = decay_gradients(anchor, G_end, seen_C, near_C, written_C * beta_C)  # 1
         put_scalars(ddecay + block, ddecay_C, start, inside_C, h, H)
-        put_scalars(dbeta + block, dbeta_C, start, inside_C, h, H)
+        put_scalars(dbeta + block, written_C + mine_C, start, inside_C, h, H)
         S_VK *= tl.exp(G_end)  # 8
-        U_CV = U_tiles.load([start, 0])
-        out_C = tl.exp(G_end - G_C)
-        beta_out_C = beta_C * out_C
-        S_VK += dot((tl.trans(U_CV) * beta_out_C[None, :]).to(dtype), k_CK)
+        beta_out_C = beta_C * tl.exp(G_end - G_C)
+        S_VK += dot((tl.trans(U_tiles.load([start, 0])) * beta_out_C[None, :]).to(dtype), k_CK)
 
 
 def chunk_backward(
@@ -591,14 +641,8 @@ def chunk_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, decay, beta and the initial state."""
-    do, q, k, v, decay, beta = (
-        do.contiguous(),
-        q.contiguous(),
-        k.contiguous(),
-        v.contiguous(),
-        decay.contiguous(),
-        beta.contiguous(),
-    )
+    triton.set_allocator(_scratch)  # of this thread: autograd has one of its own
+    do, q, k, v, decay, beta = (x.contiguous() for x in (do, q, k, v, decay, beta))
     B, T, _, V = v.shape
     K, H = q.shape[3], max(q.shape[2], k.shape[2], v.shape[2], decay.shape[2], beta.shape[2])
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
@@ -613,7 +657,7 @@ def chunk_backward(
     wide: dict[str, Any] = {"dtype": torch.float32, "device": v.device}
     written = make(blocks, B, T, H, **wide)
     dE = make(B, T, H, V, **narrow)
-    dk_write = make(blocks, B, T, H, K, **(narrow if blocks == 1 else wide))
+    dk_write = make(blocks, B, T, H, K, **narrow)
     dq = make(1, B, T, H, K, **narrow)
     dk = make(1, B, T, H, K, **narrow)
     ddecay = make(parts, B, T, H, **wide)
@@ -626,14 +670,13 @@ def chunk_backward(
         SEGMENT=SEGMENT, num_warps=BACK_WARPS, num_stages=BACK_STAGES,
     )  # fmt: skip
     written = written[0] if blocks == 1 else written.sum(0)
-    dk_write = dk_write[0] if blocks == 1 else dk_write.sum(0)
     walk_again[parts, states.shape[0], H](
         decay, beta, k, q, do, dE, dk_write, written, U, states, dstates, dq, dk, ddecay, dbeta,
         cu_seqlens, N, B * T, T, scale,
         H=H, q_heads=q.shape[2], k_heads=k.shape[2], decay_heads=decay.shape[2], beta_heads=beta.shape[2],
-        K=K, CHANNELS=min(AGAIN_CHANNELS, BLOCK_K), V=V, BLOCK_V=BLOCK_V, PART_V=min(AGAIN_COLUMNS, BLOCK_V),
-        C=CHUNK, PACKED=cu_seqlens is not None, SEGMENT=SEGMENT, num_warps=AGAIN_WARPS,
-        num_stages=AGAIN_STAGES,
+        BLOCKS=blocks, K=K, CHANNELS=min(AGAIN_CHANNELS, BLOCK_K), V=V, BLOCK_V=BLOCK_V,
+        PART_V=min(AGAIN_COLUMNS, BLOCK_V), C=CHUNK, PACKED=cu_seqlens is not None, SEGMENT=SEGMENT,
+        num_warps=AGAIN_WARPS, num_stages=AGAIN_STAGES,
     )  # fmt: skip
     return (
         summed(dq, q),
@@ -649,7 +692,7 @@ def summed(x: Tensor, like: Tensor) -> Tensor:
     """Sum `[blocks, B, T, H, ...]` over blocks of value columns and over heads that share one of `like`."""
     if x.shape[0] > 1 or x.shape[3] > like.shape[2]:
         groups = x.unflatten(3, (like.shape[2], -1))
-        return groups.sum((0, 4), dtype=torch.float32).to(like.dtype)
+        return groups.sum((0, 4)).to(like.dtype)
     return x[0].to(like.dtype)
 
 

@@ -35,7 +35,7 @@ def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
     return torch.empty(size, device="cuda", dtype=torch.int8)
 
 
-triton.set_allocator(_scratch)
+triton.set_allocator(_scratch)  # of the thread that imports this: what launches sets it in its own
 
 
 # Where a program's tokens lie. Sequences are rows of a batch, or packed into one row with borders `cu_seqlens`.
@@ -142,11 +142,8 @@ def pair(
     left_BIK = (x_BIK * since_BIK).to(dtype)
     seen_BIK = tl.zeros([B, 16, K], tl.float32)  # rows before block b, decayed up to it
     for b in range(1, B):
-        last_BK, here_B11, here_1B1 = (
-            (b_B == b - 1)[:, None],
-            (b_B == b)[:, None, None],
-            (b_B == b)[None, :, None],
-        )
+        last_BK = (b_B == b - 1)[:, None]
+        here_B11, here_1B1 = (b_B == b)[:, None, None], (b_B == b)[None, :, None]
         passed_11K = tl.exp(tl.sum(tl.where(last_BK, G_end_BK, 0.0), 0))[None, None, :]
         seen_BIK = tl.where(last_BK[:, :, None], y_BIK * until_BIK, seen_BIK * passed_11K)
         left_IK = tl.sum(tl.where(here_B11, left_BIK, 0.0), 0).to(dtype)
@@ -334,6 +331,7 @@ def chunk_forward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Outputs `[B, T, H, V]`, the final state `[N, H, K, V]`, and what the backward needs."""
+    triton.set_allocator(_scratch)  # of this thread: autograd has one of its own
     q, k, v, decay = q.contiguous(), k.to(q.dtype).contiguous(), v.contiguous(), decay.contiguous()
     state = None if state is None else state.contiguous()
     B, T, _, V = v.shape
@@ -583,14 +581,11 @@ def chunk_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, decay and the initial state."""
+    triton.set_allocator(_scratch)  # of this thread: autograd has one of its own
     narrow: dict[str, Any] = {"dtype": q.dtype, "device": v.device}
     wide: dict[str, Any] = {"dtype": torch.float32, "device": v.device}
-    do = do.to(q.dtype).contiguous()
-    dfinal = dfinal.contiguous()
-    q = q.contiguous()
-    k = k.to(q.dtype).contiguous()
-    v = v.to(q.dtype).contiguous()
-    decay = decay.contiguous()
+    do, k, v = (x.to(q.dtype).contiguous() for x in (do, k, v))
+    dfinal, q, decay = (x.contiguous() for x in (dfinal, q, decay))
     B, T, _, V = v.shape
     K, H = q.shape[3], max(q.shape[2], k.shape[2], v.shape[2], decay.shape[2])
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
@@ -613,9 +608,8 @@ def chunk_backward(
     anchors = anchors[0] if blocks == 1 else anchors.sum(0)
     dk_state = dk_state[0] if blocks == 1 else dk_state.sum(0)
     dqk = dqk[0] if blocks == 1 else dqk.sum(0)
-    dq = make(B, T, H, K, **narrow)
+    dq, dk = (make(B, T, H, K, **narrow) for _ in range(2))
     ddecay = make(B, T, H, K, **wide)
-    dk = make(B, T, H, K, **narrow)
     walk_again[parts, slots, H](
         decay, do, q, dqk, k, dk_state, v, states, anchors, dq, ddecay, dk,
         cu_seqlens, N, B * T, T, scale, 2.0**-20 if q.dtype == torch.float32 else 2.0**-9,

@@ -85,54 +85,70 @@ def _differentiate_mamba2_dt_free(ctx: FunctionCtx, ddt_free_BTH: Tensor) -> tup
 _mamba2_dt_free.register_autograd(_differentiate_mamba2_dt_free, setup_context=_save_mamba2_dt_free)
 
 
-def mamba2_o(dt_free_BTH: Tensor, v_BTHK: Tensor) -> Tensor:
-    """The entries of o_cast_like.
+def mamba2_o(A_log_H: Tensor, dt_free_BTH: Tensor, v_BTHK: Tensor) -> tuple[Tensor, Tensor]:
+    """The entries of o_cast_like, o_mul.
 
     o: recurrence(q, k, dt * v, decay=A * dt, scale=1) + param(D, [n_heads], init=1) * v
     """
-    if not _has_kernel(dt_free_BTH, v_BTHK):
-        return (dt_free_BTH[..., None] * v_BTHK).type_as(v_BTHK)
-    found: Tensor = _mamba2_o(dt_free_BTH, v_BTHK)
+    if not _has_kernel(A_log_H, dt_free_BTH, v_BTHK):
+        o_cast_like_BTHK = (dt_free_BTH[..., None] * v_BTHK).type_as(v_BTHK)
+        o_mul_BTH = -torch.exp(A_log_H) * dt_free_BTH
+        return o_cast_like_BTHK, o_mul_BTH
+    found: tuple[Tensor, Tensor] = _mamba2_o(A_log_H, dt_free_BTH, v_BTHK)
     return found
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::mamba2_o", mutates_args=(), device_types="cuda")
-def _mamba2_o(dt_free_BTH: Tensor, v_BTHK: Tensor) -> Tensor:
+def _mamba2_o(A_log_H: Tensor, dt_free_BTH: Tensor, v_BTHK: Tensor) -> tuple[Tensor, Tensor]:
     from .gates_kernels import launch_mamba2_o
 
     with torch.cuda.device(v_BTHK.get_device()):  # launches go to the current one
-        return launch_mamba2_o(dt_free_BTH, v_BTHK)
+        return launch_mamba2_o(A_log_H, dt_free_BTH, v_BTHK)
 
 
 @_mamba2_o.register_fake
-def _(dt_free_BTH: Tensor, v_BTHK: Tensor) -> Tensor:
-    return v_BTHK.new_empty(v_BTHK.shape, dtype=v_BTHK.dtype)
+def _(A_log_H: Tensor, dt_free_BTH: Tensor, v_BTHK: Tensor) -> tuple[Tensor, Tensor]:
+    o_cast_like_BTHK = v_BTHK.new_empty(v_BTHK.shape, dtype=v_BTHK.dtype)
+    o_mul_BTH = v_BTHK.new_empty(v_BTHK.shape[:3], dtype=_promoted(A_log_H, dt_free_BTH))
+    return o_cast_like_BTHK, o_mul_BTH
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::mamba2_o_backward", mutates_args=(), device_types="cuda")
 def _mamba2_o_backward(
-    do_cast_like_BTHK: Tensor, dt_free_BTH: Tensor, v_BTHK: Tensor
-) -> tuple[Tensor, Tensor]:
+    do_cast_like_BTHK: Tensor, do_mul_BTH: Tensor, A_log_H: Tensor, dt_free_BTH: Tensor, v_BTHK: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     from .gates_kernels import launch_mamba2_o_backward
 
     with torch.cuda.device(do_cast_like_BTHK.get_device()):
-        return launch_mamba2_o_backward(do_cast_like_BTHK, dt_free_BTH, v_BTHK)
+        return launch_mamba2_o_backward(do_cast_like_BTHK, do_mul_BTH, A_log_H, dt_free_BTH, v_BTHK)
 
 
 @_mamba2_o_backward.register_fake
-def _(do_cast_like_BTHK: Tensor, dt_free_BTH: Tensor, v_BTHK: Tensor) -> tuple[Tensor, Tensor]:
-    return dt_free_BTH.new_empty(dt_free_BTH.shape), v_BTHK.new_empty(v_BTHK.shape)
+def _(
+    do_cast_like_BTHK: Tensor, do_mul_BTH: Tensor, A_log_H: Tensor, dt_free_BTH: Tensor, v_BTHK: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        A_log_H.new_empty(A_log_H.shape),
+        dt_free_BTH.new_empty(dt_free_BTH.shape),
+        v_BTHK.new_empty(v_BTHK.shape),
+    )
 
 
-def _save_mamba2_o(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    dt_free_BTH, v_BTHK = inputs
-    ctx.save_for_backward(dt_free_BTH, v_BTHK)
+def _save_mamba2_o(
+    ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]
+) -> None:
+    A_log_H, dt_free_BTH, v_BTHK = inputs
+    ctx.save_for_backward(A_log_H, dt_free_BTH, v_BTHK)
 
 
-def _differentiate_mamba2_o(ctx: FunctionCtx, do_cast_like_BTHK: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate_mamba2_o(
+    ctx: FunctionCtx, do_cast_like_BTHK: Tensor, do_mul_BTH: Tensor
+) -> tuple[Tensor | None, ...]:
     kept = ctx.saved_tensors  # type: ignore[attr-defined]
-    ddt_free_BTH, dv_BTHK = _mamba2_o_backward(do_cast_like_BTHK.contiguous(), *kept)
-    return ddt_free_BTH, dv_BTHK
+    dA_log_H, ddt_free_BTH, dv_BTHK = _mamba2_o_backward(
+        do_cast_like_BTHK.contiguous(), do_mul_BTH.contiguous(), *kept
+    )
+    return dA_log_H, ddt_free_BTH, dv_BTHK
 
 
 _mamba2_o.register_autograd(_differentiate_mamba2_o, setup_context=_save_mamba2_o)

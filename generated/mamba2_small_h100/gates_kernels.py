@@ -121,10 +121,10 @@ def launch_mamba2_dt_free_backward(
 
 @triton.jit(do_not_specialize=["tokens"])
 def mamba2_o_kernel(
-    dt_free_ptr, v_ptr, o_cast_like_ptr, tokens, dt_free_row, v_row,
+    A_log_ptr, dt_free_ptr, v_ptr, o_cast_like_ptr, o_mul_ptr, tokens, dt_free_row, v_row,
     HEADS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """o_cast_like."""
+    """o_cast_like, o_mul."""
     pid = tl.program_id(0).to(tl.int64)
     h, c_C = pid % HEADS, tl.arange(0, BLOCK_C)
     in_C, at_C = c_C < CHANNELS, h * CHANNELS + c_C
@@ -134,36 +134,53 @@ def mamba2_o_kernel(
     in_TC = in_T[:, None] & in_C[None, :]
     at_TC = (t_T * (HEADS * CHANNELS))[:, None] + at_C[None, :]  # of what lies without gaps
 
+    A_log = tl.load(A_log_ptr + h).to(tl.float32)
     dt_free_T = tl.load(dt_free_ptr + t_T * dt_free_row + h, in_T, 0.0).to(tl.float32)
     v_TC = tl.load(v_ptr + (t_T * v_row)[:, None] + at_C[None, :], in_TC, 0.0).to(tl.float32)
     tl.store(o_cast_like_ptr + at_TC, dt_free_T[:, None] * v_TC, in_TC)
+    tl.store(o_mul_ptr + t_T * HEADS + h, -tl.exp(A_log) * dt_free_T, in_T)
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def mamba2_o_backward_kernel(
-    do_cast_like_ptr, dt_free_ptr, v_ptr, ddt_free_ptr, dv_ptr, tokens, dt_free_row, v_row,
-    HEADS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    do_cast_like_ptr, do_mul_ptr, A_log_ptr, dt_free_ptr, v_ptr, dA_log_ptr, ddt_free_ptr, dv_ptr, tokens,
+    dt_free_row, v_row,
+    HEADS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of dt_free, v."""
+    """The gradients of A_log, dt_free, v."""
     pid = tl.program_id(0).to(tl.int64)
     h, c_C = pid % HEADS, tl.arange(0, BLOCK_C)
     in_C, at_C = c_C < CHANNELS, h * CHANNELS + c_C
 
-    t_T = pid // HEADS * BLOCK_T + tl.arange(0, BLOCK_T)
-    in_T = t_T < tokens
-    in_TC = in_T[:, None] & in_C[None, :]
-    at_TC = (t_T * (HEADS * CHANNELS))[:, None] + at_C[None, :]  # of what lies without gaps
+    span = pid // HEADS
+    A_log = tl.load(A_log_ptr + h).to(tl.float32)
+    A_exp = tl.exp(A_log)
+    dA = 0.0
+    for j in range(BLOCKS):
+        t_T = (span * BLOCKS + j) * BLOCK_T + tl.arange(0, BLOCK_T)
+        in_T = t_T < tokens
+        in_TC = in_T[:, None] & in_C[None, :]
+        at_TC = (t_T * (HEADS * CHANNELS))[:, None] + at_C[None, :]  # of what lies without gaps
 
-    v_TC = tl.load(v_ptr + (t_T * v_row)[:, None] + at_C[None, :], in_TC, 0.0).to(tl.float32)
-    do_cast_like_TC = tl.load(do_cast_like_ptr + at_TC, in_TC, 0.0).to(tl.float32)
-    dt_free_T = tl.load(dt_free_ptr + t_T * dt_free_row + h, in_T, 0.0).to(tl.float32)
-    tl.store(ddt_free_ptr + t_T * HEADS + h, tl.sum(tl.where(in_TC, do_cast_like_TC * v_TC, 0.0), 1), in_T)
-    tl.store(dv_ptr + at_TC, do_cast_like_TC * dt_free_T[:, None], in_TC)
+        dt_free_T = tl.load(dt_free_ptr + t_T * dt_free_row + h, in_T, 0.0).to(tl.float32)
+        do_mul_T = tl.load(do_mul_ptr + t_T * HEADS + h, in_T, 0.0).to(tl.float32)
+        v_TC = tl.load(v_ptr + (t_T * v_row)[:, None] + at_C[None, :], in_TC, 0.0).to(tl.float32)
+        do_cast_like_TC = tl.load(do_cast_like_ptr + at_TC, in_TC, 0.0).to(tl.float32)
+        dA += tl.sum(tl.where(in_T, do_mul_T * dt_free_T, 0.0))
+        tl.store(
+            ddt_free_ptr + t_T * HEADS + h,
+            do_mul_T * -A_exp + tl.sum(tl.where(in_TC, do_cast_like_TC * v_TC, 0.0), 1),
+            in_T,
+        )
+        tl.store(dv_ptr + at_TC, do_cast_like_TC * dt_free_T[:, None], in_TC)
+
+    tl.store(dA_log_ptr + pid, -dA * A_exp)
 
 
-def launch_mamba2_o(dt_free_BTH: Tensor, v_BTHK: Tensor) -> Tensor:
-    """o_cast_like, without gaps."""
+def launch_mamba2_o(A_log_H: Tensor, dt_free_BTH: Tensor, v_BTHK: Tensor) -> tuple[Tensor, Tensor]:
+    """o_cast_like, o_mul, without gaps."""
     o_cast_like = v_BTHK.new_empty(v_BTHK.shape, dtype=v_BTHK.dtype)
+    o_mul = v_BTHK.new_empty(v_BTHK.shape[:3], dtype=_promoted(A_log_H, dt_free_BTH))
     tokens, heads, channels = _sizes(v_BTHK, 1)
     block_t, block_c = _tile(channels, whole=True)
     dt_free_rows = _rows(dt_free_BTH, tokens)
@@ -171,31 +188,34 @@ def launch_mamba2_o(dt_free_BTH: Tensor, v_BTHK: Tensor) -> Tensor:
     programs = triton.cdiv(tokens, block_t) * heads * triton.cdiv(channels, block_c)
     if programs:
         mamba2_o_kernel[(programs,)](
-            dt_free_rows, v_rows, o_cast_like, tokens, dt_free_rows.stride(0), v_rows.stride(0),
+            A_log_H.contiguous(), dt_free_rows, v_rows, o_cast_like, o_mul, tokens, dt_free_rows.stride(0),
+            v_rows.stride(0),
             heads, channels, block_t, block_c, num_warps=WARPS,
         )  # fmt: skip
-    return o_cast_like
+    return o_cast_like, o_mul
 
 
 def launch_mamba2_o_backward(
-    do_cast_like_BTHK: Tensor, dt_free_BTH: Tensor, v_BTHK: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The gradients of dt_free, v; slopes of the results lie without gaps."""
+    do_cast_like_BTHK: Tensor, do_mul_BTH: Tensor, A_log_H: Tensor, dt_free_BTH: Tensor, v_BTHK: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of A_log, dt_free, v; slopes of the results lie without gaps."""
     tokens, heads, channels = _sizes(do_cast_like_BTHK, 1)
     block_t, block_c = _tile(channels, whole=True)
-    spans = triton.cdiv(tokens, block_t)
+    blocks = max(TOKENS // block_t, 1)
+    spans = triton.cdiv(tokens, block_t * blocks)
     parts = heads * triton.cdiv(channels, block_c)
+    dA_log = do_cast_like_BTHK.new_empty((spans, parts), dtype=torch.float32)
     ddt_free = dt_free_BTH.new_empty(dt_free_BTH.shape)
     dv = v_BTHK.new_empty(v_BTHK.shape)
     dt_free_rows = _rows(dt_free_BTH, tokens)
     v_rows = _rows(v_BTHK, tokens)
     if spans * parts:
         mamba2_o_backward_kernel[(spans * parts,)](
-            do_cast_like_BTHK, dt_free_rows, v_rows, ddt_free, dv, tokens, dt_free_rows.stride(0),
-            v_rows.stride(0),
-            heads, channels, block_t, block_c, num_warps=WARPS,
+            do_cast_like_BTHK, do_mul_BTH, A_log_H.contiguous(), dt_free_rows, v_rows, dA_log, ddt_free, dv,
+            tokens, dt_free_rows.stride(0), v_rows.stride(0),
+            heads, channels, block_t, block_c, blocks, num_warps=WARPS,
         )  # fmt: skip
-    return ddt_free, dv
+    return _summed(dA_log, A_log_H), ddt_free, dv
 
 
 @triton.jit(do_not_specialize=["tokens"])

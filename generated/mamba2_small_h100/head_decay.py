@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .place import Place
 from .tiling import tile_bound, tiling_of
+from .triton_versions import wrong_gradients
 
 CHUNK = 64
 NAMESPACE = __name__.replace(".", "_")
@@ -364,6 +365,7 @@ _library.impl("decode", _decode_on_gpu, "CUDA")  # type: ignore[no-untyped-call]
 # The (K, V) that there are kernels for, and the chunks between two states that they keep.
 KERNEL_SIZES = {(32, 32)}
 SEGMENT = 64
+GRADIENTS_SINCE = (3, 7, 1)  # earlier versions of Triton have compiled such gradients wrongly for this GPU
 
 
 def _has_kernels(q: Tensor, v: Tensor) -> bool:
@@ -383,12 +385,25 @@ def _chunk_on_gpu(*given: Any) -> tuple[Tensor, ...]:
     return found
 
 
+def _backward_in_torch(do: Tensor, dfinal: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    """Gradients after kernels: from the states that sequences start with, what they need is made again."""
+    *tensors, cu_seqlens, states = given[:6]
+    (B, T), N = given[2].shape[:2], dfinal.shape[0]
+    first_N = torch.arange(B, device=do.device) * T if cu_seqlens is None else cu_seqlens[:-1]
+    state = states[first_N // (SEGMENT * CHUNK) + torch.arange(N, device=do.device)]
+    again: list[Any] = [*tensors, state, cu_seqlens, given[-1]]
+    backward: list[Any] = [do, dfinal, *tensors, cu_seqlens, *chunk_forward(*again)[2:], given[-1]]
+    return chunk_backward(*backward)
+
+
 @chunk_reverse.register_kernel("cuda")
 def _chunk_reverse_on_gpu(do: Tensor, dfinal: Tensor, *given: Any) -> tuple[Tensor, ...]:
     if not _has_kernels(given[0], given[2]):
         return chunk_backward(do, dfinal, *given)
     from . import head_decay_kernels as kernels
 
+    if wrong_gradients(kernels, GRADIENTS_SINCE):
+        return _backward_in_torch(do, dfinal, *given)
     with torch.cuda.device(do.get_device()):
         found: tuple[Tensor, ...] = kernels.chunk_backward(do, dfinal, *given)
     return found

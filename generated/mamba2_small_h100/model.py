@@ -91,25 +91,18 @@ class Mamba2(nn.Module):
         k_BTGN = torch.unflatten(k, -1, (self.n_groups, self.d_state))
         q_BTGN = torch.unflatten(q, -1, (self.n_groups, self.d_state))
         dt_free_BTH = mamba2_dt_free(dt_in_BTH, self.dt_bias)
-        A_H = -torch.exp(self.A_log)
+        o_cast_like_BTHK, o_mul_BTH = mamba2_o(self.A_log, dt_free_BTH, v_BTHK)
         o_BTHK = mamba2_o_2(
             self.D,
             v_BTHK,
-            head_decay(
-                q_BTGN,
-                k_BTGN,
-                mamba2_o(dt_free_BTH, v_BTHK),
-                A_H * dt_free_BTH,
-                scale=1,
-                place=place,
-                key="o",
-            ),
+            head_decay(q_BTGN, k_BTGN, o_cast_like_BTHK, o_mul_BTH, scale=1, place=place, key="o"),
         )
         gated_BTGR = torch.unflatten(
             gated(z_BTHK, o_BTHK, "silu").flatten(-2), -1, (self.n_groups, self.group_dim)
         )
         y_BTD: Tensor = self.y(self.y_norm(gated_BTGR).flatten(-2))
         if place.patterns:
+            A_H = -torch.exp(self.A_log)
             place.keep_all(locals())
         return y_BTD
 

@@ -69,7 +69,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}.selftest", description=__doc__)
     parser.add_argument("--device", help="cuda where there is one; cpu checks the torch forms alone")
     parser.add_argument(
-        "--json", metavar="FILE", type=Path, help="write all checks, with what they depend on"
+        "--json",
+        metavar="FILE",
+        type=Path,
+        help="write all checks so far after each, with what they depend on",
     )
     parser.add_argument("--quick", action="store_true", help="fewer lengths and inputs")
     chosen = parser.parse_args()
@@ -80,13 +83,25 @@ def main() -> int:
     facts = surroundings(device)
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     began = time.perf_counter()
-    checks = list(run(device, quick=chosen.quick, tell=lambda check: print(check, flush=True)))
+    checks: list[Check] = []
+
+    def write(finished: bool) -> None:
+        if chosen.json is None:
+            return
+        passed = finished and all(check.passed for check in checks)
+        found = {"package": __package__, "target": TARGET, **facts, "finished": finished, "passed": passed}
+        found |= {"seconds": round(time.perf_counter() - began, 1), "checks": [asdict(c) for c in checks]}
+        part = chosen.json.with_name(chosen.json.name + ".part")  # killed while it writes, it loses nothing
+        part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        part.replace(chosen.json)
+
+    for check in run(device, quick=chosen.quick):
+        print(check, flush=True)
+        checks.append(check)
+        write(finished=False)
+    write(finished=True)
     failed = sum(not check.passed for check in checks)
     seconds = round(time.perf_counter() - began, 1)
-    if chosen.json is not None:
-        found = {"package": __package__, "target": TARGET, **facts, "seconds": seconds, "passed": not failed}
-        found["checks"] = [asdict(check) for check in checks]
-        chosen.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{len(checks) - failed} checks passed, {failed} failed ({seconds} s)")
     return 1 if failed else 0
 
@@ -96,15 +111,8 @@ def run(
     *,
     dtypes: Sequence[torch.dtype] = DTYPES,
     quick: bool = False,
-    tell: Callable[[Check], object] = lambda check: None,
 ) -> Iterator[Check]:
-    """All checks, one after the other; `tell` hears of each. What raises is a check that failed."""
-    for check in _all(device, dtypes, quick):
-        tell(check)
-        yield check
-
-
-def _all(device: torch.device, dtypes: Sequence[torch.dtype], quick: bool) -> Iterator[Check]:
+    """All checks, one after the other. What raises is a check that failed."""
     torch.backends.cuda.matmul.allow_tf32 = False
     for recurrence in RECURRENCES:
         case = smaller(recurrence) if device.type == "cpu" else recurrence

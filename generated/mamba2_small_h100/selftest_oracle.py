@@ -69,7 +69,8 @@ class RoundedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.dtype = dtype
         self.exact = False
-        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self.seed = seed
+        self.generators: dict[torch.device, torch.Generator] = {}  # as many numbers as products have operands
 
     def rounded(self, x: Any) -> Any:
         """`x` as a matrix unit sees it."""
@@ -78,12 +79,13 @@ class RoundedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         dropped = (
             2 if self.exact else {torch.bfloat16: 16, torch.float16: 13}.get(self.dtype, 2)
         )  # bits of 24
-        if self.generator is None:
+        if self.seed is None:
             carry: int | Tensor = 1 << (dropped - 1)
         else:
-            carry = torch.randint(1 << dropped, x.shape, generator=self.generator, dtype=torch.int32).to(
-                x.device
-            )
+            if x.device not in self.generators:
+                self.generators[x.device] = torch.Generator(x.device).manual_seed(self.seed)
+            chance = self.generators[x.device]
+            carry = torch.randint(1 << dropped, x.shape, generator=chance, dtype=torch.int32, device=x.device)
         bits = (x.contiguous().view(torch.int32) + carry) & -(1 << dropped)
         return bits.view(torch.float32)
 
