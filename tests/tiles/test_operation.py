@@ -150,18 +150,31 @@ def test_same_input_same_bytes(kind: RecurrenceKind) -> None:
     assert emit(kind, "name") == emit(kind, "name")
 
 
+KERNELS = "from typing import Any\n\n\ndef __getattr__(name: str) -> Any: ...\n"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_emitted_modules_pass_ruff_and_mypy(package: Path, repository_root: Path) -> None:
-    """Formatted by ruff, every module passes ruff's rules and mypy --strict, and has at most 650 lines."""
+    """Formatted by ruff, every module passes ruff's rules and mypy --strict, and has at most 650 lines.
+
+    So do those that have kernels, with 700 lines; what kernels are, these modules need not know.
+    """
     folder = package.parent / "checked"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
-    for name in ("place", "state", "tiling"):
+    for name in ("place", "state", "tiling", "triton_versions"):
         (folder / f"{name}.py").write_text((repository_root / f"templates/runtime/{name}.py").read_text())
-    for kind in (*all_kinds(), *GROUPED):
+    for number, kind in enumerate((*all_kinds(), *GROUPED)):
+        name = label(kind)
         if kind.grouped or kind.read == "inclusive" and kind.erase_from == "decayed":
-            (folder / f"{label(kind)}.py").write_text(emit(kind, label(kind)))
+            (folder / f"{name}.py").write_text(emit(kind, name))
+        if not kind.grouped and kind.read == "inclusive":
+            reverse, beside = number % 3 > 0, f"gpu_{number}"
+            since = (3, 7, 1) if reverse and number % 2 else None
+            text = emit(kind, beside, kernel_sizes=[(64, 64)], reverse_kernels=reverse, gradients_since=since)
+            (folder / f"{beside}.py").write_text(text)
+            (folder / f"{beside}_kernels.py").write_text(KERNELS)
 
     def run(*command: str) -> None:
         done = subprocess.run(
@@ -171,8 +184,10 @@ def test_emitted_modules_pass_ruff_and_mypy(package: Path, repository_root: Path
 
     rules = ("--isolated", "--line-length", "110", "--select", "E,F,W,I,UP,B", "--ignore", "E741")
     run("ruff", "format", "--line-length", "110", "checked")
-    emitted = [str(path) for path in folder.glob("*_*_*.py")]
-    run("ruff", "check", *rules, *emitted)
+    texts = [path for path in folder.glob("*_*.py") if "_kernels" not in path.name]
+    emitted = [path for path in texts if path.name != "triton_versions.py"]
+    run("ruff", "check", *rules, *map(str, emitted))
     run("mypy", "--strict", "checked")
-    for path in folder.glob("*_*_*.py"):
-        assert len(path.read_text().splitlines()) <= 650, path
+    for path in emitted:
+        most = 700 if path.name.startswith("gpu_") else 650
+        assert len(path.read_text().splitlines()) <= most, path
