@@ -392,6 +392,7 @@ _library.impl("decode", _decode_on_gpu, "CUDA")  # type: ignore[no-untyped-call]
 # The (K, V) that there are kernels for, and the chunks between two states that they keep.
 KERNEL_SIZES = {(32, 64)}
 SEGMENT = 64
+GRADIENT_KERNELS = True  # whether gradients have kernels, too
 GRADIENTS_SINCE = (3, 7, 1)  # earlier versions of Triton have compiled such gradients wrongly for this GPU
 
 

@@ -40,6 +40,7 @@ from .selftest_oracle import (
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 STEPS = 4  # of decoding, in a row
+TORCH = "torch form", "torch form"  # what outputs and gradients run in
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def _model_checks(device: torch.device, dtypes: Sequence[torch.dtype]) -> Iterat
     kind = "kernel" if device.type == "cuda" else "torch form"
     for case, what, dtype, got, want, allowed in compared(model, device, dtypes):
         layers = f"{len(model.layers)} layers"
-        yield from _verdicts(("model", layers, case), dtype, kind, got, want, allowed, what)
+        yield from _verdicts(("model", layers, case), dtype, (kind, kind), got, want, allowed, what)
 
 
 def _chunk_checks(
@@ -229,7 +230,7 @@ def _chunk_checks(
         errors = {dtype: rounding_errors(module, dtype, form, double) for dtype in {*dtypes, torch.float32}}
     # A float64 is 2^30 times as exact as 22 bits; 2^6 of that are left for another order of the sums.
     allowed = {n: e * 2**-24 + 64 * 2**-53 * largest(want[n]) for n, e in errors[torch.float32].items()}
-    yield from _verdicts(head, "float64", "torch form", double, want, allowed)
+    yield from _verdicts(head, "float64", TORCH, double, want, allowed)
     for dtype in dtypes:
         moved, do, dstate = cast(dtype, torch.float32)
         with poisoned_memory():
@@ -241,7 +242,8 @@ def _chunk_checks(
         )  # of operands, where the dtype's steps end: the oracle's have no end
         allowed = {n: 1.5 * e + max(rounding(got[n].dtype, want[n]), lost) for n, e in errors[dtype].items()}
         kind = implementation(module, "chunk", moved[0], moved[2])
-        yield from _verdicts(head, str(dtype).removeprefix("torch."), kind, got, want, allowed)
+        kinds = kind, gradients_run_in(module, kind)
+        yield from _verdicts(head, str(dtype).removeprefix("torch."), kinds, got, want, allowed)
 
 
 def _decode_checks(
@@ -288,14 +290,14 @@ def _decode_checks(
         single = decoded(module.decode_step, torch.float32, torch.float32)
         errors = errors_of(single, double)
         allowed = {n: e * 2**-24 + 64 * 2**-53 * largest(want[n]) for n, e in errors.items()}
-        yield from _verdicts(head, "float64", "torch form", double, want, allowed, "decode")
+        yield from _verdicts(head, "float64", TORCH, double, want, allowed, "decode")
         for dtype in dtypes:
             with poisoned_memory():
                 got = decoded(module.decode, dtype, torch.float32)
             allowed = {n: 1.5 * e + rounding(got[n].dtype, want[n]) for n, e in errors.items()}
             kind = implementation(module, "decode", start, start)
             name = str(dtype).removeprefix("torch.")
-            yield from _verdicts(head, name, kind, got, want, allowed, "decode")
+            yield from _verdicts(head, name, (kind, kind), got, want, allowed, "decode")
 
 
 def implementation(module: ModuleType, operation: str, q: Tensor, v: Tensor) -> str:
@@ -307,6 +309,15 @@ def implementation(module: ModuleType, operation: str, q: Tensor, v: Tensor) -> 
     return "kernel" if there else "torch form"
 
 
+def gradients_run_in(module: ModuleType, kind: str) -> str:
+    """The same of the gradients, whose forward runs in this."""
+    if kind == "torch form" or not getattr(module, "GRADIENT_KERNELS", True):
+        return "torch form"
+    since = getattr(module, "GRADIENTS_SINCE", None)
+    kernels = importlib.import_module(f"{module.__name__}_kernels") if since else None
+    return "torch form" if kernels and module.wrong_gradients(kernels, since) else kind
+
+
 def sizes(case: Recurrence) -> str:
     """`H6 K128 V256`."""
     heads = max(shape[0] for shape in case.shapes.values())
@@ -316,19 +327,19 @@ def sizes(case: Recurrence) -> str:
 def _verdicts(
     head: tuple[str, str, str],
     dtype: str,
-    kind: str,
+    kinds: tuple[str, str],
     got: Results,
     want: Results,
     allowed: dict[str, float],
     what: str = "forward",
 ) -> Iterator[Check]:
-    """A check for the outputs and one for the gradients."""
+    """A check for the outputs and one for the gradients; `kinds`: what each of them runs in."""
     errors = errors_of(got, want)
     groups = {
         what: [n for n in want if not n.startswith("d")],
         "gradients": [n for n in want if n.startswith("d")],
     }
-    for title, names in groups.items():
+    for kind, (title, names) in zip(kinds, groups.items(), strict=True):
         if names:
             # Those that fail come first; NaN is never at most anything.
             worst = max(names, key=lambda n: (not errors[n] <= allowed[n], errors[n] / (allowed[n] or 1.0)))

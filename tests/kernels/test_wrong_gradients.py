@@ -128,6 +128,21 @@ def test_so_does_a_normaliser(
         assert module._normalized_reverse_on_gpu(*(torch.zeros(1) for _ in range(6)))
 
 
+@pytest.mark.parametrize("package", ["head_decay_delta"], indirect=True)
+@pytest.mark.parametrize(("version", "ran"), [(OLD, "torch form"), (NEW, "kernel")])
+@pytest.mark.filterwarnings("ignore:gradients of")
+def test_a_report_says_what_gradients_ran_in(
+    package: tuple[ModuleType, ModuleType], version: str, ran: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, kernels = package
+    selftest = imported(f"{module.__package__}.selftest")
+    use(kernels, version, monkeypatch)
+    assert selftest.gradients_run_in(module, "kernel") == ran
+    assert selftest.gradients_run_in(module, "torch form") == "torch form"
+    monkeypatch.setattr(module, "GRADIENT_KERNELS", False)
+    assert selftest.gradients_run_in(module, "kernel") == "torch form"
+
+
 @pytest.mark.parametrize(
     ("version", "wrong"),
     [
