@@ -78,8 +78,10 @@ def test_an_erase_of_two_rows_has_large_heads_in_halves(kind: RecurrenceKind, ta
     assert "if (start >= opening) & (start < closing):" in walk.source
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("target", ["h100", "b200"])
+@pytest.mark.parametrize(
+    "target",
+    [pytest.param("h100", marks=pytest.mark.slow), pytest.param("b200", marks=pytest.mark.library)],
+)
 @pytest.mark.parametrize("kind", WIDE_PAIRS, ids=lambda kind: kind.decay)
 def test_the_walk_of_such_a_head_fits(kind: RecurrenceKind, target: str) -> None:
     """Whole, and without the condition, its accumulators were more than a B200 has room for."""

@@ -10,10 +10,11 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.laws.measure import distance, sequences_of, subject, truth
-from tests.laws.subjects import CORE, CORNERS, EVERY, HYBRIDS, SHRUNK, others_of
+from tests.laws.subjects import CORE, EVERY, HYBRIDS, SHRUNK, others_of
 
 LENGTHS = (2, 3, 5, 8, 15, 16, 17, 33, 64, 65, 96, 129)
 FAST = ("mamba2",)
+SOME = ("constant_decay", "undecayed_delta", "several_factors", "max_normaliser")  # of the corners
 # Between them these reach softmax, a decay per head, a delta rule, a general erase, caches and states that layers share
 # and a sequential form; `make library` compiles the others too.
 TRAINED = ("two_mixers", "kda_small", "rwkv7_small")
@@ -58,7 +59,7 @@ def test_twelve_lengths(name: str, law: Callable[..., None]) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if name in CORE or name in CORNERS else pytest.mark.library)
+        pytest.param(name, marks=pytest.mark.slow if name in (*CORE, *SOME) else pytest.mark.library)
         for name in EVERY
         if name not in (*FAST, *SHRUNK) and "twelve lengths" in others_of(name)
     ],
