@@ -237,9 +237,8 @@ def _chunk_checks(
             leaves = [x.detach().requires_grad_() for x in moved]
             o, final = module.chunk(*leaves[:-1], leaves[-1] if draw.state else None, cu_seqlens, scale)[:2]
             got = results(o, final, torch.autograd.grad([o, final], leaves[:known], [do, dstate]))
-        lost = rounding(
-            dtype, torch.zeros(())
-        )  # of operands, where the dtype's steps end: the oracle's have no end
+        # Of operands, where the dtype's steps end: the oracle's have no end.
+        lost = rounding(dtype, torch.zeros(()))
         allowed = {n: 1.5 * e + max(rounding(got[n].dtype, want[n]), lost) for n, e in errors[dtype].items()}
         kind = implementation(module, "chunk", moved[0], moved[2])
         kinds = kind, gradients_run_in(module, kind)
