@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import Row, Step, TileProgram
+from archc.tiles.triton_functions import Function, Phase, in_functions, outlined
 from archc.tiles.triton_lines import (
     CHANNEL,
     Lines,
@@ -43,23 +44,29 @@ class HalvedLines(Lines):
 
     parts = ("1", "2")
     keys = "HALF"
+    states = ("S1_VK", "S2_VK")
 
     def __init__(self, kind: RecurrenceKind, program: TileProgram) -> None:
         super().__init__(kind, program, "walk")
+        self.erases = kind.erase
+        self.scoring: list[str] = []  # the lines of the scores
+        self.reading: list[str] = []  # those that read the state
 
     def channels(self) -> str:
         return "channel1_K, channel2_K = tl.arange(0, HALF), HALF + tl.arange(0, HALF)"
 
     def scored(self, steps: Sequence[Step]) -> list[str]:
         """The lines of the scores that are made here, and of what they are multiplied with, behind the products."""
-        return self.of([step for step in steps if step.operation == "pair"])
+        self.scoring = self.of([step for step in steps if step.operation == "pair"])
+        return self.scoring
 
     def body(self, steps: Sequence[Step]) -> list[str]:
         """The lines behind the scores but the update; tiles of values are loaded behind the reads."""
         pairs = [step for step in steps if step.operation == "pair"]
         read = [step for step in steps if step.operation == "read"]
         lines = [f"{step.result}_JC = {step.result}_JC.to(dtype)" for step in pairs]
-        lines += self.reads(read)
+        self.reading = self.reads(read)
+        lines += self.reading
         rest = self.of([step for step in steps if step.operation not in ("pair", "read")])
         values = [] if self.decays_rows else [tile for tile in self.loaded if tile.endswith("_VC")]
         return [*lines, *(load_line(tile) for tile in values), *rest]
@@ -75,6 +82,45 @@ class HalvedLines(Lines):
             elif not tile.endswith("_VC"):
                 lines.append(load_line(tile))
         return lines + [f"{name} = {text}" for name, text in self.factors.items() if not name.endswith("_JC")]
+
+    def in_functions(
+        self, lines: Sequence[str], update: Sequence[str], carried: Sequence[str]
+    ) -> tuple[list[str], list[str], list[Function]]:
+        """The lines of a chunk and its update, with reads and update as functions: each stands there twice."""
+        lines = list(lines)
+        begins = next((number for number, line in enumerate(lines) if line in self.scoring), None)
+        first = lines.index(self.reading[0])
+        phases = []
+        if begins is not None:
+            if any("j_J1" in line for line in lines):
+                lines.insert(begins, "j_J1, c_1C = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]")
+                first += 1
+            phases.append(Phase("scores_of", "What tokens give each other, half by half.", begins, first))
+        update = list(update)
+        if self.erases == "pair" and begins is None:
+            first -= self.load_late(lines, first, update)
+        behind = first + len(self.reading)
+        phases.append(Phase("read_state", "What tokens read of the state, half by half.", first, behind))
+        if self.erases == "pair":
+            says = "What tokens write, and what others read of that."
+            phases.append(Phase("within_chunk", says, behind, len(lines)))
+        lines, functions = in_functions(lines, phases, [*update, "o_VC", "U_VC"])
+        last = outlined("next_state", "The state behind a chunk, half by half.", update, carried)
+        return lines, [last.call], [*functions, last]
+
+    def load_late(self, lines: list[str], first: int, update: list[str]) -> int:
+        """Move loads from ahead of the reads to where scores and the update need them; how many they were."""
+        read = " ".join(self.reading)
+        late = {line.partition(" = ")[0]: line for line in lines[:first] if "_tiles.load(" in line}
+        late = {name: line for name, line in late.items() if name not in read}
+        own = [line for line in late.values() if line.partition(" = ")[0].endswith("_CK")]
+        rest = [line for line in late.values() if line not in own]
+        for line in late.values():
+            lines.remove(line)
+        place = first - len(late) + len(self.reading)
+        lines[place:place] = rest
+        update[:0] = own
+        return len(late)
 
     def reads(self, steps: Sequence[Step]) -> list[str]:
         """What reads the state, half by half."""

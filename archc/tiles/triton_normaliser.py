@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import Step, TileProgram
-from archc.tiles.triton_lines import Lines, part_of
+from archc.tiles.triton_lines import CHANNEL, Lines, part_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +56,29 @@ def normaliser(kind: RecurrenceKind, program: TileProgram, walk: Lines) -> Norma
         "tl.store(at_C, z_C, mask=inside_C & (column == 0))",
         *inverse,
     ]
-    entry = [] if walk.decay == "key" else [walk.channels()]
-    owns = "(channel{0}_K < K) & (column == 0)"
-    note = "  # the first block of value columns writes it"
-    entry += [f"own{part}_K = {owns.format(part)}{note}" for part in walk.parts]
-    entry += [f"n{part}_K = tl.zeros([{walk.keys}], tl.float32)" for part in walk.parts]
-    at = "(n * H + h) * K + channel{0}_K"
-    loads = [
-        f"    n{part}_K += tl.load(normaliser + {at.format(part)}, mask=channel{part}_K < K, other=0.0)"
-        for part in walk.parts
-    ]
-    kept = "normalisers + (segment * H + h) * K + channel{0}_K"
+    channels = [CHANNEL[part] for part in walk.parts]
+
+    def put(x: str, row: str) -> list[str]:
+        """Each block of value columns has the vector; the first one writes it."""
+        lines = [
+            f"    put_vector({x}, n{part}_K, {row}, {channel}, K)"
+            for part, channel in zip(walk.parts, channels, strict=True)
+        ]
+        return ["if column == 0:", *lines]
+
     return Normaliser(
         ["normaliser", "normalisers", "last", "z"],
         ["eps"],
-        [*entry, "if INITIAL:", *loads],
-        [f"tl.store({kept.format(part)}, n{part}_K, mask=own{part}_K)" for part in walk.parts],
+        [
+            f"n{part}_K = vector_before(normaliser, n * H + h, {channel}, K, {walk.keys}, INITIAL)"
+            for part, channel in zip(walk.parts, channels, strict=True)
+        ],
+        put("normalisers", "segment * H + h"),
         ahead,
         divided,
         lines,
         updates,
-        [f"tl.store(last + {at.format(part)}, n{part}_K, mask=own{part}_K)" for part in walk.parts],
+        put("last", "n * H + h"),
     )
 
 
@@ -119,17 +121,17 @@ class ReverseNormaliser:
 def back_normaliser(lines: Lines) -> ReverseNormaliser:
     """The vector's gradient dn in `walk_back`: each block of value columns carries its own part of it."""
     own = "(tl.program_id(0).to(tl.int64) * slots + segment) * H + h"
-    last = "tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)"
+    last = "(tl.program_id(0) * tl.num_programs(2) + n) * H + h"
     return ReverseNormaliser(
         ["dlast"],
         ["dnormalisers", "dfirst"],
         [
             "channel_K = tl.arange(0, BLOCK_K)",
             "mine_K = (channel_K < K) & (column == 0)  # a part of the sum over blocks, of which one has it whole",
-            "dn_K = tl.load(dlast + tl.program_id(1) * K + channel_K, mask=mine_K, other=0.0)",
+            "dn_K = tl.load(dlast + (n * H + h) * K + channel_K, mask=mine_K, other=0.0)",
         ],
-        [f"tl.store(dnormalisers + ({own}) * K + channel_K, dn_K, mask=channel_K < K)"],
-        [f"tl.store(dfirst + ({last}) * K + channel_K, dn_K, mask=channel_K < K)"],
+        [f"put_vector(dnormalisers, dn_K, {own}, 0, K)"],
+        [f"put_vector(dfirst, dn_K, {last}, 0, K)"],
     )
 
 

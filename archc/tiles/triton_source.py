@@ -11,6 +11,7 @@ from archc.templates import environment, packed
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT, Step, TileProgram
+from archc.tiles.triton_functions import Function
 from archc.tiles.triton_halves import HalvedLines, guarded
 from archc.tiles.triton_lines import (
     BEFORE,
@@ -52,6 +53,7 @@ class KernelView:
     lines: list[str]
     update: list[str]
     value_blocks: bool = False
+    functions: Sequence[Function] = ()
 
     @property
     def masks(self) -> bool:
@@ -189,6 +191,8 @@ def walk_form(kind: RecurrenceKind, halves: bool = False) -> Walk:
     update = walk.of([step for step in rest if step.operation == "update"])
     names = [argument.name for argument in kernel_arguments(kind)]
     beside = normaliser(kind, program, walk)
+    if halved:
+        halved.scoring += beside.ahead
     body = [*beside.ahead, *body, *beside.divisor, *rest_of_body, *beside.lines]
     update += beside.update
 
@@ -214,14 +218,19 @@ def walk_form(kind: RecurrenceKind, halves: bool = False) -> Walk:
     text = "\n".join([*lines, *body])
     helpers = [helper for helper in ("inverse", "pair", "apply") if f" {helper}(" in text]
     solved = "U" in program.axes
+    shown, functions = [*heading, *body], list[Function]()
+    if halved:
+        carried = [*halved.states, *(f"n{part}_K" for part in halved.parts if kind.beside)]
+        shown, update, functions = halved.in_functions(shown, update, carried)
     return Walk(
         prepare,
         KernelView(
             [*walk_inputs, *buffers],
             [*_constants(walk_inputs, True), "SEGMENT: tl.constexpr", "INITIAL: tl.constexpr"],
             open_lines([*walk.loaded, "out_VC", *(["U_VC"] if solved else [])], walk.keys),
-            [*heading, *body],
+            shown,
             update,
+            functions=functions,
         ),
         buffers,
         [name for name in ("U", "X") if name in program.axes],
@@ -379,7 +388,7 @@ def _walk_launch(form: Walk) -> str:
         *form.normaliser.numbers,
         *constants_given(form.walk),
     ]
-    return _launched("walk", "blocks, spans * H", given)
+    return _launched("walk", "blocks, H, spans", given)
 
 
 def _launched(name: str, grid: str, given: Sequence[str]) -> str:

@@ -56,7 +56,7 @@ _TOTALS = {
         "1",
         "total = 0.0",
         "total += G_end",
-        ("tl.store(decays + tl.program_id(1), total, mask=column == 0)",),
+        ("tl.store(decays + row, total, mask=column == 0)",),
         (),
         ("S_KV = S_KV * tl.exp(tl.load(decays + row)) + end_KV",),
     ),
@@ -65,7 +65,7 @@ _TOTALS = {
         "total_K = tl.zeros([BLOCK_K], tl.float32)",
         "total_K += G_end_K",
         (
-            "at_K = decays + tl.program_id(1).to(tl.int64) * K + channel_K",
+            "at_K = decays + row.to(tl.int64) * K + channel_K",
             "tl.store(at_K, total_K, mask=(channel_K < K) & (column == 0))",
         ),
         ("channel_K = tl.arange(0, BLOCK_K)",),
@@ -80,7 +80,7 @@ _TOTALS = {
         "total_V1 += G_end_V1",
         (
             "channel_V1 = column + tl.arange(0, COLUMNS)[:, None]",
-            "at_V1 = decays + tl.program_id(1).to(tl.int64) * V + channel_V1",
+            "at_V1 = decays + row.to(tl.int64) * V + channel_V1",
             "tl.store(at_V1, total_V1, mask=channel_V1 < V)",
         ),
         ("channel_V = column + tl.arange(0, COLUMNS)",),

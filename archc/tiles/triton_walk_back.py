@@ -21,13 +21,13 @@ class Back(Gradients):
     def view(self) -> View:
         """The kernel's lines; of long kernels, which an erase of two rows makes, in functions."""
         view = super().view()
-        if self.kind.erase != "pair":
+        if self.kind.erase != "pair" and not self.kind.beside:
             return view
         phases = [
             Phase("value_gradients", "What values receive.", self.starts[2], self.starts[4]),
             Phase("row_gradients", "What rows receive that write.", self.starts[4], self.starts[-1]),
         ]
-        carried = ["dS_VK"]
+        carried = ["dS_VK", *(["dn_K"] if self.kind.beside else [])]
         lines, functions = in_functions(view.lines, phases, [*view.update, *carried])
         says = "What the state receives before a chunk by what it does behind it."
         update = outlined("state_gradients", says, view.update, carried)
