@@ -87,6 +87,19 @@ def matrices(x, count, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, 
 
 
 @triton.jit
+def state_at(x_tiles, row, channel, column):
+    """Value columns of a state, `[COLUMNS, BLOCK_K]`."""
+    x_1KV = x_tiles.load([row, channel, column])
+    return tl.trans(tl.reshape(x_1KV, [x_1KV.shape[1], x_1KV.shape[2]]))
+
+
+@triton.jit
+def put_state(x_tiles, x_VK, row, channel, column):
+    """Write them."""
+    x_tiles.store([row, channel, column], tl.reshape(tl.trans(x_VK), [1, x_VK.shape[1], x_VK.shape[0]]))
+
+
+@triton.jit
 def scalars(x, start, inside_C, h, H: tl.constexpr, heads: tl.constexpr):
     """One number a token, `[C]`."""
     first = x + tl.cast(start, tl.int64) * heads + h * heads // H
@@ -168,6 +181,19 @@ def prepare(
 # The walk from chunk to chunk.
 
 
+@triton.jit
+def state_before(
+    state, channel, column, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr, INITIAL: tl.constexpr,
+):  # fmt: skip
+    """Value columns of the state that a span begins with, zero if none is given."""
+    S_VK = tl.zeros([COLUMNS, BLOCK], tl.float32)
+    if INITIAL:
+        state_tiles = matrices(state, tl.num_programs(2) * H, K, V, BLOCK, COLUMNS)
+        S_VK += state_at(state_tiles, tl.program_id(2) * H + tl.program_id(1), channel, column)
+    return S_VK
+
+
 @triton.jit(do_not_specialize=["sequences", "slots", "length", "span"])
 def walk(
     q, k, v, decay, beta, X, state, o, U, states, final,
@@ -178,8 +204,8 @@ def walk(
     INITIAL: tl.constexpr,
 ):  # fmt: skip
     """Carry the state through a span of tokens: one program for each block of value columns, span and head."""
-    h = tl.program_id(1) % H
-    n, opening, end = piece_of(tl.program_id(1) // H, cu_seqlens, sequences, length, span, PACKED)
+    h = tl.program_id(1)
+    n, opening, end = piece_of(tl.program_id(2), cu_seqlens, sequences, length, span, PACKED)
     first, end = borders(n, cu_seqlens, length, PACKED)
     if (opening >= end) & (opening > first):
         return
@@ -194,16 +220,11 @@ def walk(
     U_tiles = tokens(U, end, h, H, H, V, C, COLUMNS)
     states_tiles = matrices(states, slots * H, K, V, BLOCK_K, COLUMNS)
     dtype: tl.constexpr = q.dtype.element_ty
-    S_VK = tl.zeros([COLUMNS, BLOCK_K], tl.float32)
-    if INITIAL:
-        state_tiles = matrices(state, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
-        S_VK += tl.trans(tl.reshape(state_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS]))
+    S_VK = state_before(state, 0, column, H, K, V, BLOCK_K, COLUMNS, INITIAL)
     for kept in range(opening - (opening - first) % (SEGMENT * C), closing, SEGMENT * C):
         if kept >= opening:
             segment = kept // (SEGMENT * C) + n
-            states_tiles.store(
-                [segment * H + h, 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS])
-            )
+            put_state(states_tiles, S_VK, segment * H + h, 0, column)
         for start in range(tl.maximum(kept, opening), tl.minimum(kept + SEGMENT * C, closing), C):
             inside_C = start + tl.arange(0, C) < end
             k_CK = k_tiles.load([start, 0])
@@ -231,7 +252,7 @@ def walk(
             S_VK += dot((U_VC * beta_out_C[None, :]).to(dtype), k_CK)
     if closing == end:
         final_tiles = matrices(final, sequences * H, K, V, BLOCK_K, COLUMNS)
-        final_tiles.store([n * H + h, 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
+        put_state(final_tiles, S_VK, n * H + h, 0, column)
 
 
 # Where there are fewer sequences and heads than multiprocessors, a sequence is walked in spans beside each other. Each
@@ -256,8 +277,9 @@ def walk_ahead(
     C: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """What a span makes of no state and, in further columns, of each unit of a state: both are columns of values."""
-    h = tl.program_id(1) % H
-    n, opening, end = piece_of(tl.program_id(1) // H, cu_seqlens, sequences, length, span, PACKED)
+    h = tl.program_id(1)
+    row = tl.program_id(2) * H + h
+    n, opening, end = piece_of(tl.program_id(2), cu_seqlens, sequences, length, span, PACKED)
     first, end = borders(n, cu_seqlens, length, PACKED)
     if opening + span >= end:
         return  # nothing follows
@@ -286,8 +308,8 @@ def walk_ahead(
         U_VC = dot(E_VC.to(dtype), X_JC.to(dtype))  # 7
         S_VK *= tl.exp(G_end)  # 8
         S_VK += dot((U_VC * beta_out_C[None, :]).to(dtype), k_CK)
-    ends_tiles = matrices(ends, tl.num_programs(1), K, VALUES + K, BLOCK_K, COLUMNS)
-    ends_tiles.store([tl.program_id(1), 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
+    ends_tiles = matrices(ends, tl.num_programs(2) * H, K, VALUES + K, BLOCK_K, COLUMNS)
+    put_state(ends_tiles, S_VK, row, 0, column)
 
 
 @triton.jit(do_not_specialize=["spans", "length", "span"])
@@ -297,7 +319,7 @@ def carry(
     COLUMNS: tl.constexpr, PACKED: tl.constexpr, INITIAL: tl.constexpr,
 ):  # fmt: skip
     """The state that each span begins with: one program for each block of value columns, sequence and head."""
-    n, h = tl.program_id(1) // H, tl.program_id(1) % H
+    n, h = tl.program_id(2), tl.program_id(1)
     first, end = borders(n, cu_seqlens, length, PACKED)
     column = tl.program_id(0) * COLUMNS
     ends_tiles = matrices(ends, spans * H, K, VALUES + K, BLOCK_K, COLUMNS)
@@ -305,8 +327,8 @@ def carry(
     starts_tiles = matrices(starts, spans * H, K, V, BLOCK_K, COLUMNS)
     S_KV = tl.zeros([BLOCK_K, COLUMNS], tl.float32)
     if INITIAL:
-        state_tiles = matrices(state, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
-        S_KV += tl.reshape(state_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS])
+        state_tiles = matrices(state, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
+        S_KV += tl.reshape(state_tiles.load([n * H + h, 0, column]), [BLOCK_K, COLUMNS])
     row = (first // span + n) * H + h
     starts_tiles.store([row, 0, column], tl.reshape(S_KV, [1, BLOCK_K, COLUMNS]))
     for _ in range(first + span, end, span):
@@ -358,20 +380,20 @@ def chunk_forward(
     if spans > N:
         ends = v.new_empty(spans, H, K, blocks * COLUMNS + K, dtype=torch.float32)
         starts = v.new_empty(spans, H, K, V, dtype=torch.float32)
-        walk_ahead[blocks + triton.cdiv(K, COLUMNS), spans * H](
+        walk_ahead[blocks + triton.cdiv(K, COLUMNS), H, spans](
             k, v, decay, beta, X, ends, cu_seqlens, N, T, span, H=H, k_heads=k.shape[2], v_heads=v.shape[2],
             decay_heads=decay.shape[2], beta_heads=beta.shape[2], K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=COLUMNS,
             C=CHUNK, PACKED=cu_seqlens is not None,
             num_warps=WALK_WARPS, num_stages=WALK_STAGES,
         )  # fmt: skip
-        carry[triton.cdiv(V, CARRY_COLUMNS), N * H](
+        carry[triton.cdiv(V, CARRY_COLUMNS), H, N](
             ends, state, starts, cu_seqlens, spans, T, span,
             H=H, K=K, BLOCK_K=BLOCK_K, V=V, VALUES=blocks * COLUMNS, COLUMNS=CARRY_COLUMNS,
             PACKED=cu_seqlens is not None, INITIAL=state is not None,
             num_warps=CARRY_WARPS, num_stages=CARRY_STAGES,
         )  # fmt: skip
         state = starts
-    walk[blocks, spans * H](
+    walk[blocks, H, spans](
         q, k, v, decay, beta, X, state, o, U, states, final, cu_seqlens, N, slots, T, span, scale, H=H,
         q_heads=q.shape[2], k_heads=k.shape[2], v_heads=v.shape[2], decay_heads=decay.shape[2],
         beta_heads=beta.shape[2], K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=COLUMNS, C=CHUNK,
@@ -430,12 +452,6 @@ def by_block(
     return tl.make_tensor_descriptor(x + h * K, [count, end, K], [rows * K, H * K, 1], [1, C, BLOCK])
 
 
-@triton.jit
-def put_state(x_tiles, x_VK, row, column):
-    """Write value columns of a state."""
-    x_tiles.store([row, 0, column], tl.reshape(tl.trans(x_VK), [1, x_VK.shape[1], x_VK.shape[0]]))
-
-
 @triton.jit(do_not_specialize=["slots", "total", "length"])
 def walk_back(
     k, q, decay, beta, U, do, X, dfinal, written, dE, dk_write, dstates, dinitial,
@@ -445,7 +461,7 @@ def walk_back(
     C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
     """Carry dS from the end of a sequence: one program for each block of value columns, sequence and head."""
-    n, h = tl.program_id(1) // H, tl.program_id(1) % H
+    n, h = tl.program_id(2), tl.program_id(1)
     first, end = borders(n, cu_seqlens, length, PACKED)
     block = tl.program_id(0).to(tl.int64) * total * H  # rows of earlier blocks
     column = tl.program_id(0) * COLUMNS
@@ -458,10 +474,10 @@ def walk_back(
     X_tiles = tokens(X, end, h, H, H, C, C, C)
     dE_tiles = tokens(dE, end, h, H, H, V, C, COLUMNS)
     dk_write_tiles = tokens(dk_write + block * K, end, h, H, H, K, C, BLOCK_K)
-    dfinal_tiles = matrices(dfinal, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
+    dfinal_tiles = matrices(dfinal, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
     dstates_tiles = matrices(dstates, slots * H, K, V, BLOCK_K, COLUMNS)
-    dinitial_tiles = matrices(dinitial, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
-    dS_VK = tl.trans(tl.reshape(dfinal_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS]))
+    dinitial_tiles = matrices(dinitial, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
+    dS_VK = state_at(dfinal_tiles, n * H + h, 0, column)
     chunks = (end - first + C - 1) // C
     # Nothing is moved ahead of the loop: places in shared memory, known early, would fill the registers.
     for behind in tl.range(0, chunks, disable_licm=True):
@@ -494,8 +510,8 @@ def walk_back(
         dS_VK += dot((dE_VC * -in_C[None, :]).to(dtype), k_CK)
         if (start - first) % (SEGMENT * C) == 0:
             segment = first // (SEGMENT * C) + n + (start - first) // (SEGMENT * C)
-            put_state(dstates_tiles, dS_VK, segment * H + h, column)
-    put_state(dinitial_tiles, dS_VK, tl.program_id(1), column)
+            put_state(dstates_tiles, dS_VK, segment * H + h, 0, column)
+    put_state(dinitial_tiles, dS_VK, n * H + h, 0, column)
 
 
 @triton.jit
@@ -511,7 +527,7 @@ def state_of(
     """A block of key channels, and all value columns, of the state that a segment of chunks starts with."""
     states_tiles = matrices(x, tl.num_programs(1) * H, K, V, CHANNELS, BLOCK_V)
     row = tl.program_id(1) * H + tl.program_id(2)
-    return tl.trans(tl.reshape(states_tiles.load([row, channel, 0]), [CHANNELS, BLOCK_V]))
+    return state_at(states_tiles, row, channel, 0)
 
 
 @triton.jit
@@ -662,7 +678,7 @@ def chunk_backward(
     dk = make(1, B, T, H, K, **narrow)
     ddecay = make(parts, B, T, H, **wide)
     dbeta = make(parts, B, T, H, **wide)
-    walk_back[blocks, N * H](
+    walk_back[blocks, H, N](
         k, q, decay, beta, U, do, X, dfinal.contiguous(), written, dE, dk_write, dstates, dinitial,
         cu_seqlens, states.shape[0], B * T, T, scale,
         H=H, q_heads=q.shape[2], k_heads=k.shape[2], decay_heads=decay.shape[2], beta_heads=beta.shape[2],

@@ -88,6 +88,19 @@ def matrices(x, count, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, 
 
 
 @triton.jit
+def state_at(x_tiles, row, channel, column):
+    """Value columns of a state, `[COLUMNS, BLOCK_K]`."""
+    x_1KV = x_tiles.load([row, channel, column])
+    return tl.trans(tl.reshape(x_1KV, [x_1KV.shape[1], x_1KV.shape[2]]))
+
+
+@triton.jit
+def put_state(x_tiles, x_VK, row, channel, column):
+    """Write them."""
+    x_tiles.store([row, channel, column], tl.reshape(tl.trans(x_VK), [1, x_VK.shape[1], x_VK.shape[0]]))
+
+
+@triton.jit
 def scalars(x, start, inside_C, h, H: tl.constexpr, heads: tl.constexpr):
     """One number a token, `[C]`."""
     first = x + tl.cast(start, tl.int64) * heads + h * heads // H
@@ -193,6 +206,19 @@ def prepare(
 # The walk from chunk to chunk.
 
 
+@triton.jit
+def state_before(
+    state, channel, column, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr, INITIAL: tl.constexpr,
+):  # fmt: skip
+    """Value columns of the state that a span begins with, zero if none is given."""
+    S_VK = tl.zeros([COLUMNS, BLOCK], tl.float32)
+    if INITIAL:
+        state_tiles = matrices(state, tl.num_programs(2) * H, K, V, BLOCK, COLUMNS)
+        S_VK += state_at(state_tiles, tl.program_id(2) * H + tl.program_id(1), channel, column)
+    return S_VK
+
+
 @triton.jit(do_not_specialize=["sequences", "slots", "length", "span"])
 def walk(
     v, q_in, qk, G_end, k_out, state, o, states, final,
@@ -201,8 +227,8 @@ def walk(
     COLUMNS: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr, INITIAL: tl.constexpr,
 ):  # fmt: skip
     """Carry the state through a span of tokens: one program for each block of value columns, span and head."""
-    h = tl.program_id(1) % H
-    n, opening, end = piece_of(tl.program_id(1) // H, cu_seqlens, sequences, length, span, PACKED)
+    h = tl.program_id(1)
+    n, opening, end = piece_of(tl.program_id(2), cu_seqlens, sequences, length, span, PACKED)
     first, end = borders(n, cu_seqlens, length, PACKED)
     if (opening >= end) & (opening > first):
         return
@@ -216,16 +242,11 @@ def walk(
     o_tiles = tokens(o, end, h, H, H, V, C, COLUMNS)
     states_tiles = matrices(states, slots * H, K, V, BLOCK_K, COLUMNS)
     dtype: tl.constexpr = q_in.dtype.element_ty
-    S_VK = tl.zeros([COLUMNS, BLOCK_K], tl.float32)
-    if INITIAL:
-        state_tiles = matrices(state, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
-        S_VK += tl.trans(tl.reshape(state_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS]))
+    S_VK = state_before(state, 0, column, H, K, V, BLOCK_K, COLUMNS, INITIAL)
     for kept in range(opening - (opening - first) % (SEGMENT * C), closing, SEGMENT * C):
         if kept >= opening:
             segment = kept // (SEGMENT * C) + n
-            states_tiles.store(
-                [segment * H + h, 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS])
-            )
+            put_state(states_tiles, S_VK, segment * H + h, 0, column)
         for start in range(tl.maximum(kept, opening), tl.minimum(kept + SEGMENT * C, closing), C):
             q_in_CK = q_in_tiles.load([start, 0])
             v_VC = tl.trans(v_tiles.load([start, column]))
@@ -243,7 +264,7 @@ def walk(
             S_VK += dot(v_VC.to(dtype), k_out_CK)
     if closing == end:
         final_tiles = matrices(final, sequences * H, K, V, BLOCK_K, COLUMNS)
-        final_tiles.store([n * H + h, 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
+        put_state(final_tiles, S_VK, n * H + h, 0, column)
 
 
 # Where there are fewer sequences and heads than multiprocessors, a sequence is walked in spans beside each other. Each
@@ -267,8 +288,9 @@ def walk_ahead(
     COLUMNS: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """The state that a span makes of none, and its decay: a program for each block of value columns, span and head."""
-    h = tl.program_id(1) % H
-    n, opening, end = piece_of(tl.program_id(1) // H, cu_seqlens, sequences, length, span, PACKED)
+    h = tl.program_id(1)
+    row = tl.program_id(2) * H + h
+    n, opening, end = piece_of(tl.program_id(2), cu_seqlens, sequences, length, span, PACKED)
     first, end = borders(n, cu_seqlens, length, PACKED)
     if opening + span >= end:
         return  # nothing follows
@@ -288,9 +310,9 @@ def walk_ahead(
         S_VK *= tl.exp(G_end_K)[None, :]  # 3
         S_VK += dot(v_VC.to(dtype), k_out_CK)
         total_K += G_end_K
-    ends_tiles = matrices(ends, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
-    ends_tiles.store([tl.program_id(1), 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
-    at_K = decays + tl.program_id(1).to(tl.int64) * K + channel_K
+    ends_tiles = matrices(ends, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
+    put_state(ends_tiles, S_VK, row, 0, column)
+    at_K = decays + row.to(tl.int64) * K + channel_K
     tl.store(at_K, total_K, mask=(channel_K < K) & (column == 0))
 
 
@@ -301,7 +323,7 @@ def carry(
     PACKED: tl.constexpr, INITIAL: tl.constexpr,
 ):  # fmt: skip
     """The state that each span begins with: one program for each block of value columns, sequence and head."""
-    n, h = tl.program_id(1) // H, tl.program_id(1) % H
+    n, h = tl.program_id(2), tl.program_id(1)
     first, end = borders(n, cu_seqlens, length, PACKED)
     column = tl.program_id(0) * COLUMNS
     ends_tiles = matrices(ends, spans * H, K, V, BLOCK_K, COLUMNS)
@@ -309,8 +331,8 @@ def carry(
     channel_K = tl.arange(0, BLOCK_K)
     S_KV = tl.zeros([BLOCK_K, COLUMNS], tl.float32)
     if INITIAL:
-        state_tiles = matrices(state, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
-        S_KV += tl.reshape(state_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS])
+        state_tiles = matrices(state, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
+        S_KV += tl.reshape(state_tiles.load([n * H + h, 0, column]), [BLOCK_K, COLUMNS])
     row = (first // span + n) * H + h
     starts_tiles.store([row, 0, column], tl.reshape(S_KV, [1, BLOCK_K, COLUMNS]))
     for _ in range(first + span, end, span):
@@ -358,19 +380,19 @@ def chunk_forward(
         ends = v.new_empty(spans, H, K, V, dtype=torch.float32)
         decays = v.new_empty(spans, H, K, dtype=torch.float32)
         starts = v.new_empty(spans, H, K, V, dtype=torch.float32)
-        walk_ahead[blocks, spans * H](
+        walk_ahead[blocks, H, spans](
             v, G_end, k_out, ends, decays, cu_seqlens, N, T, span, H=H, v_heads=v.shape[2], K=K,
             BLOCK_K=BLOCK_K, V=V, COLUMNS=COLUMNS, C=CHUNK, PACKED=cu_seqlens is not None,
             num_warps=WALK_WARPS, num_stages=WALK_STAGES,
         )  # fmt: skip
-        carry[triton.cdiv(V, CARRY_COLUMNS), N * H](
+        carry[triton.cdiv(V, CARRY_COLUMNS), H, N](
             ends, decays, state, starts, cu_seqlens, spans, T, span,
             H=H, K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=CARRY_COLUMNS,
             PACKED=cu_seqlens is not None, INITIAL=state is not None,
             num_warps=CARRY_WARPS, num_stages=CARRY_STAGES,
         )  # fmt: skip
         state = starts
-    walk[blocks, spans * H](
+    walk[blocks, H, spans](
         v, q_in, qk, G_end, k_out, state, o, states, final, cu_seqlens, N, slots, T, span, scale, H=H,
         v_heads=v.shape[2], K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=COLUMNS, C=CHUNK,
         PACKED=cu_seqlens is not None, SEGMENT=SEGMENT, INITIAL=state is not None, num_warps=WALK_WARPS,
@@ -400,7 +422,7 @@ def walk_back(
     With several blocks of value columns these and gradients of scores are parts of sums.
     Where a segment starts, anchors is `sum_v S_kv dS_kv`.
     """
-    n, h = tl.program_id(1) // H, tl.program_id(1) % H
+    n, h = tl.program_id(2), tl.program_id(1)
     first, end = borders(n, cu_seqlens, length, PACKED)
     block, column = tl.program_id(0), tl.program_id(0) * COLUMNS
     channel_K = tl.arange(0, BLOCK_K)
@@ -415,9 +437,9 @@ def walk_back(
     dqk_tiles = tokens(dqk + block.to(tl.int64) * total * H * C, end, h, H, H, C, C, C)
     dk_state_tiles = tokens(dk_state + block.to(tl.int64) * total * H * K, end, h, H, H, K, C, BLOCK_K)
     states_tiles = matrices(states, slots * H, K, V, BLOCK_K, COLUMNS)
-    dfinal_tiles = matrices(dfinal, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
-    dinitial_tiles = matrices(dinitial, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
-    dS_VK = tl.trans(tl.reshape(dfinal_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS]))
+    dfinal_tiles = matrices(dfinal, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
+    dinitial_tiles = matrices(dinitial, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
+    dS_VK = state_at(dfinal_tiles, n * H + h, 0, column)
     chunks = (end - first + C - 1) // C
     # Nothing is moved ahead of the loop: places in shared memory, known early, would fill the registers.
     for behind in tl.range(0, chunks, disable_licm=True):
@@ -446,7 +468,7 @@ def walk_back(
             S_KV = tl.reshape(states_tiles.load([row, 0, column]), [BLOCK_K, COLUMNS])
             at_K = anchors + (block.to(tl.int64) * slots * H + row) * K + channel_K
             tl.store(at_K, tl.sum(S_KV * tl.trans(dS_VK), 1), mask=channel_K < K)
-    dinitial_tiles.store([tl.program_id(1), 0, column], tl.reshape(tl.trans(dS_VK), [1, BLOCK_K, COLUMNS]))
+    put_state(dinitial_tiles, dS_VK, n * H + h, 0, column)
 
 
 @triton.jit
@@ -598,7 +620,7 @@ def chunk_backward(
     dv = make(B, T, H, V, **narrow)
     dk_state = torch.empty(blocks, B, T, H, K, **(narrow if blocks == 1 else wide))
     dqk = torch.empty(blocks, B, T, H, CHUNK, **(narrow if blocks == 1 else wide))
-    walk_back[blocks, N * H](
+    walk_back[blocks, H, N](
         qk, do, k, decay, v, q, states, dfinal, dv, dqk, dk_state, anchors, dinitial,
         cu_seqlens, slots, B * T, T, scale,
         H=H, q_heads=q.shape[2], k_heads=k.shape[2], v_heads=v.shape[2], decay_heads=decay.shape[2], K=K,

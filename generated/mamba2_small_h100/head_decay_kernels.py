@@ -87,6 +87,19 @@ def matrices(x, count, K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, 
 
 
 @triton.jit
+def state_at(x_tiles, row, channel, column):
+    """Value columns of a state, `[COLUMNS, BLOCK_K]`."""
+    x_1KV = x_tiles.load([row, channel, column])
+    return tl.trans(tl.reshape(x_1KV, [x_1KV.shape[1], x_1KV.shape[2]]))
+
+
+@triton.jit
+def put_state(x_tiles, x_VK, row, channel, column):
+    """Write them."""
+    x_tiles.store([row, channel, column], tl.reshape(tl.trans(x_VK), [1, x_VK.shape[1], x_VK.shape[0]]))
+
+
+@triton.jit
 def scalars(x, start, inside_C, h, H: tl.constexpr, heads: tl.constexpr):
     """One number a token, `[C]`."""
     first = x + tl.cast(start, tl.int64) * heads + h * heads // H
@@ -102,6 +115,19 @@ def dot(a, b):
 # The walk from chunk to chunk.
 
 
+@triton.jit
+def state_before(
+    state, channel, column, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr, INITIAL: tl.constexpr,
+):  # fmt: skip
+    """Value columns of the state that a span begins with, zero if none is given."""
+    S_VK = tl.zeros([COLUMNS, BLOCK], tl.float32)
+    if INITIAL:
+        state_tiles = matrices(state, tl.num_programs(2) * H, K, V, BLOCK, COLUMNS)
+        S_VK += state_at(state_tiles, tl.program_id(2) * H + tl.program_id(1), channel, column)
+    return S_VK
+
+
 @triton.jit(do_not_specialize=["sequences", "slots", "length", "span"])
 def walk(
     q, k, v, decay, state, o, states, final,
@@ -111,8 +137,8 @@ def walk(
     C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr, INITIAL: tl.constexpr,
 ):  # fmt: skip
     """Carry the state through a span of tokens: one program for each block of value columns, span and head."""
-    h = tl.program_id(1) % H
-    n, opening, end = piece_of(tl.program_id(1) // H, cu_seqlens, sequences, length, span, PACKED)
+    h = tl.program_id(1)
+    n, opening, end = piece_of(tl.program_id(2), cu_seqlens, sequences, length, span, PACKED)
     first, end = borders(n, cu_seqlens, length, PACKED)
     if (opening >= end) & (opening > first):
         return
@@ -125,16 +151,11 @@ def walk(
     o_tiles = tokens(o, end, h, H, H, V, C, COLUMNS)
     states_tiles = matrices(states, slots * H, K, V, BLOCK_K, COLUMNS)
     dtype: tl.constexpr = q.dtype.element_ty
-    S_VK = tl.zeros([COLUMNS, BLOCK_K], tl.float32)
-    if INITIAL:
-        state_tiles = matrices(state, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
-        S_VK += tl.trans(tl.reshape(state_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS]))
+    S_VK = state_before(state, 0, column, H, K, V, BLOCK_K, COLUMNS, INITIAL)
     for kept in range(opening - (opening - first) % (SEGMENT * C), closing, SEGMENT * C):
         if kept >= opening:
             segment = kept // (SEGMENT * C) + n
-            states_tiles.store(
-                [segment * H + h, 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS])
-            )
+            put_state(states_tiles, S_VK, segment * H + h, 0, column)
         for start in range(tl.maximum(kept, opening), tl.minimum(kept + SEGMENT * C, closing), C):
             inside_C = start + tl.arange(0, C) < end
             q_CK = q_tiles.load([start, 0])
@@ -154,7 +175,7 @@ def walk(
             S_VK += dot((v_VC * out_C[None, :]).to(dtype), k_CK)
     if closing == end:
         final_tiles = matrices(final, sequences * H, K, V, BLOCK_K, COLUMNS)
-        final_tiles.store([n * H + h, 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
+        put_state(final_tiles, S_VK, n * H + h, 0, column)
 
 
 # Where there are fewer sequences and heads than multiprocessors, a sequence is walked in spans beside each other. Each
@@ -178,8 +199,9 @@ def walk_ahead(
     BLOCK_K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """The state that a span makes of none, and its decay: a program for each block of value columns, span and head."""
-    h = tl.program_id(1) % H
-    n, opening, end = piece_of(tl.program_id(1) // H, cu_seqlens, sequences, length, span, PACKED)
+    h = tl.program_id(1)
+    row = tl.program_id(2) * H + h
+    n, opening, end = piece_of(tl.program_id(2), cu_seqlens, sequences, length, span, PACKED)
     first, end = borders(n, cu_seqlens, length, PACKED)
     if opening + span >= end:
         return  # nothing follows
@@ -200,9 +222,9 @@ def walk_ahead(
         S_VK *= tl.exp(G_end)  # 3
         S_VK += dot((v_VC * out_C[None, :]).to(dtype), k_CK)
         total += G_end
-    ends_tiles = matrices(ends, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
-    ends_tiles.store([tl.program_id(1), 0, column], tl.reshape(tl.trans(S_VK), [1, BLOCK_K, COLUMNS]))
-    tl.store(decays + tl.program_id(1), total, mask=column == 0)
+    ends_tiles = matrices(ends, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
+    put_state(ends_tiles, S_VK, row, 0, column)
+    tl.store(decays + row, total, mask=column == 0)
 
 
 @triton.jit(do_not_specialize=["spans", "length", "span"])
@@ -212,15 +234,15 @@ def carry(
     PACKED: tl.constexpr, INITIAL: tl.constexpr,
 ):  # fmt: skip
     """The state that each span begins with: one program for each block of value columns, sequence and head."""
-    n, h = tl.program_id(1) // H, tl.program_id(1) % H
+    n, h = tl.program_id(2), tl.program_id(1)
     first, end = borders(n, cu_seqlens, length, PACKED)
     column = tl.program_id(0) * COLUMNS
     ends_tiles = matrices(ends, spans * H, K, V, BLOCK_K, COLUMNS)
     starts_tiles = matrices(starts, spans * H, K, V, BLOCK_K, COLUMNS)
     S_KV = tl.zeros([BLOCK_K, COLUMNS], tl.float32)
     if INITIAL:
-        state_tiles = matrices(state, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
-        S_KV += tl.reshape(state_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS])
+        state_tiles = matrices(state, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
+        S_KV += tl.reshape(state_tiles.load([n * H + h, 0, column]), [BLOCK_K, COLUMNS])
     row = (first // span + n) * H + h
     starts_tiles.store([row, 0, column], tl.reshape(S_KV, [1, BLOCK_K, COLUMNS]))
     for _ in range(first + span, end, span):
@@ -257,20 +279,20 @@ def chunk_forward(
         ends = v.new_empty(spans, H, K, V, dtype=torch.float32)
         decays = v.new_empty(spans, H, 1, dtype=torch.float32)
         starts = v.new_empty(spans, H, K, V, dtype=torch.float32)
-        walk_ahead[blocks, spans * H](
+        walk_ahead[blocks, H, spans](
             k, v, decay, ends, decays, cu_seqlens, N, T, span, H=H, k_heads=k.shape[2], v_heads=v.shape[2],
             decay_heads=decay.shape[2], K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=COLUMNS, C=CHUNK,
             PACKED=cu_seqlens is not None,
             num_warps=WALK_WARPS, num_stages=WALK_STAGES,
         )  # fmt: skip
-        carry[triton.cdiv(V, CARRY_COLUMNS), N * H](
+        carry[triton.cdiv(V, CARRY_COLUMNS), H, N](
             ends, decays, state, starts, cu_seqlens, spans, T, span,
             H=H, K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=CARRY_COLUMNS,
             PACKED=cu_seqlens is not None, INITIAL=state is not None,
             num_warps=CARRY_WARPS, num_stages=CARRY_STAGES,
         )  # fmt: skip
         state = starts
-    walk[blocks, spans * H](
+    walk[blocks, H, spans](
         q, k, v, decay, state, o, states, final, cu_seqlens, N, slots, T, span, scale, H=H,
         q_heads=q.shape[2], k_heads=k.shape[2], v_heads=v.shape[2], decay_heads=decay.shape[2], K=K,
         BLOCK_K=BLOCK_K, V=V, COLUMNS=COLUMNS, C=CHUNK, PACKED=cu_seqlens is not None, SEGMENT=SEGMENT,
@@ -311,12 +333,6 @@ def earlier(x_C):
     return tl.where(c_C > 0, sum_C, 0.0)
 
 
-@triton.jit
-def put_state(x_tiles, x_VK, row, column):
-    """Write value columns of a state."""
-    x_tiles.store([row, 0, column], tl.reshape(tl.trans(x_VK), [1, x_VK.shape[1], x_VK.shape[0]]))
-
-
 @triton.jit(do_not_specialize=["slots", "total", "length"])
 def walk_back(
     v, do, decay, k, q, dfinal, written, dv, dk, dstates, dinitial,
@@ -326,7 +342,7 @@ def walk_back(
     C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
     """Carry dS from the end of a sequence: one program for each block of value columns, sequence and head."""
-    n, h = tl.program_id(1) // H, tl.program_id(1) % H
+    n, h = tl.program_id(2), tl.program_id(1)
     first, end = borders(n, cu_seqlens, length, PACKED)
     block = tl.program_id(0).to(tl.int64) * total * H  # rows of earlier blocks
     column = tl.program_id(0) * COLUMNS
@@ -338,10 +354,10 @@ def walk_back(
     q_tiles = tokens(q, end, h, H, q_heads, K, C, BLOCK_K)
     dv_tiles = tokens(dv, end, h, H, H, V, C, COLUMNS)
     dk_tiles = tokens(dk + block * K, end, h, H, H, K, C, BLOCK_K)
-    dfinal_tiles = matrices(dfinal, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
+    dfinal_tiles = matrices(dfinal, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
     dstates_tiles = matrices(dstates, slots * H, K, V, BLOCK_K, COLUMNS)
-    dinitial_tiles = matrices(dinitial, tl.num_programs(1), K, V, BLOCK_K, COLUMNS)
-    dS_VK = tl.trans(tl.reshape(dfinal_tiles.load([tl.program_id(1), 0, column]), [BLOCK_K, COLUMNS]))
+    dinitial_tiles = matrices(dinitial, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
+    dS_VK = state_at(dfinal_tiles, n * H + h, 0, column)
     chunks = (end - first + C - 1) // C
     # Nothing is moved ahead of the loop: places in shared memory, known early, would fill the registers.
     for behind in tl.range(0, chunks, disable_licm=True):
@@ -371,8 +387,8 @@ def walk_back(
         dS_VK += dot((do_VC * (scale * in_C)[None, :]).to(dtype), q_CK)
         if (start - first) % (SEGMENT * C) == 0:
             segment = first // (SEGMENT * C) + n + (start - first) // (SEGMENT * C)
-            put_state(dstates_tiles, dS_VK, segment * H + h, column)
-    put_state(dinitial_tiles, dS_VK, tl.program_id(1), column)
+            put_state(dstates_tiles, dS_VK, segment * H + h, 0, column)
+    put_state(dinitial_tiles, dS_VK, n * H + h, 0, column)
 
 
 @triton.jit
@@ -388,7 +404,7 @@ def state_of(
     """A block of key channels, and all value columns, of the state that a segment of chunks starts with."""
     states_tiles = matrices(x, tl.num_programs(1) * H, K, V, CHANNELS, BLOCK_V)
     row = tl.program_id(1) * H + tl.program_id(2)
-    return tl.trans(tl.reshape(states_tiles.load([row, channel, 0]), [CHANNELS, BLOCK_V]))
+    return state_at(states_tiles, row, channel, 0)
 
 
 @triton.jit
@@ -505,7 +521,7 @@ def chunk_backward(
     dk = make(blocks, B, T, H, K, **narrow)
     dq = make(1, B, T, H, K, **narrow)
     ddecay = make(parts, B, T, H, **wide)
-    walk_back[blocks, N * H](
+    walk_back[blocks, H, N](
         v, do, decay, k, q, dfinal.contiguous(), written, dv, dk, dstates, dinitial,
         cu_seqlens, states.shape[0], B * T, T, scale,
         H=H, q_heads=q.shape[2], k_heads=k.shape[2], v_heads=v.shape[2], decay_heads=decay.shape[2], K=K,
