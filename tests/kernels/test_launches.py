@@ -207,6 +207,8 @@ def test_launches_bring_memory_for_descriptors_to_their_thread(kind: RecurrenceK
                 makers.add(function.name)
                 first = function.body[bool(ast.get_docstring(function))]
                 assert ast.unparse(first) == "triton.set_allocator(_scratch)", function.name
+    done = [node for node in module.body[1:] if isinstance(node, ast.Expr)]
+    assert [ast.unparse(node) for node in done] == [], "importing a package changes nothing outside of it"
     forward = "chunk_forward" if kind.normalize == "none" else "normalized_forward"
     expected = {forward, forward.replace("forward", "backward")} if kind.decay != "elementwise" else set()
     assert makers == expected
