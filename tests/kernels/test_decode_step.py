@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from archc.codegen.package import package_files
+from archc.kernels.fusing.decode import fuse_decode
 from archc.kernels.targets import load_target
 from archc.pipeline import graph_of
 from tests.support.imports import imported
+from tests.support.packages import SPECS
 from tests.support.slow import mostly_slow
 from tests.support.trace import Trace, described
 
@@ -125,3 +127,12 @@ def test_a_step_that_reads_back_is_noticed(load: Any, traced: Any) -> None:
     with traced() as trace:
         model(TOKENS, state=state)
     assert trace.elsewhere
+
+
+def test_histories_of_the_same_channels_share_a_mask() -> None:
+    """Queries and keys that several heads of values read have as many channels: one line says which exist."""
+    graph = graph_of(SPECS / "models" / "gated_deltanet_small.yaml")
+    found = next(fused for module in graph.modules.values() if (fused := fuse_decode(module)))
+    masks = [line for line in found.shift_lines if line.startswith("in_C = ")]
+    moved = [line for line in found.shift_lines if line.startswith("shift_in(")]
+    assert len(moved) == 2 and len(masks) == 1

@@ -316,13 +316,14 @@ class _Writer(Tiles):
                 *own,
             ]
         self.arguments, self.block = self.view.shift, self.view.shift_lines
-        for node in self.shared:
-            self._shift(node)
+        for channels, nodes in groupby(self.shared, key=lambda node: self._entries(node.type.axes, True)):
+            self.block.append(f"in_C = C_ < {channels}")
+            for node in nodes:
+                self._shift(node)
 
     def _shift(self, node: Node) -> None:
         """The lines that move one history on, channel by channel."""
         axes = node.type.axes
-        self.block.append(f"in_C = C_ < {self._entries(axes, True)}")
         at = At("C_", ("C_",) if len(axes) == 1 else None, "C")
         x = self._variable(node.inputs[0], self._tile(node.inputs[0], at), f"{node.name}_in")
         self.block.append(f"{node.name}_past = seen_before({self._history(node, at)})")
