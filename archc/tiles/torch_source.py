@@ -69,6 +69,11 @@ def emit(
         "reverse_kernels": reverse_kernels,
         "gradients_since": gradients_since,
         "segment": SEGMENT,
+        # What the module may have to say on a GPU.
+        "said": [
+            "say_torch_form",
+            *(["say_torch_gradients"] if kernel_sizes and not reverse_kernels else []),
+        ],
         "kernel_sizes": ", ".join(str(size) for size in kernel_sizes or ()),
     }
     if verdict.form == "scan":

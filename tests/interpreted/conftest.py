@@ -51,6 +51,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     folder = tmp_path_factory.mktemp(name) / f"package_of_{name}"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
-    for file in ("place", "tiling"):
+    for file in ("place", "tiling", "torch_form"):
         (folder / f"{file}.py").write_text(runtime_path(file).read_text())
     return folder

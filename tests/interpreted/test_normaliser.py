@@ -59,7 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Modules]:
         package.mkdir()
         for file, text in format_files(files).items():
             (package / file).write_text(text)
-        for runtime in ("place", "state", "tiling"):
+        for runtime in ("place", "state", "tiling", "torch_form"):
             (package / f"{runtime}.py").write_text(runtime_path(runtime).read_text())
         torch_form = imported(f"{package.name}.{module}", package.parent)
         torch_form.SEGMENT = segment

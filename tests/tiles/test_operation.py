@@ -163,7 +163,7 @@ def test_emitted_modules_pass_ruff_and_mypy(package: Path, repository_root: Path
     folder = package.parent / "checked"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
-    for name in ("place", "state", "tiling", "triton_versions"):
+    for name in ("place", "state", "tiling", "torch_form", "triton_versions"):
         (folder / f"{name}.py").write_text((repository_root / f"templates/runtime/{name}.py").read_text())
     for number, kind in enumerate((*all_kinds(), *GROUPED)):
         name = label(kind)
@@ -185,7 +185,7 @@ def test_emitted_modules_pass_ruff_and_mypy(package: Path, repository_root: Path
     rules = ("--isolated", "--line-length", "110", "--select", "E,F,W,I,UP,B", "--ignore", "E741")
     run("ruff", "format", "--line-length", "110", "checked")
     texts = [path for path in folder.glob("*_*.py") if "_kernels" not in path.name]
-    emitted = [path for path in texts if path.name != "triton_versions.py"]
+    emitted = [path for path in texts if path.stem not in ("torch_form", "triton_versions")]
     run("ruff", "check", *rules, *map(str, emitted))
     run("mypy", "--strict", "checked")
     for path in emitted:
