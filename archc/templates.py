@@ -26,7 +26,9 @@ def environment(folder: Path | None = None) -> Environment:
         keep_trailing_newline=True,
         autoescape=False,
     )
+    found.filters["line"] = line
     found.filters["packed"] = packed
+    found.filters["prose"] = prose
     found.filters["prefixed"] = lambda name, prefix: f"{prefix}{name}"
     found.filters["suffixed"] = lambda name, suffix: f"{name}{suffix}"
     return found
@@ -40,3 +42,13 @@ def packed(items: Iterable[str], indent: int = 4, suffix: str = "") -> str:
     text = ", ".join(f"{item}{suffix}".replace(" ", "\0") for item in items)
     lines = textwrap.wrap(text, 110 - indent, break_long_words=False, break_on_hyphens=False)
     return ("\n" + " " * indent).join(lines).replace("\0", " ")
+
+
+def line(text: str) -> str:
+    """Free text of a spec on one line, as in a comment."""
+    return " ".join(text.split())
+
+
+def prose(text: str) -> str:
+    """Free text of a spec on one line of a docstring, which it cannot end; behind it stands no quote."""
+    return line(text).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
