@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from archc.printing.letters import assign_letters
 from archc.printing.names import Names
 from archc.printing.printer import Printer
 from archc.spec.exact import __file__ as exact_file
-from archc.templates import environment
+from archc.templates import environment, prose
 from archc.tiles.kind import RecurrenceKind, recurrence_name
 
 STANDARD = ("math",)
@@ -90,7 +91,7 @@ class _Package:
             "model.py": self._model(classes),
             "__init__.py": self._render(
                 "__init__.py.jinja",
-                title=self._title(),
+                heading=self._heading(),
                 spec_name=self.spec_name or f"{self.graph.name}.yaml",
                 target="" if self.target is None else self.target.title,
                 package=self.graph.name,
@@ -280,7 +281,9 @@ class _Package:
         )
         return self._render(
             "model.py.jinja",
-            title=self._title(),
+            name=self.graph.name,
+            heading=self._heading(),
+            source=self.graph.source,
             facts=self.facts,
             classes=classes,
             joined=[view.name for view in classes if view.joined],
@@ -416,8 +419,10 @@ class _Package:
         text = head + (f"{graph.repeats} times ({words(graph.cycle)})" if graph.cycle else "")
         return lines, text + (f", then {words(graph.tail)}" if graph.tail else "")
 
-    def _title(self) -> str:
-        return self.graph.name
+    def _heading(self) -> list[str]:
+        """The model's name and what its spec says it is, as lines of a docstring."""
+        title = prose(self.graph.title).removesuffix(".")
+        return textwrap.wrap(f"{self.graph.name}: {title}." if title else f"{self.graph.name}.", 104)
 
     # -- run-time sources -----------------------------------------------------------------------------------
 

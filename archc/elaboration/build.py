@@ -82,6 +82,8 @@ class GraphBuilder:
             tail,
             shared,
             self.spec.init,
+            self.spec.title,
+            self.spec.source,
         )
 
     def _depends_on_layer(self, key: str) -> bool:

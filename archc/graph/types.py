@@ -190,6 +190,8 @@ class Graph:
     tail: tuple[Run, ...] = ()  # after the cycle
     shared: Mapping[str, str] = field(default_factory=dict)  # shared name -> module key
     init: Expr | None = None
+    title: str = ""
+    source: str = ""  # where the model is from
 
     def layers(self) -> Iterator[str]:
         """The module key of each layer."""

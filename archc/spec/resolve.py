@@ -198,8 +198,7 @@ class _Resolver:
             return None
         self._check_version(fields)
         name = self._name(fields)
-        for line in ("title", "source"):
-            fields.take_scalar(line, "a line of text")
+        title, source = self._line(fields, "title"), self._line(fields, "source")
         model = read_model(fields.take_mapping("model", "the sizes of the model"), self.place, self.report)
         self._own_bodies(fields)
         blocks = BlockReader(self.library, self.report, fields.take("block"))
@@ -249,12 +248,20 @@ class _Resolver:
         )
         if settings is None or layers is None:
             return None
-        spec = Spec(name, self.place, settings, uses, shared, layers, functions, init, dict(self.texts))
+        texts = dict(self.texts)
+        spec = Spec(
+            name, self.place, settings, uses, shared, layers, functions, init, texts, title, source
+        )  # fmt: skip
         if not self.report.diagnostics:
             return spec
         if self.sound is not None:
             self.sound.extend(sound_part(spec, self.node, self.report))
         return None
+
+    def _line(self, fields: Fields, name: str) -> str:
+        """A line of text on this model; what another file says is of the model that this one extends."""
+        node = fields.take_scalar(name, "a line of text")
+        return node.text if node is not None and node.span.path == self.node.span.path else ""
 
     def _check_block_names(self, entries: Mapping[str, Entry]) -> None:
         """Names become files and classes, so two of them differ by more than their case."""

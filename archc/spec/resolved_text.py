@@ -25,7 +25,9 @@ def resolved_text(spec: Spec) -> str:
     that declares them. What follows from the arguments of a use, sizes and derived defaults, stands behind it
     as a comment. The text depends on the content of the spec alone, and loading it gives an equal spec.
     """
-    data: Data = {"archc": 1, "name": spec.name, "model": _settings(spec.settings)}
+    said = {"title": spec.title, "source": spec.source}
+    data: Data = {"archc": 1, "name": spec.name, **{key: text for key, text in said.items() if text}}
+    data["model"] = _settings(spec.settings)
     if spec.init is not None:
         data["init"] = unparse(spec.init)
     uses = (*spec.blocks.values(), *spec.shared.values())

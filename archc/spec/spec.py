@@ -148,3 +148,5 @@ class Spec:
     functions: Mapping[str, Body]  # every function that can be called: the spec's own before the library's
     init: Expr | None = None  # the default init of weights
     sources: Mapping[str, str] = field(default_factory=dict)  # path -> text, for excerpts in errors
+    title: str = ""
+    source: str = ""  # where the model is from
