@@ -110,14 +110,20 @@ def minimum(
 
 
 def planned(
-    kind: RecurrenceKind, K: int, V: int, itemsize: int = 2, segment: int = SEGMENT, span: int | None = None
+    kind: RecurrenceKind,
+    K: int,
+    V: int,
+    itemsize: int = 2,
+    segment: int = SEGMENT,
+    span: int | None = None,
+    halves: bool = False,
 ) -> dict[str, float]:
     """Bytes of each kernel of a class's forward: every tensor once; and a state for each `segment` chunks.
 
-    span: chunks that are walked beside others, of a sequence that has many such; None for one that is walked whole.
+    halves: of a walk with its state in two halves. span: chunks that are walked beside others, of a sequence that has many such; None for one that is walked whole.
     With as many value columns in a program as there are, the counter finds exactly this.
     """
-    form = walk_form(kind)
+    form = walk_form(kind, halves)
     C = kind.chunk
     sizes = {"B": 1, "T": 1, "H": 1, "K": K, "V": V}
     size = {

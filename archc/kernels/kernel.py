@@ -15,7 +15,7 @@ class Kernel:
     """A kernel as it will be launched.
 
     file: the module of the package that holds it, `head_decay_delta_kernels.py`; source: that module's text.
-    name: the `@triton.jit` function. role: "prepare", "walk", "reverse", "decode", "norm", ...: rows of a target are
+    name: the `@triton.jit` function. role: "prepare", "walk", "walk_back", "decode", "norm", ...: rows of a target are
     chosen by it. signature: run-time argument -> Triton type ("*bf16", "*fp32", "i32", "fp32"), a tuple of them for an
     argument that is a tuple. constants: constexpr arguments. aligned: run-time arguments that are multiples of 16 at
     every launch, of a tuple all its entries. matrix: it has matrix products,

@@ -77,5 +77,7 @@ def kernel_bounds(kernel: Kernel, kinds: Mapping[str, RecurrenceKind], target: T
     V = V or K  # a kernel that is not told V has nothing of that size
     rows = next((kernel.signature[name] for name in ("q", "k", "v") if name in kernel.signature), "*bf16")
     dtype = str(rows).removeprefix("*")
-    work = work_of(kind, kernel.role, K, V, columns, itemsize=4 if dtype == "fp32" else 2)
+    itemsize = 4 if dtype == "fp32" else 2
+    handed = "qk" in kernel.signature  # scores that a walk with its state in halves does not make itself
+    work = work_of(kind, kernel.role, K, V, columns, itemsize, halves=handed)
     return None if work is None else bounds(target, work, dtype=dtype, heads=heads or 1)

@@ -25,6 +25,7 @@ from archc.kernels.bytes import (
 )
 from archc.kernels.counting.counted import Counted, Launch
 from archc.kernels.counting.counter import counting
+from archc.kernels.work import work_of
 from archc.tiles.costs import count
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.program import SEGMENT
@@ -145,10 +146,12 @@ def emitted(
     V: int,
     columns: int,
     segment: int = SEGMENT,
+    halves: bool = False,
 ) -> ModuleType:
     """The kernels over chunks of a class; their reverse as well, if there is one."""
-    launches = {"prepare": Cut(0, 4, 1), "walk": Cut(columns, 8, 1), "carry": Cut(columns, 4, 1)}
-    name = f"{label(kind)}_{K}_{V}_{columns}_{segment}"
+    walk = Cut(columns, 8, 1, halves=halves)
+    launches = {"prepare": Cut(0, 4, 1), "walk": walk, "carry": Cut(columns, 4, 1)}
+    name = f"{label(kind)}_{K}_{V}_{columns}_{segment}{'_halves' if halves else ''}"
     reverse = ""
     if kind.decay in ("none", "head"):
         channels = 64 if kind.erase != "none" else 128
@@ -353,6 +356,22 @@ def test_the_forward_moves_what_is_planned(
     moved_as_planned(emitted(load, kind, 16, 32, 32, segment=1), kind, (16, 32), None)
 
 
+HALVED = [replace(kind, chunk=16) for kind in (RecurrenceKind("head", "pair"), GATED_DELTA)]
+
+
+@pytest.mark.parametrize("kind", HALVED, ids=label)
+def test_so_does_a_walk_with_its_state_in_halves(
+    load: Callable[[str, str], ModuleType], kind: RecurrenceKind
+) -> None:
+    """Under an erase of two rows and a decay it is handed the scores; the lower bounds count them there as well."""
+    moved_as_planned(emitted(load, kind, 32, 32, 32, segment=1, halves=True), kind, (16, 32), None, 32, True)
+    for role, most in planned(kind, 32, 32, halves=True).items():
+        work, whole = (work_of(kind, role, 32, 32, halves=halves) for halves in (True, False))
+        assert work is not None and whole is not None and work.bytes == most
+        assert (work.bytes > whole.bytes) == (kind.erase == "pair")
+        assert (work.flops > whole.flops) == (kind.erase == "pair" and role == "prepare")
+
+
 @pytest.mark.parametrize("kind", mostly_slow(CHUNKED, lambda kind: kind in IN_SPANS), ids=label)
 def test_spans_move_what_is_planned(
     load: Callable[[str, str], ModuleType], kind: RecurrenceKind, monkeypatch: pytest.MonkeyPatch
@@ -364,19 +383,24 @@ def test_spans_move_what_is_planned(
 
 
 def moved_as_planned(
-    module: ModuleType, kind: RecurrenceKind, lengths: tuple[int, int], span: int | None
+    module: ModuleType,
+    kind: RecurrenceKind,
+    lengths: tuple[int, int],
+    span: int | None,
+    K: int = 16,
+    halves: bool = False,
 ) -> None:
     """Between two lengths that are one chunk apart."""
     launches = []
     for T in lengths:
-        given = inputs(kind, T, 16, 32)
+        given = inputs(kind, T, K, 32)
         with counting() as counted:
             module.chunk_forward(*given, None, None, 0.1)
         assert counted.others == []
         launches.append({launch.name: launch for launch in counted.launches})
     short, long = launches
     found = {name: (long[name].distinct - short[name].distinct) / 16 for name in long}
-    assert found == planned(kind, 16, 32, segment=1, span=span)
+    assert found == planned(kind, K, 32, segment=1, span=span, halves=halves)
     # A tile may be read again rather than held.
     assert sum(launch.requested for launch in long.values()) <= 2 * sum(
         launch.distinct for launch in long.values()
