@@ -120,7 +120,8 @@ def planned(
 ) -> dict[str, float]:
     """Bytes of each kernel of a class's forward: every tensor once; and a state for each `segment` chunks.
 
-    halves: of a walk with its state in two halves. span: chunks that are walked beside others, of a sequence that has many such; None for one that is walked whole.
+    span: chunks that are walked beside others, of a sequence that has many such; None for one that is walked whole.
+    halves: of a walk with its state in two halves.
     With as many value columns in a program as there are, the counter finds exactly this.
     """
     form = walk_form(kind, halves)
