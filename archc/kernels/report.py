@@ -80,4 +80,6 @@ def kernel_bounds(kernel: Kernel, kinds: Mapping[str, RecurrenceKind], target: T
     itemsize = 4 if dtype == "fp32" else 2
     handed = "qk" in kernel.signature  # scores that a walk with its state in halves does not make itself
     work = work_of(kind, kernel.role, K, V, columns, itemsize, halves=handed)
-    return None if work is None else bounds(target, work, dtype=dtype, heads=heads or 1)
+    if work is None or not kernel.matrix:  # token by token there is no product of matrices
+        return None if work is None else plain_bounds(target, work)
+    return bounds(target, work, dtype=dtype, heads=heads or 1)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 
 from archc.kernels.bounds import Bounds, Work, bounds
+from archc.kernels.recurrence import Use, recurrence_kernels
+from archc.kernels.report import kernel_bounds
 from archc.kernels.targets import load_target
 from archc.kernels.work import work_of
 from archc.tiles.costs import count
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.triton_elementwise import kept
+from archc.tiles.views import arguments
 
 H100 = load_target("h100")
 
@@ -69,3 +72,25 @@ def test_a_walk_over_tokens_moves_its_arguments_and_the_states_that_are_kept(rat
 def test_no_count_for_other_roles() -> None:
     assert work_of(RecurrenceKind(decay="elementwise"), "prepare", 64, 64) is None
     assert work_of(RecurrenceKind(), "norm", 64, 64) is None
+
+
+@pytest.mark.parametrize("role", ["decode", "walk", "walk_back"])
+def test_token_by_token_there_is_no_product_of_matrices(role: str) -> None:
+    """Their FLOP run at the rate of the vector units, some fifteen times slower than matrix instructions."""
+    kind = RecurrenceKind("elementwise") if role != "decode" else RecurrenceKind("head", "delta")
+    use = Use(64, 64, 4, {argument.name: 4 for argument in arguments(kind)}, None)
+    kernel = next(each for each in recurrence_kernels(kind, "made", [use], H100) if each.role == role)
+    work = work_of(kind, role, 64, 64, kernel.constants.get("COLUMNS") if role != "decode" else None)
+    found = kernel_bounds(kernel, {"made": kind}, H100)
+    assert work is not None and found is not None and H100.vector_rate is not None
+    assert found.flops == pytest.approx(work.flops / H100.vector_rate) and found.chain == 0.0
+
+
+def test_a_walk_in_halves_is_known_by_the_scores_that_it_is_handed() -> None:
+    kind = RecurrenceKind("head", "pair")
+    use = Use(256, 256, 4, {argument.name: 4 for argument in arguments(kind)}, None)
+    kernels = recurrence_kernels(kind, "made", [use], H100)
+    prepare = next(each for each in kernels if each.role == "prepare")
+    found, least = kernel_bounds(prepare, {"made": kind}, H100), work_of(kind, "prepare", 256, 256)
+    assert found is not None and least is not None
+    assert found.flops is not None and found.flops > 2 * least.flops / H100.matrix_rate["bf16"]

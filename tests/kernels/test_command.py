@@ -92,8 +92,8 @@ def test_json(planned: list[Kernel]) -> None:
 
 def test_bounds_of_a_recurrence(planned: list[Kernel], monkeypatch: pytest.MonkeyPatch) -> None:
     constants = {"C": 128, "K": 128, "V": 128, "H": 2}
-    planned += [at(7, samples.PLAIN, file="head_decay_kernels.py", role="walk", constants=constants)]
-    planned += [at(7, samples.PLAIN, file="head_decay_kernels.py", role="prepare", constants=constants)]
+    of_class = {"file": "head_decay_kernels.py", "constants": constants, "matrix": True}
+    planned += [at(7, samples.PLAIN, role=role, **of_class) for role in ("walk", "prepare")]
     done = json.loads(run("--json").stdout)
     walk, prepare = done["kernels"]
     assert walk["bounds"]["bytes"] > 0 and walk["binding"] == "chain"  # two heads leave most of the GPU idle
