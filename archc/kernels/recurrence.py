@@ -64,6 +64,8 @@ FLOAT32 = (
 # Key channels that the walk carries a normaliser beside, half of them with a decay: as many as fitted on Hopper where
 # the state is whole.
 BESIDE = 128
+# Key channels of a state beside which tensor memory has room for the accumulators of a whole loop.
+WIDE_STATE = 128
 # Rows of a tensor begin at multiples of 16 bytes, or descriptors cannot read them.
 ROW_BYTES = 16
 
@@ -179,10 +181,12 @@ def reverse_launch(
         return None
     columns = min(back.columns, max(16, _power(V)))
     cuts = (back.num_warps, back.num_stages), (again.num_warps, again.num_stages)
+    # Accumulators moved out of a loop keep their places: beside a state of so many channels there is no room for that.
+    guarded = target.tensor_memory > 0 and _power(K) > WIDE_STATE
     if has_channel_reverse(kind):
         # An exclusive read has pairs of neighbours, whose registers fewer key channels leave free.
         channels = max(16, again.channels // 2) if kind.read == "exclusive" else again.channels
-        return ChannelLaunch(columns, min(channels, max(16, _power(K))), *cuts)
+        return ChannelLaunch(columns, min(channels, max(16, _power(K))), *cuts, guarded=guarded)
     if has_value_reverse(kind):
         pairs = target.tile("prepare_back", **facts)
         inside = pairs and (min(pairs.columns, columns), pairs.num_warps, pairs.num_stages)
@@ -190,7 +194,8 @@ def reverse_launch(
     if kind.core().decay not in ("none", "head"):
         return None
     channels = min(again.channels, max(16, _power(K)))
-    return ReverseLaunch(columns, *cuts, channels, again.columns, any(V > columns for _, V in sizes))
+    several = any(V > columns for _, V in sizes)
+    return ReverseLaunch(columns, *cuts, channels, again.columns, several, guarded)
 
 
 def gradients_since(kind: RecurrenceKind, target: Target) -> tuple[int, ...] | None:

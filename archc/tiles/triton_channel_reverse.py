@@ -38,12 +38,16 @@ from archc.tiles.views import arguments, public_facts
 
 @dataclass(frozen=True, slots=True)
 class ChannelLaunch:
-    """How the kernels are cut: value columns and key channels of a program; warps and stages of each kernel."""
+    """How the kernels are cut: value columns and key channels of a program; warps and stages of each kernel.
+
+    guarded: whether a chunk of `walk_back` stands in a condition, as that of a decay per head.
+    """
 
     columns: int
     channels: int
     back: tuple[int, int]
     again: tuple[int, int]
+    guarded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

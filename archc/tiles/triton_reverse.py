@@ -31,7 +31,8 @@ class ReverseLaunch:
 
     columns: value columns of a program of `walk_back`. channels: key channels of a program of `walk_again`, which has
     all value columns and sums over `summed` of them at once: fewer than there are, or it is no loop. several: whether
-    some head has more value columns than `columns`.
+    some head has more value columns than `columns`. guarded: whether a chunk of `walk_back` stands in a condition, out
+    of which Triton moves no accumulator: for a wide state in tensor memory.
     """
 
     columns: int
@@ -40,6 +41,7 @@ class ReverseLaunch:
     channels: int
     summed: int = 64
     several: bool = False
+    guarded: bool = False
 
 
 # Axes of what the kernels make: "CV" values, "CK" rows, "C" a number a token. All but values are sums over a block of

@@ -36,26 +36,24 @@ HARD = [
 ]
 
 
-def launch(kind: RecurrenceKind, columns: int, several: bool = False) -> ReverseLaunch:
+def launch(columns: int, several: bool = False, guarded: bool = False) -> ReverseLaunch:
     """The first walk cut into blocks of value columns, the second into blocks of key channels."""
-    return ReverseLaunch(columns, (4, 1), (4, 1), 16, 16, several)
+    return ReverseLaunch(columns, (4, 1), (4, 1), 16, 16, several, guarded)
 
 
 @pytest.fixture(scope="module")
 def load(folder: Path) -> Load:
     """The kernels of a class for blocks of so many value columns; `torch_form` is the module that has no kernels."""
 
-    def load(
-        kind: RecurrenceKind, columns: int = 16, torch_form: bool = False, several: bool = False
-    ) -> ModuleType:
-        name = f"{label(kind)}_{'torch' if torch_form else columns}{'_several' if several else ''}"
+    def load(kind: RecurrenceKind, columns: int = 16, torch_form: bool = False, **cut: bool) -> ModuleType:
+        name = "_".join((label(kind), "torch" if torch_form else str(columns), *cut))
         path = folder / f"{name}.py"
         if not path.exists():
             launches = {"prepare": Launch(columns, 4, 1), "walk": Launch(columns, 4, 1)}
             if torch_form:
                 text = emit(kind, name)
             else:
-                reverse = reverse_source(kind, launch(kind, columns, several))
+                reverse = reverse_source(kind, launch(columns, **cut))
                 text = kernels(kind, name, launches, precision="ieee", segment=SEGMENT, reverse=reverse)
             path.write_text(text)
         return imported(f"{folder.name}.{name}", folder.parent)
@@ -92,6 +90,14 @@ def test_parts_of_value_columns(dtype: torch.dtype, load: Load) -> None:
     kind = RecurrenceKind("head", "delta", chunk=16)
     case = make(kind, 60, (0, 1, 1, 35, 55), K=24, V=40, heads=(2, 2, 1))
     agree(load, case, dtype, roundings=8, several=True)
+
+
+def test_chunks_in_a_condition(load: Load) -> None:
+    """The first walk as tensor memory has it for wide keys: states of segments are kept in the condition as well."""
+    kind = RecurrenceKind("head", "delta", chunk=16)
+    case = make(kind, 60, (0, 1, 1, 35, 55), K=16, V=32, heads=(1, 1, 1))
+    assert "        if start < end:\n            inside_C" in reverse_source(kind, launch(16, guarded=True))
+    agree(load, case, several=True, guarded=True)
 
 
 @pytest.mark.parametrize("decay", [0.0, -50.0])
@@ -147,7 +153,7 @@ def test_a_wrong_line_is_found(line: str, wrong: str, folder: Path) -> None:
     """One token of the kernels changed: some gradient is far off."""
     kind = RecurrenceKind("head", "delta")
     launches = {"prepare": Launch(16, 4, 1), "walk": Launch(16, 4, 1)}
-    reverse = reverse_source(kind, launch(kind, 16))
+    reverse = reverse_source(kind, launch(16))
     assert line in reverse
     text = kernels(
         kind, "wrong", launches, precision="ieee", segment=SEGMENT, reverse=reverse.replace(line, wrong)

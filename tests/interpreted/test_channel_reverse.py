@@ -29,11 +29,16 @@ PAIR = RecurrenceKind("key", "pair", "previous")
 HARD = [GATED, EXCLUSIVE, DELTA, PAIR]
 
 
-def text_of(kind: RecurrenceKind, name: str, columns: int, channels: int, halves: bool = False) -> str:
-    """The module of a class whose programs have so many value columns, and key channels; halves: of the forward."""
+def text_of(
+    kind: RecurrenceKind, name: str, columns: int, channels: int, halves: bool = False, guarded: bool = False
+) -> str:
+    """The module of a class whose programs have so many value columns, and key channels.
+
+    halves: of the forward. guarded: chunks of the first walk stand in a condition, as tensor memory has them.
+    """
     launches = {"prepare": Launch(columns, 4, 1), "walk": Launch(columns, 4, 1, halves=halves)}
     source = pair_reverse_source if has_pair_reverse(kind) else channel_reverse_source
-    reverse = source(kind, ChannelLaunch(columns, channels, (4, 1), (4, 1)))
+    reverse = source(kind, ChannelLaunch(columns, channels, (4, 1), (4, 1), guarded))
     return kernels(kind, name, launches, precision="ieee", segment=SEGMENT, reverse=reverse)
 
 
@@ -46,14 +51,14 @@ def load(folder: Path) -> Load:
         columns: int = 16,
         channels: int = 16,
         torch_form: bool = False,
-        halves: bool = False,
+        **more: bool,
     ) -> ModuleType:
-        cut = f"{columns}_{channels}{'_halves' if halves else ''}"
+        cut = "_".join((f"{columns}_{channels}", *more))
         name = f"{label(kind)}_{'torch' if torch_form else cut}"
         path = folder / f"{name}.py"
         if not path.exists():
             path.write_text(
-                emit(kind, name) if torch_form else text_of(kind, name, columns, channels, halves)
+                emit(kind, name) if torch_form else text_of(kind, name, columns, channels, **more)
             )
         return imported(f"{folder.name}.{name}", folder.parent)
 
@@ -91,7 +96,7 @@ def test_packed(kind: RecurrenceKind, dtype: torch.dtype, load: Load) -> None:
 def test_after_a_forward_in_halves(load: Load) -> None:
     """As for wide heads: what the forward keeps is read by blocks of values and of keys."""
     case = make(replace(GATED, chunk=16), 37, (0, 1, 1, 20, 35), K=64, V=32, heads=(1, 1, 1))
-    check(load, case, channels=32, halves=True)
+    check(load, case, channels=32, halves=True, guarded=True)
 
 
 @pytest.mark.slow
