@@ -14,8 +14,8 @@ from archc.templates import packed
 # Names of a kernel that are constants when it is compiled, besides counts of heads.
 CONSTANTS = frozenset(
     {
-        "H", "K", "V", "C", "BLOCK_K", "BLOCK_V", "PART_V", "COLUMNS", "CHANNELS", "HALF", "SEGMENT", "PACKED",
-        "dtype",
+        "H", "K", "V", "C", "BLOCKS", "BLOCK_K", "BLOCK_V", "PART_V", "COLUMNS", "CHANNELS", "HALF", "SEGMENT",
+        "PACKED", "dtype",
     }
 )  # fmt: skip
 WIDTH = 110
@@ -40,6 +40,7 @@ class Function:
             head = f"def {self.name}(\n    {packed(given)},\n):  # fmt: skip"
         returned = [f"return {', '.join(self.results)}"] if self.results else []
         body = [f'"""{self.says}"""', *self.lines, *returned]
+        body = [line.replace("\n", "\n    ") for line in body]  # a call may have several lines
         return "\n".join(["@triton.jit", head, *(f"    {line}" for line in body)])
 
     @property

@@ -161,9 +161,14 @@ class Gradients(Lines):
         roles = {row for step in self.program.steps for row in step.operands if row.base == base}
         return len(roles) > 1
 
+    def joined(self, base: str) -> bool:
+        """Whether `walk_again` finishes the gradient of rows that write: as they read too, or as two rows write, whose
+        pairs would be too much beside dS."""
+        return self.both(base) or self.kind.erase == "pair"
+
     def gradient_of_write(self, base: str) -> str:
         """What rows receive as writers, in one tile with what comes through the state."""
-        return f"d{base}_write" if self.both(base) else f"d{base}"
+        return f"d{base}_write" if self.joined(base) else f"d{base}"
 
     def number(self, name: str) -> str:
         """A number a token: loaded on first use, if it has one."""

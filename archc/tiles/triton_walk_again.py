@@ -8,11 +8,14 @@ from dataclasses import replace
 
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import Row, Step, TileProgram
-from archc.tiles.triton_functions import Function
+from archc.tiles.triton_functions import Function, Phase, in_functions
 from archc.tiles.triton_gradients import Gradients, View, name_of, plus, scaled, times
 from archc.tiles.triton_lines import Lines, load_line
 from archc.tiles.triton_normaliser import ReverseNormaliser, vector_update, walked_again
 from archc.tiles.triton_source import INPUTS
+
+# What decays and numbers of tokens receive from pairs.
+SUMS = ("mine_C", "near_C", "reads_before_C")
 
 
 class Again(Gradients):
@@ -31,39 +34,58 @@ class Again(Gradients):
         self.met = [step for step in self.steps if step.operation == "pair"]
         self.pairs = {}  # they are all there before the first group
         self.texts: dict[str, str] = {}  # of numbers that are stored as they are made
+        self.together: list[tuple[int, list[Step]]] = []  # pairs, and the group that begins with their sums
         self.outside: dict[str, Step] = {}  # pairs whose sign and scale are left for where they are applied
 
     def view(self) -> View:
         """The kernel's lines, after those that sum up pairs."""
         view = super().view()
-        sums = self.sums()
-        names = [argument.removesuffix("_part_tiles") for argument in sums.arguments if "_tiles" in argument]
+        sums = [self.sums(met) for _, met in self.together]
+        given = dict.fromkeys(argument for function in sums for argument in function.arguments)
+        lines = list(view.lines)
+        for (group, _), function in reversed(list(zip(self.together, sums, strict=True))):
+            lines.insert(self.starts[group], function.call)
+        outlined = list[Function]()
+        if self.kind.erase == "pair":
+            sums = [_for_any(sums[0])]
+            lines, outlined = in_functions(lines, self.phases(), view.update)
+        names = [argument.removesuffix("_part_tiles") for argument in given if "_tiles" in argument]
         parts = [
             f"{name}_part_tiles = tokens({name}, end, h, H, {self.heads(name)}, V, C, PART_V)"
             for name in names
         ]
         return replace(
             view,
-            lines=[sums.call, *view.lines],
+            lines=lines,
             opening=[*view.opening, *parts],
-            functions=[sums, *view.functions],
+            functions=[*sums, *view.functions, *outlined],
         )
 
-    def sums(self) -> Function:
-        """dP_ij = dz_i . y_j of all pairs, a few value columns at a time.
+    def phases(self) -> list[Phase]:
+        """Of an erase of two rows what comes through o, and what comes through E."""
+        first, second = (self.starts[group] for group, _ in self.together)
+        o = "What q receives, and rows that write as far as they come through dS and o."
+        E = "What r receives, and rows that write in the end."
+        return [
+            Phase("output_gradients", o, first, second + 1),
+            Phase("erase_gradients", E, second + 1, self.starts[-1] + 2),
+        ]
+
+    def sums(self, met: list[Step]) -> Function:
+        """dP_ij = dz_i . y_j of these pairs, a few value columns at a time.
 
         It stays a loop: unrolled, the places of all tiles in shared memory would fill the registers, and warps would
         make each product twice.
         """
-        targets = [f"{step.result}_CJ" for step in self.met]
+        targets = [f"{step.result}_CJ" for step in met]
         lines = [f"{target} = tl.zeros([C, C], tl.float32)" for target in targets]
         lines.append(
             "# Unrolled, places in shared memory would fill the registers, and warps make products twice."
         )
         lines.append("for column in range(0, V, PART_V):")
-        rows = dict.fromkeys(row.base for step in self.met for row in step.operands)
+        rows = dict.fromkeys(row.base for step in met for row in step.operands)
         lines += [f"    {name}_CV = {name}_part_tiles.load([start, column])" for name in rows]
-        for step, target in zip(self.met, targets, strict=True):
+        for step, target in zip(met, targets, strict=True):
             dz, y = step.operands
             lines.append(f"    {target} += dot({dz.base}_CV, tl.trans({y.base}_CV))  # {step.number}")
         return Function(
@@ -78,14 +100,16 @@ class Again(Gradients):
         """Pairs that have decays or numbers between them are a function: all of it stands at the first one."""
         if step not in self.met or not (self.decayed_rows or self.scalar):
             return super().numbered(step)
-        if step is not self.met[0]:
+        met = next(met for _, met in self.together if step in met)
+        if step is not met[0]:
             return []
-        self.functions.append(self.met_pairs())
+        self.functions.append(self.met_pairs(met))
         return [self.functions[-1].call]
 
-    def met_pairs(self) -> Function:
-        """The function of all pairs. What belongs to pairs alone, as the decays between tokens, is made in it."""
-        given = dict.fromkeys(f"{step.result}_CJ" for step in self.met)
+    def met_pairs(self, met: list[Step]) -> Function:
+        """The function of these pairs. What belongs to pairs alone, as the decays between tokens, is made in it."""
+        given = dict.fromkeys(f"{step.result}_CJ" for step in met)
+        before = [name for name in SUMS if name in self.made]
         lines: list[str] = []
         made: set[str] = set()
 
@@ -98,9 +122,11 @@ class Again(Gradients):
                     place(f"{name} = {self.factors[name]}")
             lines.append(line)
 
-        for step in self.met:
+        for step in met:
             for line in super().numbered(step):
                 place(line)
+        text = " ".join(lines)
+        given |= dict.fromkeys(name for name in before if name in text)
         row = next(name for name in given if name.endswith("_CK"))
         tokens = f"tl.arange(0, {row}.shape[0])"
         opening = [
@@ -110,16 +136,21 @@ class Again(Gradients):
         receivers = [self.scalar.removesuffix("_C")] if self.scalar else []
         receivers += ["the decays between tokens"] if self.decayed_rows else []
         says = f"From scores to the products of their rows; what {' and '.join(receivers)} receive"
-        sums = [name for name in ("mine_C", "near_C", "reads_before_C") if name in self.made]
-        results = [*(f"{step.result}_CJ" for step in self.met), *sums]
-        return Function("pair_gradients", list(given), f"{says}.", [*opening, *lines], results)
+        results = [*(f"{step.result}_CJ" for step in met), *(name for name in SUMS if name in text)]
+        reader = self.scores_of[met[0].result[1:]].operands[0].base
+        name = "pair_gradients" if len(self.together) == 1 and met == self.met else f"{reader}_pair_gradients"
+        return Function(name, list(given), f"{says}.", [*opening, *lines], results)
 
     def groups(self) -> Iterator[tuple[list[Step], list[str]]]:
         """Pairs, narrowed; one read after the other, rows that write as well last: they are not finished before."""
-        rows = dict.fromkeys(row.base for P in self.scores_of.values() for row in P.operands)
         if self.decayed_rows:
             self.ahead.append(self.load("decay_C"))
+        if self.kind.erase == "pair":
+            yield from self.two_rows()
+            return
+        rows = dict.fromkeys(row.base for P in self.scores_of.values() for row in P.operands)
         self.ahead += [self.load(name) for name in (self.scalar, *(f"{name}_CK" for name in rows)) if name]
+        self.together.append((0, self.met))
         yield self.met, []
         results = list(dict.fromkeys(step.result for step in self.steps if self.reads(step)))
         bases = {result: result.removeprefix("d").removesuffix("_read") for result in results}
@@ -147,6 +178,33 @@ class Again(Gradients):
             else:
                 yield rows_of, [f"{result}_CK"]
                 yield within, []
+        yield from self.numbers()
+
+    def two_rows(self) -> Iterator[tuple[list[Step], list[str]]]:
+        """Of an erase of two rows first what comes through o, then what comes through E: there are registers for two
+        scores at once. Both give to the rows that write."""
+        if self.decayed_rows:
+            self.ahead.append(self.factor("G_C", "tl.cumsum(decay_C, 0)"))
+        yield [], []
+        for dz in ("do", "dE"):
+            met = [step for step in self.met if step.operands[0].base == dz]
+            self.together.append((len(self.starts), met))
+            yield met, []
+            pairs = {step.result for step in met}
+            within = [
+                step for step in self.steps if step.operation == "apply" and step.operands[0].base in pairs
+            ]
+            read = next(step for step in self.steps if self.reads(step) and step.operands[0].base == dz)
+            yield [read, *(step for step in within if not step.transposed)], [f"{read.result}_CK"]
+            for x, y in self.writes.items():
+                through = [step for step in self.steps if step.operation == "project" and dz == "do"]
+                through = [step for step in through if step.operands[0].base == y]
+                rows = [step for step in within if step.transposed and step.result == f"d{x}"]
+                yield [*through, *rows], [f"d{x}_CK"] if dz == "dE" else []
+        yield from self.numbers()
+
+    def numbers(self) -> Iterator[tuple[list[Step], list[str]]]:
+        """What a token has one number of."""
         numbers = [step for step in self.steps if step.result in ("ddecay", "dbeta", "dweight")]
         yield numbers, [f"{step.result}_C" for step in numbers]
 
@@ -280,6 +338,7 @@ class Again(Gradients):
         """dx = dz S^T for rows that read; its product with x is what the decay up to the token receives."""
         dz, S = step.operands
         if S.base != "S":
+            yield from self.through_state(dz)
             return
         factor, target = self.decay_of(step.into), f"{self.whole(step.result)}_CK"
         first = target not in self.made
@@ -297,6 +356,26 @@ class Again(Gradients):
         if factor:
             x = self.load(f"{step.result.removeprefix('d').removesuffix('_read')}_CK")
             yield self.add("seen_before_C" if step.into == "<" else "seen_C", f"tl.sum({x} * {rows}, 1)")
+
+    def through_state(self, y: Row) -> Iterator[str]:
+        """What rows that write have received through dS; its product with them is what decays behind it receive."""
+        x = next(x for x, written in self.writes.items() if written == y.base)
+        target, tile = f"d{x}_CK", f"d{x}_write_CK"
+        if self.several:
+            self.load(tile)
+            yield f"{target} = tl.zeros([C, CHANNELS], tl.float32)"
+            yield from self.parts_of(f"d{x}_write", target)
+        else:
+            yield f"{target} = {self.once(tile)}.to(tl.float32)"
+        self.made.add(target)
+        if self.decayed_rows:
+            yield self.add("written_C", f"tl.sum({self.load(f'{x}_CK')} * {target}, 1)")
+
+    def parts_of(self, name: str, target: str, scalar: str = "") -> Iterator[str]:
+        """Add up what each block of value columns has given."""
+        tile = f"tl.reshape({name}_tiles.load([part, start, channel]), [C, CHANNELS])"
+        yield "for part in tl.static_range(BLOCKS):"
+        yield f"    {target} += {scaled(tile, scalar, '[:, None]')}"
 
     def _apply(self, step: Step) -> Iterator[str]:
         """dx += dP y, and dy += dP^T x for rows that read as well."""
@@ -325,7 +404,8 @@ class Again(Gradients):
         says = "What the log decays of a chunk receive, and anchor, `<S, dS>`, behind it."
         function = Function("decay_gradients", list(given), says, lines, ["ddecay_C", "anchor"])
         self.functions.append(function)
-        written = times(self.load("written_C"), self.number(self.scalar))
+        written = "written_C" if "written_C" in self.made else self.load("written_C")
+        written = times(written, self.number(self.scalar))
         yield replace(function, arguments=[*list(given)[:-1], written]).call
 
     def _contract(self, step: Step) -> Iterator[str]:
@@ -337,9 +417,7 @@ class Again(Gradients):
         read, write = step.operands
         tile, scalar = self.once(f"{write.base}_CK"), self.number(self.scalar)
         if self.several:
-            tile = f"tl.reshape({write.base}_tiles.load([part, start, channel]), [C, CHANNELS])"
-            yield "for part in tl.static_range(BLOCKS):"
-            yield f"    {self.whole(read.base)}_CK += {scaled(tile, scalar, '[:, None]')}"
+            yield from self.parts_of(write.base, f"{self.whole(read.base)}_CK", scalar)
         else:
             yield self.add(f"{self.whole(read.base)}_CK", scaled(tile, scalar, "[:, None]"))
 
@@ -352,3 +430,12 @@ class Again(Gradients):
             yield vector_update(self, update)
 
     _read = _solve = Gradients._nothing
+
+
+def _for_any(sums: Function) -> Function:
+    """The function that sums up what scores of q receive, for those of any rows that read."""
+    lines = [re.sub(r"\bdo_", "dz_", re.sub(r"\bdq", "dx", line.partition("  # ")[0])) for line in sums.lines]
+    given = [argument.replace("do_", "dz_") for argument in sums.arguments]
+    return replace(
+        sums, arguments=given, lines=lines, results=[name.replace("dq", "dx") for name in sums.results]
+    )

@@ -23,9 +23,10 @@ class Back(Gradients):
         view = super().view()
         if self.kind.erase != "pair" and not self.kind.beside:
             return view
+        values, rows = (1, 3) if self.kind.erase == "pair" else (2, 4)
         phases = [
-            Phase("value_gradients", "What values receive.", self.starts[2], self.starts[4]),
-            Phase("row_gradients", "What rows receive that write.", self.starts[4], self.starts[-1]),
+            Phase("value_gradients", "What values receive.", self.starts[values], self.starts[rows]),
+            Phase("row_gradients", "What rows receive that write.", self.starts[rows], self.starts[-1]),
         ]
         carried = ["dS_VK", *(["dn_K"] if self.kind.beside else [])]
         lines, functions = in_functions(view.lines, phases, [*view.update, *carried])
@@ -39,6 +40,9 @@ class Back(Gradients):
         Pairs are narrowed as soon as they are made, while nothing else is held. Within the chunk, rows that read as
         well get their part in the other kernel, which has the same pairs.
         """
+        if self.kind.erase == "pair":
+            yield from self.two_rows()
+            return
         own = [step for step in self.steps if step.operation == "pair" and self.own(step)]
         for step in own:
             self.placed.add(f"{step.result}_JC")
@@ -61,8 +65,27 @@ class Back(Gradients):
             ]
             scores = {f"d{name}" for name, P in self.scores_of.items() if P.operands[1].base == x}
             within = [step for step in self.steps if step.transposed and step.operands[0].base in scores]
-            yield [*through, *([] if self.both(x) else within)], [f"{self.gradient_of_write(x)}_KC"]
+            yield [*through, *([] if self.joined(x) else within)], [f"{self.gradient_of_write(x)}_KC"]
         yield [], ["dz_C"] if self.kind.beside else []
+
+    def two_rows(self) -> Iterator[tuple[list[Step], list[str]]]:
+        """Of an erase of two rows: all scores, while nothing else is held; one value after the other; then what comes
+        through dS to the rows that write. All else that these receive is for the other kernel, which has the pairs."""
+        self.ahead = [self.load(f"{name}_CK") for name in (*self.writes, "q", "r")]
+        scores = [P for name, P in self.scores_of.items() if self.applied_to(name)]
+        self.placed |= {f"{P.result}_JC" for P in scores}
+        yield scores, []
+        values = [step for step in self.steps if step.operation in ("apply", "read", "solve")]
+        values.sort(key=lambda step: ("read", "apply", "solve").index(step.operation))
+        for made in (("dU", "dE"), ("dv",)):
+            yield [step for step in values if step.result in made], [f"{made[-1]}_VC"]
+        for x, y in self.writes.items():
+            through = [step for step in self.steps if step.operation == "project"]
+            yield (
+                [step for step in through if step.operands[0].base == y],
+                [f"{self.gradient_of_write(x)}_KC"],
+            )
+        yield [], []
 
     def normaliser(self) -> ReverseNormaliser:
         """The gradient of the vector, carried as dS is."""
@@ -84,7 +107,7 @@ class Back(Gradients):
     def own(self, step: Step) -> bool:
         """Whether a pair makes gradients here, and is known from the start."""
         P = self.scores_of.get(step.result[1:])
-        return P is not None and step.operands[0].base == "do" and not self.both(P.operands[1].base)
+        return P is not None and step.operands[0].base == "do" and not self.joined(P.operands[1].base)
 
     def applied_to(self, scores: str) -> str:
         """The gradient that scores are applied to on the way back; empty for those that were only inverted."""
@@ -136,7 +159,7 @@ class Back(Gradients):
         decay = self.decay_of(x.exponent)
         product = scaled(f"dot(dS_VK.to(dtype), tl.trans({self.load(f'{x.base}_CK')}))", decay, "[None, :]")
         yield self.add(f"{step.result}_VC", product)
-        if not decay and not self.scalar:
+        if self.joined(x.base) and not self.both(x.base) or not decay and not self.scalar:
             return
         yield self.add("written_C", f"tl.sum({self.load(f'{y}_VC')} * {step.result}_VC, 0)")
         if self.kind.beside:
