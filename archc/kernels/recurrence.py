@@ -241,7 +241,7 @@ def recurrence_kernels(
             step = decode_kernel(
                 kind, use.K, V, dtype, heads=use.H, queries=queries, file=file, source=source
             )
-            yield replace(step, span=use.span)
+            yield replace(step, span=use.span, case="normaliser" if V != use.V else "")
         if by_token and not chunked(kind, use, target):
             for role, walk in token_launches(kind, sizes, target).items():
                 yield from with_packed(walk_by_token(source, file, role, kind, use, walk, dtype))
