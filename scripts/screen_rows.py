@@ -53,7 +53,7 @@ GROUPS: tuple[tuple[tuple[int, int], ...], ...] = (
     ((192, 64), (256, 64)),
 )
 BY_ENTRY = ((16, 2048),)  # a state of few numbers for each of many channels, where each entry decays
-ROLES = {"walk_ahead": "walk"}  # what has no rows of its own
+ROLES = {"walk_ahead": "walk", "walk_back_ahead": "walk_back"}  # what has no rows of its own
 
 
 @dataclass

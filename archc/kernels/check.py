@@ -11,7 +11,7 @@ from archc.kernels.plan import kernels_of
 from archc.kernels.targets import Target
 from archc.spec.diagnostics import SpecError
 
-CHUNKED = ("prepare", "walk", "walk_ahead", "carry", "walk_back", "walk_again")
+CHUNKED = ("prepare", "walk", "walk_ahead", "carry", "walk_back_ahead", "walk_back", "walk_again")
 
 
 def unfit(

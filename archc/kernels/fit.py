@@ -112,7 +112,9 @@ def _reasons(kernel: Kernel, target: Target, found: Found) -> list[str]:
         reasons.append(f"it keeps {found.stack:,} bytes in local memory where {STACK_LIMIT} may be")
     names = MATRIX_INSTRUCTIONS[target.matrix_instruction]
     sizes = [kernel.constants.get(name, WIDE) for name in ("BLOCK_K", "COLUMNS")]
-    if kernel.role == "walk_ahead" and all(isinstance(size, int) and size < WIDE for size in sizes):
+    if kernel.role in ("walk_ahead", "walk_back_ahead") and all(
+        isinstance(size, int) and size < WIDE for size in sizes
+    ):
         names = (*names, *MATRIX_INSTRUCTIONS["mma"])  # the only products are as small as the state
     if kernel.matrix and not any(name.startswith(names) for name in found.matrix):
         reasons.append(f"it has no {target.matrix_instruction} instructions")

@@ -22,7 +22,8 @@ from archc.tiles.triton_elementwise import GROUP, TokenLaunch, elementwise_sourc
 from archc.tiles.triton_halves import has_halves
 from archc.tiles.triton_pair_reverse import has_pair_reverse, pair_reverse_source
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
-from archc.tiles.triton_source import Launch, kernels, walk_form
+from archc.tiles.triton_source import Launch, Walk, kernels, walk_form
+from archc.tiles.triton_spans_back import ahead_by_channel, ahead_by_head, ahead_by_value
 from archc.tiles.triton_value_reverse import ValueLaunch, has_value_reverse, value_reverse_source
 from archc.tiles.views import arguments
 
@@ -212,14 +213,14 @@ def source_of(kind: RecurrenceKind, name: str, sizes: Sequence[tuple[int, int]],
     precision = "tf32x3" if target.backend == "cuda" else "ieee"
     cut = launches(kind, sizes, target) if sizes else {}
     back = reverse_launch(kind, sizes, target) if sizes else None
-    reverse = ""
+    reverse, spans = "", "carry" in cut
     if isinstance(back, ChannelLaunch):
         by_channel = pair_reverse_source if has_pair_reverse(kind) else channel_reverse_source
-        reverse = by_channel(kind, back)
+        reverse = by_channel(kind, back, ahead_by_channel(kind) if spans else None)
     elif isinstance(back, ValueLaunch):
-        reverse = value_reverse_source(kind, back)
+        reverse = value_reverse_source(kind, back, ahead_by_value(kind) if spans else None)
     elif back is not None:
-        reverse = reverse_source(kind, back)
+        reverse = reverse_source(kind, back, ahead_by_head(kind) if spans else None)
     return kernels(
         kind, name, cut, precision, multiprocessors=target.multiprocessors, reverse=reverse,
         decode=decode_source(kind),
@@ -258,11 +259,7 @@ def recurrence_kernels(
                 source, file, "walk_ahead", "walk_ahead", kind, use, tiles["walk"], dtype, columns
             )
             yield packed(ahead)
-            cut = tiles["carry"]
-            carry = described(source, file, "carry", "carry", kind, use, cut, dtype, cut.columns)
-            values = {"VALUES": -(-use.V // columns) * columns} if form.solved else {}
-            # What products it has are small: any matrix instructions will do.
-            yield packed(replace(carry, constants={**carry.constants, **values}, matrix=False))
+            yield carry_of(source, file, form, kind, use, tiles["carry"], dtype, columns)
         if back is not None:
             for role, cut in _reverse_cuts(back):
                 columns = back.columns if isinstance(back, ReverseLaunch) else cut.columns
@@ -271,6 +268,24 @@ def recurrence_kernels(
                     sums = {name: "*fp32" for name in _summed(source, back) if name in kernel.signature}
                     kernel = replace(kernel, signature={**kernel.signature, **sums})
                 yield from with_packed(kernel)
+            if "carry" in tiles:
+                columns, cut = back.columns, Launch(back.columns, *back.back)
+                ahead = described(
+                    source, file, "walk_back_ahead", "walk_back_ahead", kind, use, cut, dtype, columns
+                )
+                yield packed(ahead)
+                carry = carry_of(source, file, form, kind, use, tiles["carry"], dtype, columns)
+                yield replace(carry, constants={**carry.constants, "BACK": True}, case="back")
+
+
+def carry_of(
+    source: str, file: str, form: Walk, kind: RecurrenceKind, use: Use, cut: Launch, dtype: str, columns: int
+) -> Kernel:
+    """What takes a state from span to span. columns: of values that a program of the walk ahead has."""
+    carry = described(source, file, "carry", "carry", kind, use, cut, dtype, cut.columns)
+    values = {"VALUES": -(-use.V // columns) * columns} if form.solved else {}
+    # What products it has are small: any matrix instructions will do.
+    return packed(replace(carry, constants={**carry.constants, **values}, matrix=False))
 
 
 def _summed(source: str, back: ReverseLaunch | ChannelLaunch | ValueLaunch) -> tuple[str, ...]:
@@ -332,7 +347,7 @@ def described(
         "H": use.H, "K": use.K, "V": use.V, "BLOCK_K": BLOCK_K, "COLUMNS": columns,
         "CHANNELS": min(launch.channels, BLOCK_K), "BLOCK_V": max(_power(use.V), 16), "VALUES": 0,
         "BLOCKS": -(-use.V // columns), "PART_V": min(launch.columns, max(_power(use.V), 16)),
-        "C": kind.chunk, "SEGMENT": SEGMENT, "PACKED": False, "INITIAL": False,
+        "C": kind.chunk, "SEGMENT": SEGMENT, "PACKED": False, "INITIAL": False, "BACK": False,
         "GROUP": GROUP, "KEPT": kept(kind),
         **{f"{name}_heads": count for name, count in use.heads.items()},
     }  # fmt: skip

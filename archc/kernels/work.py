@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from archc.kernels.bounds import Work
@@ -11,7 +10,7 @@ from archc.kernels.elementwise import work_by_token
 from archc.tiles.costs import _exponentials, _flops, count
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
-from archc.tiles.program import Step
+from archc.tiles.program import leading_to
 from archc.tiles.triton_lines import prepared
 
 
@@ -46,7 +45,7 @@ def work_of(
         return Work(0.0, 0.0, 0.0, 0.0)
     sizes = {"C": kind.chunk, "K": K, "V": V}
     C, share = kind.chunk, (columns or V) / V
-    waiting = _leading_to("S_next", steps) if walks else []
+    waiting = leading_to("S_next", steps) if walks else []
     own = replace(program, steps=tuple(steps))
     return Work(
         planned(kind, K, V, itemsize, halves=halves).get(role, 0.0),
@@ -54,14 +53,3 @@ def work_of(
         _exponentials(own, kind.core().decay, sizes) / C,
         sum(_flops(step, program, sizes) for step in waiting) / C * share,
     )
-
-
-def _leading_to(state: str, steps: Sequence[Step]) -> list[Step]:
-    """The steps of a walk that the next state depends on; the others need not be done before the next chunk."""
-    found: list[Step] = []
-    wanted = {state}
-    for step in reversed(steps):
-        if step.result in wanted:
-            found.append(step)
-            wanted |= {row.base for row in step.operands}
-    return found

@@ -32,6 +32,7 @@ The reverse of a program is a program over the same operations (`reverse.py`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 SEGMENT = 64  # chunks between two states that kernels keep for the backward
@@ -102,3 +103,14 @@ class TileProgram:
     def count(self, operation: str) -> int:
         """How many steps have this operation."""
         return sum(step.operation == operation for step in self.steps)
+
+
+def leading_to(state: str, steps: Sequence[Step]) -> list[Step]:
+    """The steps that a value depends on; of a walk those which the next chunk waits for."""
+    found: list[Step] = []
+    wanted = {state}
+    for step in reversed(steps):
+        if step.result in wanted:
+            found.insert(0, step)
+            wanted |= {row.base for row in step.operands}
+    return found

@@ -33,6 +33,7 @@ from archc.tiles.triton_source import (
     open_lines,
     walk_form,
 )
+from archc.tiles.triton_spans import Ahead
 from archc.tiles.views import arguments, public_facts
 
 
@@ -72,14 +73,16 @@ def has_channel_reverse(kind: RecurrenceKind) -> bool:
 def channel_reverse_source(
     kind: RecurrenceKind,
     launch: ChannelLaunch,
+    ahead: Ahead | None = None,
     printer: type[Again] | None = None,
     template: str = "recurrence/kernels_channel_reverse.py.jinja",
 ) -> str:
     """The text of `walk_back`, `walk_again` and their launcher `chunk_backward`, for the module of the forward kernels.
 
     `chunk_backward` has the arguments and results of that of the torch form, with the states that the forward kernels
-    keep. printer: of `walk_again`, with its template, where a class needs another one. Raises ValueError for a
-    class without these kernels.
+    keep. ahead: what finds how spans follow each other, without which sequences are walked whole. printer: of
+    `walk_again`, with its template, where a class needs another one. Raises ValueError for a class without these
+    kernels.
     """
     if not has_channel_reverse(kind):
         raise ValueError(f"no reverse kernels by channel for a decay of the class {kind.core().decay}")
@@ -93,6 +96,7 @@ def channel_reverse_source(
     made = [*back.made, *again.made]
     view = {
         "launch": launch,
+        "ahead": ahead,
         "halvings": kind.chunk.bit_length() - 1,
         "back": back,
         "again": again,
@@ -132,7 +136,7 @@ def _made(names: list[str], width: str) -> str:
 
 def channel_kernels(kind: RecurrenceKind, printer: type[Again] | None = None) -> tuple[View, View]:
     """The two kernels of a class, `walk_back` and `walk_again`."""
-    return _Back(kind).view(), (printer or Again)(kind).view()
+    return ChannelBack(kind).view(), (printer or Again)(kind).view()
 
 
 def _given(name: str) -> str:
@@ -193,7 +197,7 @@ class _Lines:
         return [f"{name}_heads" for name in INPUTS if name in self.names()]
 
 
-class _Back(_Lines):
+class ChannelBack(_Lines):
     """`walk_back`: gradients of values and of scores, and of the rows that write through dS."""
 
     def __init__(self, kind: RecurrenceKind) -> None:
@@ -291,10 +295,14 @@ class _Back(_Lines):
 
     def update(self) -> None:
         step = next(step for step in self.steps if step.operation == "update")
+        if "out" not in self.ready:
+            self.out += factor_lines("out")[:2]  # the sum over the chunk alone
         self.out.append(f"dS_VK *= tl.exp(G_end_K)[None, :]  # {step.number}")
         for x, dz, sign in zip(step.operands[1::2], step.operands[2::2], step.signs, strict=True):
             rows = self.decayed(x.base, FACTORS[x.exponent])
-            value = f"({dz.base}_VC * scale).to(dtype)" if dz.base == "do" else self.narrow(dz)
+            value = (
+                f"({self.load(f'{dz.base}_VC')} * scale).to(dtype)" if dz.base == "do" else self.narrow(dz)
+            )
             self.out.append(f"dS_VK {'-' if sign < 0 else '+'}= dot({value}, {rows})")
 
 

@@ -15,6 +15,7 @@ from archc.tiles.triton_channel_reverse import (
     channel_reverse_source,
     has_channel_reverse,
 )
+from archc.tiles.triton_spans import Ahead
 
 
 def has_pair_reverse(kind: RecurrenceKind) -> bool:
@@ -22,11 +23,11 @@ def has_pair_reverse(kind: RecurrenceKind) -> bool:
     return has_channel_reverse(kind) and kind.erase == "pair"
 
 
-def pair_reverse_source(kind: RecurrenceKind, launch: ChannelLaunch) -> str:
+def pair_reverse_source(kind: RecurrenceKind, launch: ChannelLaunch, ahead: Ahead | None = None) -> str:
     """The text of both walks and their launcher, as `channel_reverse_source` gives it. Raises ValueError likewise."""
     if not has_pair_reverse(kind):
         raise ValueError(f"no reverse kernels of an erase of two rows for a decay of the class {kind.decay}")
-    return channel_reverse_source(kind, launch, PairAgain, "recurrence/kernels_pair_reverse.py.jinja")
+    return channel_reverse_source(kind, launch, ahead, PairAgain, "recurrence/kernels_pair_reverse.py.jinja")
 
 
 class PairAgain(Again):

@@ -20,6 +20,7 @@ from archc.templates import environment
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.triton_gradients import View
+from archc.tiles.triton_spans import Ahead
 from archc.tiles.triton_walk_again import Again
 from archc.tiles.triton_walk_back import Back
 from archc.tiles.views import kernel_arguments, public_facts
@@ -49,11 +50,12 @@ class ReverseLaunch:
 _AXES = {"dv": "CV", "dE": "CV", "written": "C", "dbeta": "C", "dweight": "C", "ddecay": "C", "dz": "C"}
 
 
-def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch) -> str:
+def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch, ahead: Ahead | None = None) -> str:
     """The text of `walk_back`, `walk_again` and their launcher `chunk_backward`, for the module of the forward kernels.
 
     `chunk_backward` has the arguments and results of that of the torch form, with the states that the forward kernels
-    keep. Raises ValueError for a class without these kernels.
+    keep. ahead: what finds how spans follow each other, without which sequences are walked whole. Raises ValueError for
+    a class without these kernels.
     """
     core = kind.core()
     if form_of(kind).form != "chunk" or core.decay not in ("none", "head"):
@@ -70,6 +72,7 @@ def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch) -> str:
     view = {
         "core": core,
         "launch": launch,
+        "ahead": ahead,
         "kernels": {"walk_back": back, "walk_again": again},
         "constants": {
             "walk_back": _constants(inputs, back, ["K", "BLOCK_K", "V", "COLUMNS"]),

@@ -10,7 +10,7 @@ from archc.printing.unused import without_unused
 from archc.templates import environment, packed
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
-from archc.tiles.program import SEGMENT, Step, TileProgram
+from archc.tiles.program import SEGMENT, Step, TileProgram, leading_to
 from archc.tiles.triton_functions import Function
 from archc.tiles.triton_halves import HalvedLines, guarded
 from archc.tiles.triton_lines import (
@@ -143,6 +143,7 @@ def _chunk_view(
             len(group) == 2 for group in _groups(prepared(kind, forward(kind)), core.decay == "key")
         ),
         "reverse": reverse,
+        "back": "carry[" in reverse,  # whether that walks in spans as well
         "helpers": form.helpers,
         "prepare": form.prepare,
         "walk": form.walk,
@@ -208,7 +209,7 @@ def walk_form(kind: RecurrenceKind, halves: bool = False) -> Walk:
         value_blocks = core.decay == "value"
         prepare = KernelView(
             [*reads, *buffers],
-            _constants(reads, value_blocks, first.blocked),
+            constants_of(reads, value_blocks, first.blocked),
             open_lines([*first.loaded, *written], "CHANNELS" if first.blocked else "BLOCK_K"),
             [*(["dtype: tl.constexpr = q.dtype.element_ty"] if value_blocks else []), *lines],
             [],
@@ -226,7 +227,7 @@ def walk_form(kind: RecurrenceKind, halves: bool = False) -> Walk:
         prepare,
         KernelView(
             [*walk_inputs, *buffers],
-            [*_constants(walk_inputs, True), "SEGMENT: tl.constexpr", "INITIAL: tl.constexpr"],
+            [*constants_of(walk_inputs, True), "SEGMENT: tl.constexpr", "INITIAL: tl.constexpr"],
             open_lines([*walk.loaded, "out_VC", *(["U_VC"] if solved else [])], walk.keys),
             shown,
             update,
@@ -246,12 +247,7 @@ def walk_form(kind: RecurrenceKind, halves: bool = False) -> Walk:
 
 def _ahead(kind: RecurrenceKind, program: TileProgram, rest: Sequence[Step]) -> Ahead:
     """The walk of which only the next state is wanted."""
-    wanted = {"S_next"}
-    steps: list[Step] = []
-    for step in reversed(rest):
-        if step.result in wanted:
-            steps.insert(0, step)
-            wanted |= {row.base for row in step.operands}
+    steps = leading_to("S_next", rest)
     walk = Lines(kind, program, "walk")
     body = walk.of(_short_lives([step for step in steps if step.operation != "update"]))
     body += walk.of([step for step in steps if step.operation == "update"])
@@ -261,8 +257,8 @@ def _ahead(kind: RecurrenceKind, program: TileProgram, rest: Sequence[Step]) -> 
     given = [name for name in inputs if name in tensors]
     rows = next(buffer_name(tile) for tile in walk.loaded if tile.endswith("_CK"))
     tensors = [*given, *(name for name in tensors if name not in given)]
-    constants = _constants(given, True)
-    return ahead_of(kind, tensors, rows, constants, _values(constants), open_lines(walk.loaded), body)
+    constants = constants_of(given, True)
+    return ahead_of(kind, tensors, rows, constants, values_of(constants), open_lines(walk.loaded), body)
 
 
 def _heading(walk: Lines) -> list[str]:
@@ -399,10 +395,10 @@ def _launched(name: str, grid: str, given: Sequence[str]) -> str:
 
 def constants_given(view: KernelView) -> list[str]:
     """The constants of a launch by name."""
-    return _values(view.constants)
+    return values_of(view.constants)
 
 
-def _values(constants: Sequence[str]) -> list[str]:
+def values_of(constants: Sequence[str]) -> list[str]:
     """Constants with the names that they have where a kernel is launched."""
     text = {
         "C": "CHUNK",
@@ -429,7 +425,7 @@ def _launch_constants(kind: RecurrenceKind, launches: dict[str, Launch]) -> list
     return lines
 
 
-def _constants(inputs: Sequence[str], values: bool, blocked: bool = False) -> list[str]:
+def constants_of(inputs: Sequence[str], values: bool, blocked: bool = False) -> list[str]:
     names = [
         "H",
         *(f"{name}_heads" for name in inputs),

@@ -1,7 +1,8 @@
 """Print what walks one sequence in several places at once: a walk ahead for what each span of tokens does to a state.
 
 Without an erase that is a decay and what the span adds. With one it is a matrix, whose columns are what becomes of the
-units of a state: the walk ahead has them as further columns of values, which are zero there.
+units of a state: the walk ahead has them as further columns of values, which are zero there. On the way back the
+gradient of the state goes through the same, from the end of a span to where it starts.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from archc.tiles.kind import RecurrenceKind
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """What the templates show of `walk_ahead` and `carry`, and how they are launched.
+    """What the templates show of a walk ahead and of `carry`, and how they are launched.
 
     typed_by: the tensor whose type is that of the products. lines: one chunk. start, end: how the decay of a span
     begins and is written, empty where there is none. vector: what `carry` addresses decays by; carry: what a span does
-    to a state. sums: the axes of the decay of a span, if it has one. given: the constants at its launch.
+    to a state. sums: the axes of the decay of a span, if it has one. solved: whether it is a matrix. numbers: further
+    arguments. given: the constants at its launch.
     """
 
     arguments: list[str]
@@ -32,6 +34,8 @@ class Ahead:
     carry: list[str]
     sums: str
     given: list[str]
+    solved: bool = False
+    numbers: Sequence[str] = ()
 
     @property
     def made(self) -> list[str]:
@@ -100,21 +104,22 @@ def ahead_of(
     given: Sequence[str],
     opening: Sequence[str],
     lines: Sequence[str],
+    numbers: Sequence[str] = (),
 ) -> Ahead:
     """The two kernels of a class, of which `lines` carry a state through a chunk, and which need these `tensors`.
 
-    given: values of the compile-time constants at the launch.
+    given: values of the compile-time constants at the launch. numbers: further arguments of a chunk.
     """
     erases = kind.core().erase != "none"
     total = None if erases else _TOTALS.get(kind.core().decay)
     body = [*lines, *([total.add] if total else [])]
     uses = "\n".join(body)
-    if "inside_C" in uses:
+    if "inside_C" in uses and "inside_C =" not in uses:
         body.insert(0, "inside_C = start + tl.arange(0, C) < end")
     before = []
     if "j_J1" in uses:
         before.append("j_J1, c_1C = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]")
-    if "channel_K" in uses:
+    if "channel_K" in uses or (total and "channel_K" in total.end[0]):
         before.append("channel_K = tl.arange(0, BLOCK_K)")
     if erases:
         carry = [
@@ -135,4 +140,6 @@ def ahead_of(
         carry,
         total.size if total else "",
         [*given],
+        erases,
+        numbers,
     )

@@ -18,6 +18,7 @@ from archc.templates import environment
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind, form_of
 from archc.tiles.reverse import reverse
+from archc.tiles.triton_spans import Ahead
 from archc.tiles.views import arguments, public_facts
 
 
@@ -40,11 +41,12 @@ def has_value_reverse(kind: RecurrenceKind) -> bool:
     return form_of(kind).form == "chunk" and kind.core().decay == "value" and kind.normalize == "none"
 
 
-def value_reverse_source(kind: RecurrenceKind, launch: ValueLaunch) -> str:
+def value_reverse_source(kind: RecurrenceKind, launch: ValueLaunch, ahead: Ahead | None = None) -> str:
     """The text of the kernels and their launcher `chunk_backward`, for the module of the forward kernels.
 
     `chunk_backward` has the arguments and results of that of the torch form, with the states that the forward kernels
-    keep. Raises ValueError for a class without these kernels.
+    keep. ahead: what finds how spans follow each other, without which sequences are walked whole. Raises ValueError for
+    a class without these kernels.
     """
     if not has_value_reverse(kind):
         raise ValueError(f"no reverse kernels by value channel for a decay of the class {kind.core().decay}")
@@ -58,6 +60,7 @@ def value_reverse_source(kind: RecurrenceKind, launch: ValueLaunch) -> str:
     assert undone == set(steps.values())  # each step of the forward is undone by one of the lines
     view = {
         "launch": launch,
+        "ahead": ahead,
         "before": kind.read == "exclusive",
         "halvings": kind.chunk.bit_length() - 1,
         "together": False,

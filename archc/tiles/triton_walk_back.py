@@ -47,11 +47,8 @@ class Back(Gradients):
         for step in own:
             self.placed.add(f"{step.result}_JC")
         yield own, []
-        early = [P for name, P in self.scores_of.items() if self.applied_to(name) == "do"]
-        for P in early:
-            self.placed.add(f"{P.result}_JC")
-        yield early, []
-        values = [step for step in self.steps if step.result in ("dv", "dU", "dE") and not self.reads(step)]
+        yield self.early(), []
+        values = self.value_steps()
         state = [step for step in values if step.operation == "read"]
         yield state, ["written_C"] if self.decayed_rows or self.scalar else []
         made = {step.result for step in values}
@@ -86,6 +83,17 @@ class Back(Gradients):
                 [f"{self.gradient_of_write(x)}_KC"],
             )
         yield [], []
+
+    def early(self) -> list[Step]:
+        """The scores through which values reach o."""
+        early = [P for name, P in self.scores_of.items() if self.applied_to(name) == "do"]
+        for P in early:
+            self.placed.add(f"{P.result}_JC")
+        return early
+
+    def value_steps(self) -> list[Step]:
+        """What makes gradients of values."""
+        return [step for step in self.steps if step.result in ("dv", "dU", "dE") and not self.reads(step)]
 
     def normaliser(self) -> ReverseNormaliser:
         """The gradient of the vector, carried as dS is."""
@@ -157,8 +165,7 @@ class Back(Gradients):
         x = step.operands[0]
         y = self.writes[x.base]
         decay = self.decay_of(x.exponent)
-        product = scaled(f"dot(dS_VK.to(dtype), tl.trans({self.load(f'{x.base}_CK')}))", decay, "[None, :]")
-        yield self.add(f"{step.result}_VC", product)
+        yield self.read_product(step)
         if self.joined(x.base) and not self.both(x.base) or not decay and not self.scalar:
             return
         yield self.add("written_C", f"tl.sum({self.load(f'{y}_VC')} * {step.result}_VC, 0)")
@@ -167,6 +174,12 @@ class Back(Gradients):
             yield self.add("written_C", times(rows, decay))
         if self.scalar:
             yield f"{step.result}_VC *= {self.load(self.scalar)}[None, :]"
+
+    def read_product(self, step: Step) -> str:
+        """dy += x dS alone."""
+        x = step.operands[0]
+        product = f"dot(dS_VK.to(dtype), tl.trans({self.load(f'{x.base}_CK')}))"
+        return self.add(f"{step.result}_VC", scaled(product, self.decay_of(x.exponent), "[None, :]"))
 
     def _project(self, step: Step) -> Iterator[str]:
         """dx = y dS^T for rows that write."""

@@ -58,10 +58,12 @@ def test_the_case_stands_beside_the_name() -> None:
 def test_which_classes_walk_in_spans(kind: RecurrenceKind, K: int, spans: bool) -> None:
     found = launched(kind, K)
     assert (("walk_ahead", "") in found) == (("carry", "") in found) == spans
+    assert (("walk_back_ahead", "") in found) == (("carry", "back") in found) == spans
     assert ("def walk_ahead(" in found["walk", ""].source) == spans
     if spans:
         assert "MULTIPROCESSORS = 132" in found["walk", ""].source
         assert found["carry", ""].constants["PACKED"] and found["carry", ""].constants["INITIAL"]
+        assert not found["carry", ""].constants["BACK"] and found["carry", "back"].constants["BACK"]
 
 
 WIDE_PAIRS = [RecurrenceKind("key", "pair", "previous"), RecurrenceKind("head", "pair", "previous")]
@@ -94,7 +96,7 @@ def test_a_target_without_a_row_for_it_walks_sequences_whole() -> None:
     rows = tuple(row for row in H100.tiles if row["role"] != "carry")
     use = Use(128, 128, 4, {argument.name: 4 for argument in arguments(RecurrenceKind())}, None)
     found = recurrence_kernels(RecurrenceKind(), "made", [use], replace(H100, tiles=rows))
-    assert not {"walk_ahead", "carry"} & {kernel.role for kernel in found}
+    assert not {"walk_ahead", "walk_back_ahead", "carry"} & {kernel.role for kernel in found}
 
 
 @pytest.mark.parametrize(("rate", "K", "columns"), [(True, 16, 128), (True, 128, 16), (False, 256, 8)])
@@ -132,7 +134,7 @@ def test_gradients_have_kernels_where_a_row_was_seen_to_fit(
     kind: RecurrenceKind, K: int, V: int, roles: set[str]
 ) -> None:
     found = {role for role, _ in launched(kind, K, V)}
-    assert found - {"prepare", "walk", "walk_ahead", "carry"} == roles
+    assert found - {"prepare", "walk", "walk_ahead", "walk_back_ahead", "carry"} == roles
 
 
 @pytest.mark.parametrize("erase", ["none", "delta"])
