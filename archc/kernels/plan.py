@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from archc.graph.types import Graph
 from archc.kernels.conv import conv_kernels
 from archc.kernels.declared import declared_kernels
@@ -13,6 +15,8 @@ from archc.kernels.rowwise import rowwise_kernels
 from archc.kernels.targets import Target
 from archc.tiles.kind import recurrence_name
 
+SIZES = ("K", "V", "H")  # what uses of one class differ in for the most part
+
 
 def kernels_of(graph: Graph, target: Target, dtype: str = "bf16") -> tuple[Kernel, ...]:
     """The kernels that a model launches on a target, as they are compiled ahead of time."""
@@ -23,4 +27,24 @@ def kernels_of(graph: Graph, target: Target, dtype: str = "bf16") -> tuple[Kerne
     found += [*gate_kernels(graph, dtype, target.warp_size), *token_kernels(graph, dtype)]
     found += declared_kernels(graph, dtype, target.warp_size)
     once = {repr((k.file, k.name, k.signature, k.constants)): k for k in found}
-    return tuple(once.values())
+    return told_apart(tuple(once.values()))
+
+
+def told_apart(kernels: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
+    """Kernels of one class for several sizes, with those that differ in their case: else they have one title."""
+    alike: dict[tuple[str, str, str], list[Kernel]] = {}
+    for kernel in kernels:
+        alike.setdefault((kernel.file, kernel.name, kernel.case), []).append(kernel)
+
+    def named(kernel: Kernel) -> Kernel:
+        others = alike[kernel.file, kernel.name, kernel.case]
+        differing = [
+            name
+            for name, value in kernel.constants.items()
+            if any(other.constants[name] != value for other in others)
+        ]
+        sizes = [name for name in SIZES if name in differing] or differing
+        words = [f"{name} {kernel.constants[name]}" for name in sizes]
+        return replace(kernel, case=", ".join([*([kernel.case] if kernel.case else []), *words]))
+
+    return tuple(named(kernel) for kernel in kernels)
