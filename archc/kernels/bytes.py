@@ -141,16 +141,27 @@ def planned(
     unread = {"q"} if {"q_in", "q_before"} & buffers.keys() else set()
     read = [name for name in form.walk.arguments if name not in unread]
     walk = sum((size | buffers)[name] for name in read) + results
-    found = {}
+    found = {"walk": walk}
     if form.prepare is not None:
         found["prepare"] = sum((size | buffers)[name] for name in form.prepare.arguments)
-    if span is not None:  # a state at the start of each; and what it does to one, by its decay or as a matrix
-        start, decays = 4 * K * V / (span * C), {"": 0, "1": 1, "K": K, "V": V}[form.ahead.sums]
-        between_spans = 4 * (K * V + (K * K if form.solved else decays)) / (span * C)
-        found["walk_ahead"] = sum((size | buffers)[name] for name in form.ahead.arguments) + between_spans
-        found["carry"] = between_spans + start
-        walk += start
-    return {**found, "walk": walk}
+    return found if span is None else _in_spans(found, "walk", form.ahead, size | buffers, K, V, span * C)
+
+
+def _in_spans(
+    found: Mapping[str, float], walk: str, ahead: Ahead, size: Mapping[str, float], K: int, V: int, tokens: int
+) -> dict[str, float]:
+    """The same where spans of so many tokens are walked beside each other.
+
+    There is a state at the start of each; and what it does to one, by its decay or as a matrix.
+    """
+    start, decays = 4 * K * V / tokens, {"": 0, "1": 1, "K": K, "V": V}[ahead.sums]
+    between = 4 * (K * V + (K * K if ahead.solved else decays)) / tokens
+    return {
+        **found,
+        f"{walk}_ahead": sum(size[name] for name in ahead.arguments) + between,
+        "carry": between + start,
+        walk: found[walk] + start,
+    }
 
 
 def planned_by_head(
@@ -161,23 +172,25 @@ def planned_by_head(
     channels: int,
     itemsize: int = 2,
     segment: int = SEGMENT,
+    span: int | None = None,
 ) -> dict[str, float]:
     """Bytes of each kernel of the backward of a class with a decay per head or none, and of the sums after it.
 
     columns, channels: of a program of `walk_back` and of `walk_again`. A tensor counts once, or once for each block.
+    span: as of `planned`.
     """
     C, blocks, parts = kind.chunk, -(-V // columns), -(-K // channels)
     back = Back(kind, forward(kind)).view()
     again = Again(kind, forward(kind), several=blocks > 1).view()
     size: dict[str, int] = dict.fromkeys(
-        ("q", "k", "w", "r", "dq", "dk", "dw", "dr", "dk_write"), itemsize * K
+        ("q", "k", "w", "r", "dq", "dk", "dw", "dr", "dk_write", "dw_write"), itemsize * K
     )
     size |= dict.fromkeys(("v", "do", "U", "dv", "dE"), itemsize * V)
     size |= {"X": itemsize * C, "beta": itemsize, **dict.fromkeys(("decay", "written", "ddecay", "dbeta"), 4)}
     copies = {name: blocks for name in back.made if name not in ("dv", "dE")}
     copies |= dict.fromkeys(("ddecay", "dbeta"), parts)
     summed = [name for name, count in copies.items() if count > 1 and name in (*back.made, *again.made)]
-    summed = [name for name in summed if name != "dk_write"]  # which `walk_again` adds up
+    summed = [name for name in summed if not name.endswith("_write")]  # which `walk_again` adds up
     read_once = {"written": 1}
     state = 4 * K * V / (segment * C)
     return {
