@@ -166,32 +166,36 @@ class Reader(Scope):
         if function is not None:
             return inline(self, expr, function)
         if name in STATIC_FUNCTIONS:
-            values = [self.read(arg) for arg in expr.args]
-            if not all(isinstance(value, StaticValue) for value in values):
-                raise self.fail(
-                    "E320", f"`{name}` is for numbers that are known before the model runs", expr.span
-                )
-            args = tuple(value.expr for value in values if isinstance(value, StaticValue))
-            return StaticValue(ex.Call(expr.span, name, expr.function_span, args, ()))
+            return self._static_call(expr, name)
         if name in functions.FUNCTIONS:
             return call_function(self, name, expr)
+        return self._operation_call(expr, name)
+
+    def _static_call(self, expr: ex.Call, name: str) -> StaticValue:
+        """A call that stays an expression of numbers."""
+        values = [self.read(arg) for arg in expr.args]
+        if not all(isinstance(value, StaticValue) for value in values):
+            raise self.fail(
+                "E320", f"`{name}` is for numbers that are known before the model runs", expr.span
+            )
+        args = tuple(value.expr for value in values if isinstance(value, StaticValue))
+        return StaticValue(ex.Call(expr.span, name, expr.function_span, args, ()))
+
+    def _operation_call(self, expr: ex.Call, name: str) -> Value:
+        """What an operation makes of its call; a project's own may fail in any way."""
         operation = registry.operations().get(name)
         if operation is None or type(operation).build is Operation.build:  # some only stand in graphs
+            built = [
+                word for word, op in registry.operations().items() if type(op).build is not Operation.build
+            ]
             known = [
                 *self.body.slots,
                 *self.body.parts,
                 *self.context.functions,
                 *functions.FUNCTIONS,
-                *(
-                    word
-                    for word, op in registry.operations().items()
-                    if type(op).build is not Operation.build
-                ),
-                "mixture",
-                "first",
-                "previous",
-                "norm",
+                *built,
             ]
+            known += ["mixture", "first", "previous", "norm"]
             raise self.fail(
                 "E305",
                 f"there is no operation or function `{name}`",
@@ -205,7 +209,7 @@ class Reader(Scope):
             return operation.build(Call(expr, operation, self))
         except Abandon:
             raise
-        except Exception as error:  # a project's own code may fail in any way
+        except Exception as error:
             raise self.fail(
                 "E391",
                 f"the project's operation `{name}` has failed",

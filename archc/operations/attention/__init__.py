@@ -41,59 +41,19 @@ class Attention(Operation):
     def build(self, call: Call) -> Value:
         """Shapes: q [H, K], k [G, K], v [G, V] -> [H, V]; the head axis may be absent."""
         q, k, v = call.value("q"), call.value("k"), call.value("v")
-        for value, name in ((q, "q"), (k, "k"), (v, "v")):
-            rates = ("token",) if name == "q" else ("token", "block")
-            if value.type.rate not in rates or not 1 <= len(value.type.axes) <= 2:
-                fail_operand(call, name, value.type)
-        if q.type.axes[-1] != k.type.axes[-1]:
-            call.fail(
-                "E371",
-                f"the last axes of q and k differ: `{q.type.axes[-1]}` and `{k.type.axes[-1]}`",
-                call.span_of("k"),
-                help="give the key the axis of the query: their product is taken along it",
-            )
-        heads = widest_heads(call, {"q": q.type.axes[:-1], "k": k.type.axes[:-1], "v": v.type.axes[:-1]})
-        if split_heads(k)[0] != split_heads(v)[0]:
-            call.fail(
-                "E371",
-                f"k and v must have the same heads, they are {shape(k.type.axes)} and {shape(v.type.axes)}",
-                call.span_of("v"),
-                help="repeat(v, few, many) gives each head several times",
-            )
-        if split_heads(q)[0] != heads:
-            call.fail(
-                "E371",
-                f"q has the heads `{split_heads(q)[0] or 'none'}`, k and v have more: `{heads}`",
-                call.span_of("q"),
-                note="each key head serves one or several query heads",
-                help="let the number of key heads divide that of query heads",
-            )
+        heads = self._heads(call, q, k, v)
         outputs = call.words("outputs", OUTPUTS) or ("out",)
         causal = call.flag("causal", call.scope.settings.causal)
         mask, score = call.pair("mask"), call.pair("score")
         blocks = self._blocks(call, k, v, causal)
-        ringed = (
-            causal and blocks is None and "probs" not in outputs
-        )  # a ring's keys have no places for probs
+        # A ring's keys have no places for probs.
+        ringed = causal and blocks is None and "probs" not in outputs
         window, rest = _window(mask) if ringed else (None, mask)
         inputs: list[Traced] = [q, k, v]
         sink = call.optional("sink")
         if sink is not None:
             inputs.append(sink)
-        names: dict[str, int] = {}
-        for pair in (mask, score):
-            for name, value in pair.values if pair is not None else ():
-                self._check_heads(call, name, value, heads, pair)
-                if blocks is not None and value.type.rate == "token":
-                    call.fail(
-                        "E382",
-                        f"`{name}` has tokens, the keys here are blocks: there is no `{name}` of a key",
-                        pair.expr.span if pair is not None else call.span,
-                        help="make a value of the blocks part of their keys instead",
-                    )
-                if name not in names:
-                    names[name] = len(inputs)
-                    inputs.append(value)
+        names = self._pair_inputs(call, (mask, score), heads, blocks is not None, inputs)
         kept = {
             name: self._entry(call, inputs[index], name)
             for name, index in names.items()
@@ -132,6 +92,62 @@ class Attention(Operation):
         if len(types) == 1:
             return call.add(inputs, types[0], attrs)
         return call.add_several(inputs, types, attrs)
+
+    def _heads(self, call: Call, q: Traced, k: Traced, v: Traced) -> Axis | None:
+        """The heads of the queries, which those of keys and values divide."""
+        for value, name in ((q, "q"), (k, "k"), (v, "v")):
+            rates = ("token",) if name == "q" else ("token", "block")
+            if value.type.rate not in rates or not 1 <= len(value.type.axes) <= 2:
+                fail_operand(call, name, value.type)
+        if q.type.axes[-1] != k.type.axes[-1]:
+            call.fail(
+                "E371",
+                f"the last axes of q and k differ: `{q.type.axes[-1]}` and `{k.type.axes[-1]}`",
+                call.span_of("k"),
+                help="give the key the axis of the query: their product is taken along it",
+            )
+        heads = widest_heads(call, {"q": q.type.axes[:-1], "k": k.type.axes[:-1], "v": v.type.axes[:-1]})
+        if split_heads(k)[0] != split_heads(v)[0]:
+            call.fail(
+                "E371",
+                f"k and v must have the same heads, they are {shape(k.type.axes)} and {shape(v.type.axes)}",
+                call.span_of("v"),
+                help="repeat(v, few, many) gives each head several times",
+            )
+        if split_heads(q)[0] != heads:
+            call.fail(
+                "E371",
+                f"q has the heads `{split_heads(q)[0] or 'none'}`, k and v have more: `{heads}`",
+                call.span_of("q"),
+                note="each key head serves one or several query heads",
+                help="let the number of key heads divide that of query heads",
+            )
+        return heads
+
+    def _pair_inputs(
+        self,
+        call: Call,
+        pairs: Sequence[Pair | None],
+        heads: Axis | None,
+        in_blocks: bool,
+        inputs: list[Traced],
+    ) -> dict[str, int]:
+        """Values that masks and scores read, appended to the inputs: name -> place there."""
+        names: dict[str, int] = {}
+        for pair in pairs:
+            for name, value in pair.values if pair is not None else ():
+                self._check_heads(call, name, value, heads, pair)
+                if in_blocks and value.type.rate == "token":
+                    call.fail(
+                        "E382",
+                        f"`{name}` has tokens, the keys here are blocks: there is no `{name}` of a key",
+                        pair.expr.span if pair is not None else call.span,
+                        help="make a value of the blocks part of their keys instead",
+                    )
+                if name not in names:
+                    names[name] = len(inputs)
+                    inputs.append(value)
+        return names
 
     def _blocks(self, call: Call, k: Traced, v: Traced, causal: bool) -> BlockRate | None:
         """The blocks that keys and values count in, or None for tokens."""

@@ -62,38 +62,13 @@ class Recurrence(Operation):
             if parts[name].type.rate != "token" or not 1 <= len(axes[name]) <= 2:
                 fail_operand(call, name, parts[name].type)
         key, value_axis = axes["q"][-1], axes["v"][-1]
-        for name in ("k", "erase_write", "erase_read"):
-            if name in axes and (not 1 <= len(axes[name]) <= 2 or parts[name].type.rate != "token"):
-                fail_operand(call, name, parts[name].type)
-            if name in axes and axes[name][-1] != key:
-                call.fail(
-                    "E371",
-                    f"the last axis of `{name}` is `{axes[name][-1]}`, that of q is `{key}`",
-                    call.span_of(name),
-                    help="queries, keys and erase vectors share the key axis of the state",
-                )
+        self._check_keys(call, parts, axes, key)
         self._number_a_head(call, parts, axes, factor)
         decay, decay_name = self._decay(call, parts, axes, key, value_axis)
         if decay == "elementwise" and (product := step_and_rate(call, parts[decay_name], key, value_axis)):
             parts[decay_name], parts["decay_rate"] = product
             axes |= {name: parts[name].type.axes for name in (decay_name, "decay_rate")}
-        groups: dict[str, tuple[Axis, ...]] = {name: axes[name][:-1] for name in ("q", "k", "v")}
-        for name in ("erase_write", "erase_read"):
-            if name in axes:
-                groups[name] = axes[name][:-1]
-        for name in ("beta", "log_input"):
-            if name in axes:
-                groups[name] = axes[name]
-                if len(axes[name]) > 1:
-                    call.fail(
-                        "E373",
-                        f"`{name}` is one number a head, this has [{', '.join(map(str, axes[name]))}]",
-                        call.span_of(name),
-                        help=f"linear(..., [{axes[name][0]}]) makes one number a head",
-                    )
-        for name in (decay_name, "decay_rate"):
-            if name in axes:
-                groups[name] = tuple(a for a in axes[name] if a not in (key, value_axis))
+        groups = self._heads_of(call, axes, decay_name, key, value_axis)
         self._check_gates(call, groups, {"beta", "log_input", decay_name, "decay_rate"})
         heads = widest_heads(call, groups)
         held = _state_heads(call, groups, heads)
@@ -129,6 +104,42 @@ class Recurrence(Operation):
         if call.has("bonus"):
             return self._bonus(call, result, parts, call.value("bonus"))
         return result
+
+    def _check_keys(
+        self, call: Call, parts: Mapping[str, Traced], axes: Mapping[str, tuple[Axis, ...]], key: Axis
+    ) -> None:
+        """Keys and erase vectors meet the queries along the key axis of the state."""
+        for name in ("k", "erase_write", "erase_read"):
+            if name in axes and (not 1 <= len(axes[name]) <= 2 or parts[name].type.rate != "token"):
+                fail_operand(call, name, parts[name].type)
+            if name in axes and axes[name][-1] != key:
+                call.fail(
+                    "E371",
+                    f"the last axis of `{name}` is `{axes[name][-1]}`, that of q is `{key}`",
+                    call.span_of(name),
+                    help="queries, keys and erase vectors share the key axis of the state",
+                )
+
+    def _heads_of(
+        self, call: Call, axes: Mapping[str, tuple[Axis, ...]], decay_name: str, key: Axis, value_axis: Axis
+    ) -> dict[str, tuple[Axis, ...]]:
+        """The axes of heads of each operand: what is left beside those of the state."""
+        vectors = ("q", "k", "v", "erase_write", "erase_read")
+        groups = {name: axes[name][:-1] for name in vectors if name in axes}
+        for name in ("beta", "log_input"):
+            if name in axes:
+                groups[name] = axes[name]
+                if len(axes[name]) > 1:
+                    call.fail(
+                        "E373",
+                        f"`{name}` is one number a head, this has [{', '.join(map(str, axes[name]))}]",
+                        call.span_of(name),
+                        help=f"linear(..., [{axes[name][0]}]) makes one number a head",
+                    )
+        for name in (decay_name, "decay_rate"):
+            if name in axes:
+                groups[name] = tuple(a for a in axes[name] if a not in (key, value_axis))
+        return groups
 
     def _number_a_head(
         self,
