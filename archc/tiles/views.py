@@ -87,52 +87,14 @@ def wrap(text: str, indent: int = 0) -> str:
 def public_facts(kind: RecurrenceKind, found: list[Argument]) -> dict[str, object]:
     """What the public function and the token forms show: names, shapes and calls."""
     spaced = {"B": "B", "T": "T", "F": "n", "H": "H", "K": "K", "V": "V"}
-    factors = kind.factors
-    parameters = []
-    for argument in found:
-        axes = argument.axes
-        if argument.name == "decay":
-            if kind.decay == "none":
-                continue
-            axes = "H" if kind.decay == "constant" else axes
-        elif argument.name != "q" and factors:
-            axes = axes.replace("BTH", "BTFH")
-        parameters.append(Argument(argument.name, axes, argument.public))
-    if kind.log_input:
-        parameters.append(Argument("log_input", "BTH", "log_input"))
+    parameters = _parameters(kind, found)
     shown = {argument.name: argument for argument in parameters}
     passed = {argument.name: argument.full for argument in found}
     if kind.normalize != "none":
         passed["v"] = "wide_BTHV"
-    unroll = []
-    if factors:
-        edge = "0, n - 1" if kind.read == "exclusive" else "n - 1, 0"
-        unroll.append(f"q_BTHK = F.pad(q_BTHK[:, :, None], (0, 0, 0, 0, {edge})).flatten(1, 2)")
-        for argument in found[1:]:
-            if argument.name == "decay":
-                zeros = "0, 0, " * (len(argument.axes) - 2)
-                unroll.append(
-                    f"{argument.full} = F.pad({argument.full}[:, :, None], ({zeros}0, n - 1)).flatten(1, 2)"
-                )
-            else:
-                before = shown[argument.name].full
-                if argument.name == "v" and kind.normalize != "none":
-                    unroll.append("wide_BTHV = wide_BTFHV.flatten(1, 2)")
-                else:
-                    unroll.append(f"{argument.full} = {before}.flatten(1, 2)")
-
     memory = "`key`: S [N, H, K, V]"
     memory += ", `key.normaliser` [N, H, K]" if kind.normalize != "none" else ""
     memory += ", `key.maximum` [N, H]" if kind.normalize == "max" else ""
-    group = []
-    if kind.grouped:
-        group.append("q_BTHK = torch.unflatten(q_BTHK, 2, (-1, group)).transpose(2, 3).flatten(1, 2)")
-        edge = "group - 1, 0" if kind.read == "exclusive" else "0, group - 1"
-        for argument in found[1:]:
-            if argument.per_token:
-                zeros = "0, 0, " * (len(argument.axes) - 2)
-                text = f"F.pad({argument.full}[:, :, None], ({zeros}{edge})).flatten(1, 2)"
-                group.append(f"{argument.full} = {text}")
 
     def tokens(index: str, v: str = "v_BTHV") -> str:
         return ", ".join(f"{v}[:, {index}]" if a.name == "v" else a.at(index) for a in found)
@@ -145,7 +107,7 @@ def public_facts(kind: RecurrenceKind, found: list[Argument]) -> dict[str, objec
         "legend": legend(kind),
         "axes": "Axes: B rows of the batch, T tokens, H heads, K and V the two axes of the state S, N sequences, "
         "C tokens of a chunk"
-        + (", F factors of a token" if factors else "")
+        + (", F factors of a token" if kind.factors else "")
         + (", Q queries of a group" if kind.grouped else "")
         + ".",
         "summary": "The recurrence over all tokens of the call: prefill, continuation or one decode step.",
@@ -159,8 +121,8 @@ def public_facts(kind: RecurrenceKind, found: list[Argument]) -> dict[str, objec
         + f"The memory of `place` holds, in float32 or, in a float64 model, float64, {memory}.",
         "parameters": parameters,
         "v_axes": shown["v"].axes,
-        "unroll": unroll,
-        "group": group,
+        "unroll": _factors_as_tokens(kind, found, shown) if kind.factors else [],
+        "group": _queries_as_tokens(kind, found) if kind.grouped else [],
         "heads_held": f"max({', '.join(held)})",
         "call": ", ".join(passed[argument.name] for argument in found),
         "names": ", ".join(argument.full for argument in found),
@@ -180,6 +142,54 @@ def public_facts(kind: RecurrenceKind, found: list[Argument]) -> dict[str, objec
         "decay_m": "decay_MCV[m], rate, tiling.heads" if kind.decay_rate else "decay_MCKV[m]",
         "schema": ", ".join(f"Tensor {argument.name}" for argument in found),
     }
+
+
+def _parameters(kind: RecurrenceKind, found: list[Argument]) -> list[Argument]:
+    """What the public function takes: a decay as the spec gives it, factors on an axis of their own."""
+    parameters = []
+    for argument in found:
+        axes = argument.axes
+        if argument.name == "decay":
+            if kind.decay == "none":
+                continue
+            axes = "H" if kind.decay == "constant" else axes
+        elif argument.name != "q" and kind.factors:
+            axes = axes.replace("BTH", "BTFH")
+        parameters.append(Argument(argument.name, axes, argument.public))
+    if kind.log_input:
+        parameters.append(Argument("log_input", "BTH", "log_input"))
+    return parameters
+
+
+def _factors_as_tokens(
+    kind: RecurrenceKind, found: list[Argument], shown: Mapping[str, Argument]
+) -> list[str]:
+    """The lines that make each of n factors a token: one of them decays, one is read."""
+    edge = "0, n - 1" if kind.read == "exclusive" else "n - 1, 0"
+    lines = [f"q_BTHK = F.pad(q_BTHK[:, :, None], (0, 0, 0, 0, {edge})).flatten(1, 2)"]
+    for argument in found[1:]:
+        if argument.name == "decay":
+            zeros = "0, 0, " * (len(argument.axes) - 2)
+            lines.append(
+                f"{argument.full} = F.pad({argument.full}[:, :, None], ({zeros}0, n - 1)).flatten(1, 2)"
+            )
+        elif argument.name == "v" and kind.normalize != "none":
+            lines.append("wide_BTHV = wide_BTFHV.flatten(1, 2)")
+        else:
+            lines.append(f"{argument.full} = {shown[argument.name].full}.flatten(1, 2)")
+    return lines
+
+
+def _queries_as_tokens(kind: RecurrenceKind, found: list[Argument]) -> list[str]:
+    """The lines that make each query of a group a token: one of them writes."""
+    lines = ["q_BTHK = torch.unflatten(q_BTHK, 2, (-1, group)).transpose(2, 3).flatten(1, 2)"]
+    edge = "group - 1, 0" if kind.read == "exclusive" else "0, group - 1"
+    for argument in found[1:]:
+        if argument.per_token:
+            zeros = "0, 0, " * (len(argument.axes) - 2)
+            text = f"F.pad({argument.full}[:, :, None], ({zeros}{edge})).flatten(1, 2)"
+            lines.append(f"{argument.full} = {text}")
+    return lines
 
 
 def beside_facts(kind: RecurrenceKind, facts: Mapping[str, Any]) -> dict[str, object]:
