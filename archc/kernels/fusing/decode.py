@@ -9,7 +9,8 @@ from __future__ import annotations
 from itertools import groupby
 
 from archc.graph.types import Graph, Module, Node, Ref
-from archc.kernels.fusing.tiles import At, Fused, Product, Tile, Tiles, Unfused, argument
+from archc.kernels.fusing.tile_operations import OperationTiles
+from archc.kernels.fusing.tiles import At, Fused, Product, Tile, Unfused, argument
 from archc.kernels.kernel import Constant, Kernel
 from archc.kernels.triton_functions import HELPERS
 from archc.printing.printer import Code
@@ -138,7 +139,7 @@ def token_kernels(graph: Graph, dtype: str = "bf16") -> list[Kernel]:
     return kernels
 
 
-class _Writer(Tiles):
+class _Writer(OperationTiles):
     """Writes the kernel of one module, from its last product back to its first ones."""
 
     def fused(self) -> Fused:
