@@ -18,6 +18,8 @@ from archc.tiles.program import SEGMENT
 from archc.tiles.triton_channel_reverse import channel_kernels
 from archc.tiles.triton_pair_reverse import PairAgain, has_pair_reverse
 from archc.tiles.triton_source import walk_form
+from archc.tiles.triton_spans import Ahead
+from archc.tiles.triton_spans_back import ahead_by_channel, ahead_by_head, ahead_by_value
 from archc.tiles.triton_walk_again import Again
 from archc.tiles.triton_walk_back import Back
 from archc.tiles.views import arguments, kernel_arguments
@@ -148,7 +150,13 @@ def planned(
 
 
 def _in_spans(
-    found: Mapping[str, float], walk: str, ahead: Ahead, size: Mapping[str, float], K: int, V: int, tokens: int
+    found: Mapping[str, float],
+    walk: str,
+    ahead: Ahead,
+    size: Mapping[str, float],
+    K: int,
+    V: int,
+    tokens: int,
 ) -> dict[str, float]:
     """The same where spans of so many tokens are walked beside each other.
 
@@ -193,7 +201,7 @@ def planned_by_head(
     summed = [name for name in summed if not name.endswith("_write")]  # which `walk_again` adds up
     read_once = {"written": 1}
     state = 4 * K * V / (segment * C)
-    return {
+    found = {
         "walk_back": sum(size[name] * copies.get(name, 1) for name in (*back.loaded, *back.made)) + state,
         "walk_again": sum(
             size[name] * {**copies, **read_once}.get(name, 1) for name in (*again.loaded, *again.made)
@@ -202,10 +210,16 @@ def planned_by_head(
         "sums": sum(size[name] * (copies[name] + 1) for name in summed)
         + (4 + itemsize if "dbeta" in again.made else 0),  # which is narrowed
     }
+    return found if span is None else _in_spans(found, "walk_back", ahead_by_head(kind), size, K, V, span * C)
 
 
 def planned_by_channel(
-    kind: RecurrenceKind, K: int, V: int, itemsize: int = 2, segment: int = SEGMENT
+    kind: RecurrenceKind,
+    K: int,
+    V: int,
+    itemsize: int = 2,
+    segment: int = SEGMENT,
+    span: int | None = None,
 ) -> dict[str, float]:
     """Bytes of each kernel of the backward of a class with a decay along K, likewise: with one block of V and of K."""
     form, C = walk_form(kind), kind.chunk
@@ -221,15 +235,23 @@ def planned_by_channel(
         segment * C
     )  # the state of a segment, and what its decays are anchored with
     ahead = {} if form.scores else {"prepare": planned(kind, K, V, itemsize, segment)["prepare"]}
-    return {
+    found = {
         **ahead,
         "walk_back": sum(size[name] for name in (*back.loaded, *back.made)) + once,
         "walk_again": sum(size[name] for name in (*again.loaded, *again.made)) + once,
     }
+    return (
+        found if span is None else _in_spans(found, "walk_back", ahead_by_channel(kind), size, K, V, span * C)
+    )
 
 
 def planned_by_value(
-    kind: RecurrenceKind, K: int, V: int, itemsize: int = 2, segment: int = SEGMENT
+    kind: RecurrenceKind,
+    K: int,
+    V: int,
+    itemsize: int = 2,
+    segment: int = SEGMENT,
+    span: int | None = None,
 ) -> dict[str, float]:
     """Bytes of each kernel of the backward of a class with a decay along V, likewise: with one block of V."""
     C = kind.chunk
@@ -237,11 +259,15 @@ def planned_by_value(
     inputs = 2 * rows + 2 * value + 4 * V  # q, k, v, do and the decay
     # The state of a segment, and what its decays are anchored with.
     once = (4 * K * V + 4 * V) / (segment * C)
-    return {
+    found = {
         "prepare_back": inputs + pairs + value + 4 * V,
         "walk_back": inputs + pairs + rows + value + once,
         "walk_again": inputs + pairs + 2 * value + 4 * V + rows + value + 4 * V + once,
     }
+    size = {"q": rows, "do": value, "decay": 4 * V}
+    return (
+        found if span is None else _in_spans(found, "walk_back", ahead_by_value(kind), size, K, V, span * C)
+    )
 
 
 def spent(

@@ -35,6 +35,7 @@ from archc.tiles.triton_pair_reverse import has_pair_reverse, pair_reverse_sourc
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch as Cut
 from archc.tiles.triton_source import kernels
+from archc.tiles.triton_spans_back import ahead_by_channel, ahead_by_head, ahead_by_value
 from archc.tiles.triton_value_reverse import ValueLaunch, has_value_reverse, value_reverse_source
 from archc.tiles.views import arguments
 from tests.support.imports import imported
@@ -137,6 +138,7 @@ SCALAR = RecurrenceKind("head")
 GATED_DELTA = RecurrenceKind("head", "delta")
 CHANNEL = RecurrenceKind("key")
 CHANNEL_DELTA = RecurrenceKind("key", "delta")
+PAIR = RecurrenceKind("head", "pair", "previous")
 
 
 def emitted(
@@ -147,24 +149,36 @@ def emitted(
     columns: int,
     segment: int = SEGMENT,
     halves: bool = False,
+    spans: bool = False,
 ) -> ModuleType:
-    """The kernels over chunks of a class; their reverse as well, if there is one."""
+    """The kernels over chunks of a class; their reverse as well, if there is one, and whether it walks in spans."""
     walk = Cut(columns, 8, 1, halves=halves)
     launches = {"prepare": Cut(0, 4, 1), "walk": walk, "carry": Cut(columns, 4, 1)}
-    name = f"{label(kind)}_{K}_{V}_{columns}_{segment}{'_halves' if halves else ''}"
+    name = (
+        f"{label(kind)}_{K}_{V}_{columns}_{segment}{'_halves' if halves else ''}{'_spans' if spans else ''}"
+    )
     reverse = ""
     if kind.decay in ("none", "head"):
-        channels = 64 if kind.erase != "none" else 128
-        reverse = reverse_source(kind, ReverseLaunch(columns, (8, 1), (8, 1), channels))
+        channels = {"none": 128, "delta": 64, "pair": 64 if kind.decay == "none" else 32}[kind.erase]
+        reverse = reverse_source(
+            kind, ReverseLaunch(columns, (8, 1), (8, 1), channels), ahead_by_head(kind) if spans else None
+        )
     elif has_channel_reverse(kind):
         by_channel = pair_reverse_source if has_pair_reverse(kind) else channel_reverse_source
-        reverse = by_channel(kind, ChannelLaunch(columns, 32, (8, 1), (8, 1)))
+        reverse = by_channel(
+            kind, ChannelLaunch(columns, 32, (8, 1), (8, 1)), ahead_by_channel(kind) if spans else None
+        )
     elif has_value_reverse(kind):
-        reverse = value_reverse_source(kind, ValueLaunch(columns, (32, 8, 1), (8, 1), (8, 1)))
+        reverse = value_reverse_source(
+            kind,
+            ValueLaunch(columns, (32, 8, 1), (8, 1), (8, 1)),
+            ahead_by_value(kind) if spans else None,
+        )
     return load(f"{name}_kernels", kernels(kind, name, launches, segment=segment, reverse=reverse))
 
 
 IN_SPANS = [replace(kind, chunk=16) for kind in (SCALAR, GATED_DELTA, RecurrenceKind("value"))]
+IN_SPANS_BACK = [*IN_SPANS, *(replace(kind, chunk=16) for kind in (CHANNEL, CHANNEL_DELTA))]
 Spend = Callable[[RecurrenceKind, str], Spent]
 
 
@@ -279,14 +293,29 @@ def test_the_backward_by_value_channel_keeps_the_limit_of_chunks() -> None:
 BY_CHANNEL = [kind for kind in CHUNKED if has_channel_reverse(kind) or has_value_reverse(kind)]
 
 
+def test_an_erase_of_two_rows_under_a_decay_per_head_keeps_its_limits_of_bytes() -> None:
+    """What is planned at full size, as docs/gpu.md says."""
+    most, least = limits(PAIR, "walk"), minimum(PAIR, 128, 128)
+    forward = sum(planned(PAIR, 128, 128).values()) / least.forward
+    backward = sum(planned_by_head(PAIR, 128, 128, 128, 32).values()) / least.backward
+    assert f"{forward:.2f} / {backward:.2f}" == "1.68 / 2.34"
+    assert forward <= most.forward
+    assert backward <= most.backward
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", [CHANNEL, CHANNEL_DELTA], ids=["channel decay", "gated delta with channel decay"]
+    ("kind", "over"),
+    [(CHANNEL, []), (CHANNEL_DELTA, []), (PAIR, ["backward: FLOP over the chunk form's 1.57, at most 1.30"])],
+    ids=["channel decay", "gated delta with channel decay", "an erase of two rows"],
 )
-def test_the_backward_by_channel_keeps_its_limit_of_flop(
-    load: Callable[[str, str], ModuleType], kind: RecurrenceKind
+def test_the_flop_of_other_backwards(
+    load: Callable[[str, str], ModuleType], kind: RecurrenceKind, over: list[str]
 ) -> None:
-    """At full size, what one chunk more costs; with a state for every chunk, bytes are not those of a long sequence."""
+    """At full size, what one chunk more costs; with a state for every chunk, bytes are not those of a long sequence.
+
+    An erase of two rows is over the limit, as docs/gpu.md says: its second walk has few key channels a program.
+    """
     module = emitted(load, kind, 128, 128, 128, segment=1)
     runs = []
     for T in (module.CHUNK, 2 * module.CHUNK):
@@ -296,7 +325,7 @@ def test_the_backward_by_channel_keeps_its_limit_of_flop(
             module.chunk_backward(torch.ones_like(o), final, *given, None, *saved, 0.1)
         runs.append(counted)
     missed = exceeded(kind, 128, 128, None, spent(*runs, module.CHUNK))
-    assert [line for line in missed if line.startswith(("backward: FLOP", "backward: requested"))] == []
+    assert [line for line in missed if line.startswith(("backward: FLOP", "backward: requested"))] == over
 
 
 @pytest.mark.parametrize("kind", mostly_slow(BY_CHANNEL, lambda kind: kind == BY_CHANNEL[0]), ids=label)
@@ -380,6 +409,33 @@ def test_spans_move_what_is_planned(
     module = emitted(load, kind, 16, 32, 32, segment=1)
     monkeypatch.setattr(module, "span_of", lambda *_: 16)
     moved_as_planned(module, kind, (32, 48), 1)
+
+
+@pytest.mark.parametrize("kind", mostly_slow(IN_SPANS_BACK, lambda kind: kind == IN_SPANS_BACK[0]), ids=label)
+def test_spans_on_the_way_back_move_what_is_planned(
+    load: Callable[[str, str], ModuleType], kind: RecurrenceKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launch by launch and to the byte, with a span and a state for every chunk."""
+    module = emitted(load, kind, 16, 32, 32, segment=1, spans=True)
+    launches = []
+    for T in (32, 48):
+        given = inputs(kind, T, 16, 32)
+        o, final, *saved = module.chunk_forward(*given, None, None, 0.1)
+        monkeypatch.setattr(module, "span_of", lambda *_: 16)
+        with counting() as counted:
+            module.chunk_backward(torch.ones_like(o), torch.zeros_like(final), *given, None, *saved, 0.1)
+        monkeypatch.undo()
+        launches.append({launch.name: launch for launch in counted.launches})
+    short, long = launches
+    found = {name: (long[name].distinct - short[name].distinct) / 16 for name in long}
+    if kind.decay == "key":
+        plan = planned_by_channel(kind, 16, 32, segment=1, span=1)
+    elif kind.decay == "value":
+        plan = planned_by_value(kind, 16, 32, segment=1, span=1)
+    else:
+        plan = planned_by_head(kind, 16, 32, 32, 128, segment=1, span=1)
+        del plan["sums"]
+    assert found == plan
 
 
 def moved_as_planned(
