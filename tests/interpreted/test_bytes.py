@@ -254,6 +254,31 @@ def test_twice_the_value_columns_of_a_program(kind: RecurrenceKind, saved: int, 
     assert kind == SCALAR or backward <= limits(kind, "walk").backward * least.backward
 
 
+@pytest.mark.parametrize(
+    ("kind", "channels", "ratios"),
+    [
+        (SCALAR, 128, "1.77 / 2.03"),
+        (GATED_DELTA, 64, "2.77 / 2.83"),
+        (CHANNEL, 0, "2.36 / 2.33"),
+        (CHANNEL_DELTA, 0, "3.18 / 2.78"),
+    ],
+    ids=["scalar decay", "gated delta", "channel decay", "gated delta with channel decay"],
+)
+def test_the_shortest_spans_keep_the_limits_of_a_form_parallel_over_chunks(
+    kind: RecurrenceKind, channels: int, ratios: str
+) -> None:
+    """Spans of 16 chunks, with which most programs run at once; as docs/gpu.md says."""
+    most, least = limits(kind, "chunks"), minimum(kind, 128, 128)
+    forward = sum(planned(kind, 128, 128, span=16).values()) / least.forward
+    if kind.decay == "key":
+        moved = planned_by_channel(kind, 128, 128, span=16)
+    else:
+        moved = planned_by_head(kind, 128, 128, 128, channels, span=16)
+    backward = sum(moved.values()) / least.backward
+    assert forward <= most.forward and backward <= most.backward
+    assert f"{forward:.2f} / {backward:.2f}" == ratios
+
+
 BY_HEAD = [  # without decay and erase, the second walk is handed q unread
     replace(kind, chunk=16)
     for kind in (GATED_DELTA, SCALAR, RecurrenceKind(erase="delta"), RecurrenceKind("head", "pair"))
