@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from archc.codegen.class_names import names_of
 from archc.codegen.config import config_view
 from archc.codegen.format import format_files
+from archc.codegen.layer_order import layer_lines
 from archc.codegen.module import ModuleWriter
 from archc.codegen.views import ClassView
 from archc.codegen.weights import declarations, initial_lines, owned_nodes
 from archc.data import data_folder
 from archc.graph.costs import Sizes
-from archc.graph.reach import static_names
-from archc.graph.types import Graph, Module, Run
+from archc.graph.types import Graph, Module
 from archc.kernels.fusing.gate_files import gate_files, once
 from archc.kernels.fusing.gates import gates_of
 from archc.kernels.selftest_cases import recurrence_cases
@@ -25,7 +25,6 @@ from archc.kernels.targets import Target
 from archc.operations.registry import operations, source_path, with_kernels
 from archc.printing.equations import wrapped
 from archc.printing.letters import assign_letters
-from archc.printing.names import Names
 from archc.printing.printer import Printer
 from archc.spec.exact import __file__ as exact_file
 from archc.templates import environment, prose
@@ -52,11 +51,6 @@ def package_files(
     return format_files(_Package(graph, spec_name, tuple(facts), target, torch_forms).files())
 
 
-def camel(key: str) -> str:
-    """`gated_mixer_2` -> `GatedMixer2`."""
-    return "".join(part[:1].upper() + part[1:] for part in key.split("_"))
-
-
 class _Package:
     """Renders one graph."""
 
@@ -79,8 +73,9 @@ class _Package:
         self.model_owned: dict[str, str] = {}  # weights of the model itself: name -> constructor line
         self.model_initial: list[str] = []
         self.model_imports: set[tuple[str, str]] = set()  # what those lines need
-        self.names = self._names()
+        self.names = names_of(graph)
         self.class_names = self.names.classes
+        self.top = next(graph.layers())  # one of the modules that are layers; they take the same arguments
         self.environment = environment(data_folder("templates") / "package")
 
     def files(self) -> dict[str, str]:
@@ -115,87 +110,6 @@ class _Package:
         found |= self._runtime(needed, found)
         found["py.typed"] = ""
         return found
-
-    # -- names ----------------------------------------------------------------------------------------------
-
-    def _class_names(self) -> dict[str, str]:
-        """The class of each module. Of the variants of one body the most used has the plain name."""
-        taken = {
-            "Model",
-            "Config",
-            "LanguageModel",
-            "Tensor",
-            "Place",
-            "Entry",
-            "RMSNorm",
-            "LayerNorm",
-            "CausalConv1d",
-            "BlockLinear",
-            "PerEntryLinear",
-            "Cell",
-            "F",
-        }
-        layers = Counter(self.graph.layers())
-        first = next(self.graph.layers())
-        uses: Counter[str] = Counter()
-        for key, count in layers.items():
-            uses.update(dict.fromkeys(self._below(key), count))
-        found: dict[str, str] = {}
-        for key in sorted(self.graph.modules, key=lambda key: -uses[key]):
-            module = self.graph.modules[key]
-            name = camel(module.prefix if module.body.kind != "part" else key)
-            name += "Block" if key in layers and not name.endswith("Block") else ""
-            if name in taken and key in self._below(first) and uses[key] == 1:
-                name = f"First{name}"
-            plain, number = name, 2
-            while name in taken:
-                name, number = f"{plain}Variant{number}", number + 1
-            taken.add(name)
-            found[key] = name
-        return found
-
-    def _below(self, key: str) -> list[str]:
-        """A module and those that fill its slots."""
-        return [
-            key,
-            *(
-                inner
-                for keys in self.graph.modules[key].slots.values()
-                for k in keys
-                for inner in self._below(k)
-            ),
-        ]
-
-    def _names(self) -> Names:
-        """What the classes are called and take, from the inside out."""
-        classes = self._class_names()
-        modules = self.graph.modules
-        counted = {m.body.name for m in modules.values() if self._reads(m, "site")}
-        layer: dict[str, bool] = {}
-        sites: dict[str, bool] = {}
-        owners: dict[str, dict[str, str]] = {}
-        for key, module in modules.items():
-            inner = [k for slot, keys in module.slots.items() if slot not in module.shared for k in keys]
-            alternates = any(len(keys) > 1 for slot, keys in module.slots.items() if slot in module.shared)
-            layer[key] = self._reads(module, "layer") or any(layer[k] for k in inner)
-            sites[key] = module.body.name in counted or alternates or any(sites[k] for k in inner)
-            owners[key] = {}
-            if owned_nodes(module, "mixer"):
-                parent = next(k for k, m in modules.items() if any(key in keys for keys in m.slots.values()))
-                owners[key]["mixer"] = classes[parent]
-            if owned_nodes(module, "site"):
-                owners[key]["site"] = f"{classes[key]}Site"
-        tops = set(self.graph.layers())  # the model builds them all alike
-        layer |= dict.fromkeys(tops, any(layer[key] for key in tops))
-        sites |= dict.fromkeys(tops, any(sites[key] for key in tops))
-        return Names(classes, owners, layer, sites, frozenset(counted))
-
-    def graph_top(self) -> str:
-        """One of the modules that are layers; they take the same arguments."""
-        return next(self.graph.layers())
-
-    def _reads(self, module: Module, name: str) -> bool:
-        return any(name in static_names(node) for node in module.subgraph.nodes)
 
     def _recurrence_function(self, kind: Any) -> str:
         name = recurrence_name(kind)
@@ -270,10 +184,10 @@ class _Package:
             plain = ("norm_modules", NORMS[norm])
             file, name = plain if self.target is None else with_kernels().get(plain, plain)
             imports.setdefault(file, set()).add(name)
-        if self.names.sites[self.graph_top()]:
+        if self.names.sites[self.top]:
             imports["place"].add("Sites")
         eps = repr(float(settings.norm_eps))
-        lines, text = self._layers()
+        lines, text = layer_lines(self.graph, self.class_names)
         embedding_norm = (
             None
             if settings.embedding_norm is None
@@ -293,8 +207,8 @@ class _Package:
             imports=sorted((file, sorted(names)) for file, names in imports.items()),
             layers_text=text,
             layer_lines=lines,
-            make_layer=f"block({self.names.constructor(self.graph_top())})",
-            sites=self.names.sites[self.graph_top()],
+            make_layer=f"block({self.names.constructor(self.top)})",
+            sites=self.names.sites[self.top],
             shared=[
                 (name, f"{self.class_names[key]}({self.names.constructor(key)})")
                 for name, key in self.graph.shared.items()
@@ -366,58 +280,6 @@ class _Package:
             if node.attrs.get("weight_decay") is False
         }
         return sorted(found)
-
-    def _layers(self) -> tuple[list[str], str]:
-        """The body of `layer_classes`, and the order of the layers in words."""
-        graph = self.graph
-
-        def items(runs: tuple[Run, ...]) -> str:
-            return (
-                " + ".join(
-                    f"[{self.class_names[run.module]}]" + (f" * {run.count}" if run.count > 1 else "")
-                    for run in runs
-                )
-                or "[]"
-            )
-
-        def words(runs: tuple[Run, ...]) -> str:
-            return ", ".join(f"{run.count} {self.class_names[run.module]}" for run in runs)
-
-        classes = {*graph.runs, *graph.cycle, *graph.tail}
-        if len({run.module for run in classes}) == 1:
-            name = self.class_names[next(iter(classes)).module]
-            return [f"return [{name}] * n_layers"], f"{name} in every layer"
-        head = words(graph.runs) + ", then " if graph.runs and graph.cycle else words(graph.runs)
-        cycle_keys = [run.module for run in graph.cycle for _ in range(run.count)]
-        tail_keys = [run.module for run in graph.tail for _ in range(run.count)]
-        if graph.cycle and tail_keys == cycle_keys[: len(tail_keys)]:
-            lines = [f"cycle: list[type[nn.Module]] = {items(graph.cycle)}"]
-            if graph.runs:
-                lines += [
-                    f"head: list[type[nn.Module]] = {items(graph.runs)}",
-                    "rest = range(max(n_layers - len(head), 0))",
-                    "return (head + [cycle[index % len(cycle)] for index in rest])[:n_layers]",
-                ]
-            else:
-                lines.append("return [cycle[layer % len(cycle)] for layer in range(n_layers)]")
-            return lines, f"{head}{words(graph.cycle)} in turn"
-
-        def entries(runs: tuple[Run, ...]) -> list[str]:
-            """Entries of one list: unpacked, so that the list's own type holds for classes of every kind."""
-            names = [(self.class_names[run.module], run.count) for run in runs]
-            return [name if count == 1 else f"*[{name}] * {count}" for name, count in names]
-
-        parts = entries(graph.runs)
-        parts += [f"*[{', '.join(entries(graph.cycle))}] * {graph.repeats}"] if graph.cycle else []
-        parts += entries(graph.tail)
-        lines = [
-            f"classes: list[type[nn.Module]] = [{', '.join(parts)}]",
-            "if len(classes) != n_layers:",
-            '    raise ValueError(f"the layers were listed one by one: {len(classes)}, not {n_layers}")',
-            "return classes",
-        ]
-        text = head + (f"{graph.repeats} times ({words(graph.cycle)})" if graph.cycle else "")
-        return lines, text + (f", then {words(graph.tail)}" if graph.tail else "")
 
     def _heading(self) -> list[str]:
         """The model's name and what its spec says it is, as lines of a docstring."""
