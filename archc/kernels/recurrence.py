@@ -183,7 +183,8 @@ def reverse_launch(
     columns = min(back.columns, max(16, _power(V)))
     cuts = (back.num_warps, back.num_stages), (again.num_warps, again.num_stages)
     # Accumulators moved out of a loop keep their places: beside a state of so many channels there is no room for that.
-    guarded = target.tensor_memory > 0 and _power(K) > WIDE_STATE
+    wide = _power(K) > WIDE_STATE
+    guarded = wide and target.tensor_memory > 0
     if has_channel_reverse(kind):
         # An exclusive read has pairs of neighbours, whose registers fewer key channels leave free.
         channels = max(16, again.channels // 2) if kind.read == "exclusive" else again.channels
@@ -196,7 +197,7 @@ def reverse_launch(
         return None
     channels = min(again.channels, max(16, _power(K)))
     several = any(V > columns for _, V in sizes)
-    return ReverseLaunch(columns, *cuts, channels, again.columns, several, guarded)
+    return ReverseLaunch(columns, *cuts, channels, again.columns, several, guarded, wide and not guarded)
 
 
 def gradients_since(kind: RecurrenceKind, target: Target) -> tuple[int, ...] | None:

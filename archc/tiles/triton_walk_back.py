@@ -15,8 +15,13 @@ from archc.tiles.triton_normaliser import ReverseNormaliser, back_normaliser, sl
 class Back(Gradients):
     """The kernel that carries dS: gradients of values and of the rows that they are written with."""
 
-    def __init__(self, kind: RecurrenceKind, program: TileProgram) -> None:
+    def __init__(self, kind: RecurrenceKind, program: TileProgram, wide: bool = False) -> None:
+        """wide: the state takes so many registers that, with a decay and an erase of one row, do is read again."""
         super().__init__(kind, program, "walk_back")
+        self.wide = wide and self.decayed_rows and kind.erase == "delta"
+
+    def read_again(self) -> set[str]:
+        return {"do_VC"} if self.wide else set()
 
     def view(self) -> View:
         """The kernel's lines; of long kernels, which an erase of two rows makes, in functions."""

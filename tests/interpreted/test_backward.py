@@ -36,9 +36,9 @@ HARD = [
 ]
 
 
-def launch(columns: int, several: bool = False, guarded: bool = False) -> ReverseLaunch:
+def launch(columns: int, several: bool = False, guarded: bool = False, wide: bool = False) -> ReverseLaunch:
     """The first walk cut into blocks of value columns, the second into blocks of key channels."""
-    return ReverseLaunch(columns, (4, 1), (4, 1), 16, 16, several, guarded)
+    return ReverseLaunch(columns, (4, 1), (4, 1), 16, 16, several, guarded, wide)
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +92,25 @@ def test_parts_of_value_columns(dtype: torch.dtype, load: Load) -> None:
     agree(load, case, dtype, roundings=8, several=True)
 
 
-def test_chunks_in_a_condition(load: Load) -> None:
-    """The first walk as tensor memory has it for wide keys: states of segments are kept in the condition as well."""
+def test_a_wide_state(load: Load) -> None:
+    """In tensor memory chunks stand in a condition, with the states of segments; in registers do is read again."""
     kind = RecurrenceKind("head", "delta", chunk=16)
     case = make(kind, 60, (0, 1, 1, 35, 55), K=16, V=32, heads=(1, 1, 1))
-    assert "        if start < end:\n            inside_C" in reverse_source(kind, launch(16, guarded=True))
-    agree(load, case, several=True, guarded=True)
+    text = reverse_source(kind, launch(16, guarded=True, wide=True))
+    assert "        if start < end:\n            inside_C" in text and text.count("do_VC = tl.trans(") == 2
+    agree(load, case, several=True, guarded=True, wide=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind",
+    [RecurrenceKind("none", "pair", chunk=16), RecurrenceKind("head", "pair", "previous", chunk=16)],
+    ids=label,
+)
+def test_an_erase_of_two_rows_in_half_precision(kind: RecurrenceKind, load: Load) -> None:
+    """Packed, two blocks of value columns: what comes through dS to rows that write is rounded on its way."""
+    case = make(kind, 60, (0, 1, 1, 35, 55), K=24, V=24, heads=(2, 2, 1))
+    agree(load, case, torch.float16, roundings=8, several=True)
 
 
 @pytest.mark.parametrize("decay", [0.0, -50.0])
@@ -138,6 +151,33 @@ def test_a_long_sequence_in_half_precision(length: int, load: Load) -> None:
     at = case.names().index("decay")
     gradient = found(load(kind), case, torch.float16)[at]
     assert difference(gradient.double(), expected(case)[at]) < 8 * torch.finfo(torch.float16).eps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("written_C = tl.sum(w_CK * dw_CK, 1)", "written_C = -tl.sum(w_CK * dw_CK, 1)"),
+        ("near_C -= tl.sum(met_CJ, 0)", "near_C += tl.sum(met_CJ, 0)"),
+        ("dk_CK += dot(tl.trans(drk_CJ), r_CK)", "dk_CK -= dot(tl.trans(drk_CJ), r_CK)"),
+        ("dw_CK += scale * dot(tl.trans(dqw_CJ), q_CK)", "dw_CK += dot(tl.trans(dqw_CJ), q_CK) * 0.0"),
+        ("drw_CJ, drk_CJ = score_gradients(", "drk_CJ, drw_CJ = score_gradients("),
+    ],
+)
+def test_a_wrong_line_of_an_erase_of_two_rows_is_found(line: str, wrong: str, folder: Path) -> None:
+    kind = RecurrenceKind("head", "pair", "previous", chunk=16)
+    reverse = reverse_source(kind, launch(16))
+    assert line in reverse
+    launches = {"prepare": Launch(16, 4, 1), "walk": Launch(16, 4, 1)}
+    text = kernels(
+        kind, "wrong", launches, precision="ieee", segment=SEGMENT, reverse=reverse.replace(line, wrong)
+    )
+    name = f"wrong_pair_{abs(hash(line))}"
+    (folder / f"{name}.py").write_text(text)
+    case = rounded(make(kind, 40, K=16, V=16, batch=1, heads=(1, 1, 1)), torch.float32)
+    gradients = found(imported(f"{folder.name}.{name}", folder.parent), case, torch.float32)
+    pairs = zip(gradients, expected(case), strict=True)
+    assert max(difference(gradient.double(), exact) for gradient, exact in pairs) > 1e-2
 
 
 @pytest.mark.parametrize(
