@@ -119,6 +119,20 @@ def test_a_state_that_is_too_wide_for_a_walk_over_tokens() -> None:
 
 
 @pytest.mark.parametrize(
+    "kind",
+    [RecurrenceKind(decay, erase) for decay in ("none", "head", "key") for erase in ("none", "delta")],
+    ids=lambda kind: f"{kind.decay}_{kind.erase}",
+)
+@pytest.mark.parametrize(("target", "size"), [("h100", 192), ("b200", 256)])
+def test_wide_heads_have_gradients_by_kernels(target: str, kind: RecurrenceKind, size: int) -> None:
+    """In tensor memory each chunk stands in a condition, out of which no accumulator is moved."""
+    found = launched(kind, size, size, load_target(target))
+    assert found["walk_again", ""].constants["CHANNELS"] >= 16
+    assert found["walk_back", ""].constants["COLUMNS"] == 64
+    assert ("        if start < end:" in found["walk_back", ""].source) == (target == "b200")
+
+
+@pytest.mark.parametrize(
     ("kind", "K", "V", "roles"),
     [
         (RecurrenceKind("key", "pair", "previous"), 64, 64, {"walk_back", "walk_again"}),
