@@ -20,6 +20,7 @@ SIZES = ((128, 128), (256, 256), (64, 64))
 FEW = [
     RecurrenceKind("head", "delta"),
     RecurrenceKind("key", "pair", "previous"),
+    RecurrenceKind("head", "pair", "previous"),
     RecurrenceKind("head", normalize="max", log_input=True),
     RecurrenceKind("elementwise", decay_rate=True),
 ]
