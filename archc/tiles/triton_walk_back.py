@@ -107,7 +107,7 @@ class Back(Gradients):
     def divided(self) -> str:
         """What these columns give to a token's normaliser."""
         self.load("do_VC"), self.load("result_VC")
-        slope = f" * {slope_of(self)}" if self.kind.normalize == "max" else ""
+        slope = f" * {self.factor('slope_C', slope_of(self))}" if self.kind.normalize == "max" else ""
         return self.factor("dz_C", f"-tl.sum(do_VC.to(tl.float32) * result_VC, 0) * share_C{slope}")
 
     def put_out(self, tile: str) -> str:

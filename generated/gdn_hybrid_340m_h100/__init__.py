@@ -1,8 +1,10 @@
-"""gdn_hybrid_340m. Made by archc from gdn_hybrid_340m.yaml for NVIDIA H100 SXM; needs torch, and Triton on a GPU.
+"""gdn_hybrid_340m: Gated DeltaNet and softmax attention, 3:1, 340M.
 
-from gdn_hybrid_340m import Model
-model = Model()
-logits = model(tokens)  # [B, T] -> [B, T, 32000]
+Made by archc from gdn_hybrid_340m.yaml for NVIDIA H100 SXM; needs torch, and Triton on a GPU.
+
+    from gdn_hybrid_340m import Model
+    model = Model()
+    logits = model(tokens)  # [B, T] -> [B, T, 32000]
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from .place import Place
 from .tiling import tile_bound, tiling_of
+from .torch_form import say_torch_form
 from .triton_versions import wrong_gradients
 
 CHUNK = 64
@@ -467,6 +468,7 @@ def _has_kernels(q: Tensor, v: Tensor) -> bool:
 @chunk.register_kernel("cuda")
 def _chunk_on_gpu(*given: Any) -> tuple[Tensor, ...]:
     if not _has_kernels(given[0], given[2]):
+        say_torch_form(__name__, given[0], given[2], KERNEL_SIZES)
         return chunk_forward(*given)
     from . import head_decay_delta_kernels as kernels
 

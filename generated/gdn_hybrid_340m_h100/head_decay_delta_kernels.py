@@ -34,9 +34,6 @@ def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
     return torch.empty(size, device="cuda", dtype=torch.int8)
 
 
-triton.set_allocator(_scratch)  # of the thread that imports this: what launches sets it in its own
-
-
 # Where a program's tokens lie. Sequences are rows of a batch, or packed into one row with borders `cu_seqlens`.
 
 
@@ -256,7 +253,8 @@ def walk(
 
 
 # Where there are fewer sequences and heads than multiprocessors, a sequence is walked in spans beside each other. Each
-# begins with the state that `carry` takes there, from what `walk_ahead` found the spans before it to do.
+# begins with the state that `carry` takes there, from what `walk_ahead` found the spans before it to do; on the
+# way back, with what `carry` brings from the spans behind it.
 
 
 def span_of(tokens: int, sequences: int, programs: int) -> int:
@@ -316,9 +314,12 @@ def walk_ahead(
 def carry(
     ends, state, starts, cu_seqlens, spans, length, span,
     H: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr, VALUES: tl.constexpr,
-    COLUMNS: tl.constexpr, PACKED: tl.constexpr, INITIAL: tl.constexpr,
+    COLUMNS: tl.constexpr, PACKED: tl.constexpr, INITIAL: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
-    """The state that each span begins with: one program for each block of value columns, sequence and head."""
+    """The state that each span begins with, or going BACK the dS that it ends with.
+
+    One program for each block of value columns, sequence and head.
+    """
     n, h = tl.program_id(2), tl.program_id(1)
     first, end = borders(n, cu_seqlens, length, PACKED)
     column = tl.program_id(0) * COLUMNS
@@ -330,12 +331,14 @@ def carry(
         state_tiles = matrices(state, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
         S_KV += tl.reshape(state_tiles.load([n * H + h, 0, column]), [BLOCK_K, COLUMNS])
     row = (first // span + n) * H + h
+    if BACK:
+        row += tl.maximum(end - first - 1, 0) // span * H  # of the last span
     starts_tiles.store([row, 0, column], tl.reshape(S_KV, [1, BLOCK_K, COLUMNS]))
     for _ in range(first + span, end, span):
         end_KV = tl.reshape(ends_tiles.load([row, 0, column]), [BLOCK_K, COLUMNS])
         span_KK = tl.reshape(matrix_tiles.load([row, 0, VALUES]), [BLOCK_K, BLOCK_K])
         S_KV = dot(span_KK, S_KV) + end_KV
-        row += H
+        row += -H if BACK else H
         starts_tiles.store([row, 0, column], tl.reshape(S_KV, [1, BLOCK_K, COLUMNS]))
 
 
@@ -389,7 +392,7 @@ def chunk_forward(
         carry[triton.cdiv(V, CARRY_COLUMNS), H, N](
             ends, state, starts, cu_seqlens, spans, T, span,
             H=H, K=K, BLOCK_K=BLOCK_K, V=V, VALUES=blocks * COLUMNS, COLUMNS=CARRY_COLUMNS,
-            PACKED=cu_seqlens is not None, INITIAL=state is not None,
+            PACKED=cu_seqlens is not None, INITIAL=state is not None, BACK=False,
             num_warps=CARRY_WARPS, num_stages=CARRY_STAGES,
         )  # fmt: skip
         state = starts
@@ -452,17 +455,71 @@ def by_block(
     return tl.make_tensor_descriptor(x + h * K, [count, end, K], [rows * K, H * K, 1], [1, C, BLOCK])
 
 
-@triton.jit(do_not_specialize=["slots", "total", "length"])
+@triton.jit(do_not_specialize=["sequences", "length", "span"])
+def walk_back_ahead(
+    k, q, decay, beta, do, X, ends, cu_seqlens, sequences, length, span, scale,
+    H: tl.constexpr, q_heads: tl.constexpr, k_heads: tl.constexpr, decay_heads: tl.constexpr,
+    beta_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr,
+    C: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """What of no dS, and in further columns of each unit of it, comes back through a span: columns of values."""
+    h = tl.program_id(1)
+    row = tl.program_id(2) * H + h
+    n, opening, end = piece_of(tl.program_id(2), cu_seqlens, sequences, length, span, PACKED)
+    first, end = borders(n, cu_seqlens, length, PACKED)
+    if (opening == first) | (opening >= end):
+        return  # nothing stands before it
+    column = tl.program_id(0) * COLUMNS
+    j_J1, c_1C = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    k_tiles = tokens(k, end, h, H, k_heads, K, C, BLOCK_K)
+    q_tiles = tokens(q, end, h, H, q_heads, K, C, BLOCK_K)
+    do_tiles = tokens(do, end, h, H, H, V, C, COLUMNS)
+    X_tiles = tokens(X, end, h, H, H, C, C, C)
+    dtype: tl.constexpr = do.dtype.element_ty
+    VALUES: tl.constexpr = (V + COLUMNS - 1) // COLUMNS * COLUMNS  # in columns from there on do is zero
+    unit_V1 = column - VALUES + tl.arange(0, COLUMNS)[:, None]
+    dS_VK = tl.where(unit_V1 == tl.arange(0, BLOCK_K)[None, :], 1.0, 0.0)
+    chunks = (tl.minimum(span, end - opening) + C - 1) // C
+    for behind in tl.range(0, chunks, disable_licm=True):
+        start = opening + (chunks - 1 - behind) * C
+        inside_C = start + tl.arange(0, C) < end
+        k_CK = k_tiles.load([start, 0])
+        q_CK = q_tiles.load([start, 0])
+        decay_C = scalars(decay, start, inside_C, h, H, decay_heads)
+        G_C = tl.cumsum(decay_C, 0)
+        between_inclusive_JC = tl.exp(tl.where(j_J1 <= c_1C, G_C[None, :] - G_C[:, None], -float("inf")))
+        beta_C = scalars(beta, start, inside_C, h, H, beta_heads)
+        qk_JC = (dot(k_CK, tl.trans(q_CK)) * between_inclusive_JC * (scale * beta_C)[:, None]).to(dtype)  # 3
+        G_end = tl.sum(tl.where(tl.arange(0, C) == C - 1, G_C, 0.0), 0)
+        out_C = tl.exp(G_end - G_C)
+        dU_VC = dot(dS_VK.to(dtype), tl.trans(k_CK)) * out_C[None, :]  # 8
+        dU_VC *= beta_C[None, :]
+        do_VC = tl.trans(do_tiles.load([start, column]))
+        dU_VC += dot(do_VC, tl.trans(qk_JC))  # 9
+        X_JC = tl.trans(X_tiles.load([start, 0]))
+        dE_VC = dot(dU_VC.to(dtype), tl.trans(X_JC)).to(dtype)  # 7
+        dS_VK *= tl.exp(G_end)  # 8
+        in_C = tl.exp(G_C)
+        dS_VK += dot((do_VC * (scale * in_C)[None, :]).to(dtype), q_CK)
+        dS_VK += dot((dE_VC * -in_C[None, :]).to(dtype), k_CK)
+    ends_tiles = matrices(ends, tl.num_programs(2) * H, K, VALUES + K, BLOCK_K, COLUMNS)
+    put_state(ends_tiles, dS_VK, row, 0, column)
+
+
+@triton.jit(do_not_specialize=["sequences", "slots", "total", "length", "span"])
 def walk_back(
     k, q, decay, beta, U, do, X, dfinal, written, dE, dk_write, dstates, dinitial,
-    cu_seqlens, slots, total, length, scale,
+    cu_seqlens, sequences, slots, total, length, span, scale,
     H: tl.constexpr, q_heads: tl.constexpr, k_heads: tl.constexpr, decay_heads: tl.constexpr,
     beta_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr,
     C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
-    """Carry dS from the end of a sequence: one program for each block of value columns, sequence and head."""
-    n, h = tl.program_id(2), tl.program_id(1)
+    """Carry dS from the end of a span of tokens: one program for each block of value columns, span and head."""
+    h = tl.program_id(1)
+    n, opening, end = piece_of(tl.program_id(2), cu_seqlens, sequences, length, span, PACKED)
     first, end = borders(n, cu_seqlens, length, PACKED)
+    if (opening >= end) & (opening > first):
+        return
     block = tl.program_id(0).to(tl.int64) * total * H  # rows of earlier blocks
     column = tl.program_id(0) * COLUMNS
     j_J1, c_1C = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
@@ -476,12 +533,11 @@ def walk_back(
     dk_write_tiles = tokens(dk_write + block * K, end, h, H, H, K, C, BLOCK_K)
     dfinal_tiles = matrices(dfinal, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
     dstates_tiles = matrices(dstates, slots * H, K, V, BLOCK_K, COLUMNS)
-    dinitial_tiles = matrices(dinitial, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
-    dS_VK = state_at(dfinal_tiles, n * H + h, 0, column)
-    chunks = (end - first + C - 1) // C
-    # Nothing is moved ahead of the loop: places in shared memory, known early, would fill the registers.
-    for behind in tl.range(0, chunks, disable_licm=True):
-        start = first + (chunks - 1 - behind) * C
+    dinitial_tiles = matrices(dinitial, sequences * H, K, V, BLOCK_K, COLUMNS)
+    dS_VK = state_at(dfinal_tiles, tl.program_id(2) * H + h, 0, column)
+    chunks = (tl.minimum(span, end - opening) + C - 1) // C
+    for behind in tl.range(0, chunks, disable_licm=True):  # else addresses fill the registers
+        start = opening + (chunks - 1 - behind) * C
         inside_C = start + tl.arange(0, C) < end
         k_CK = k_tiles.load([start, 0])
         q_CK = q_tiles.load([start, 0])
@@ -511,7 +567,8 @@ def walk_back(
         if (start - first) % (SEGMENT * C) == 0:
             segment = first // (SEGMENT * C) + n + (start - first) // (SEGMENT * C)
             put_state(dstates_tiles, dS_VK, segment * H + h, 0, column)
-    put_state(dinitial_tiles, dS_VK, n * H + h, 0, column)
+    if opening == first:
+        put_state(dinitial_tiles, dS_VK, n * H + h, 0, column)
 
 
 @triton.jit
@@ -642,6 +699,38 @@ def walk_again(
         S_VK += dot((tl.trans(U_tiles.load([start, 0])) * beta_out_C[None, :]).to(dtype), k_CK)
 
 
+def behind_spans(
+    dfinal: Tensor,
+    k: Tensor,
+    q: Tensor,
+    decay: Tensor,
+    beta: Tensor,
+    do: Tensor,
+    X: Tensor,
+    cu_seqlens: Tensor | None,
+    span: int,
+    spans: int,
+    scale: float,
+) -> Tensor:
+    """The dS that each span ends with, `[spans, H, K, V]`, from that behind the sequences, `[N, H, K, V]`."""
+    (N, H, K, V), T = dfinal.shape, do.shape[1]
+    BLOCK_K, blocks = max(triton.next_power_of_2(K), 16), triton.cdiv(V, BACK_COLUMNS)
+    ends = dfinal.new_empty(spans, H, K, blocks * BACK_COLUMNS + K)
+    lasts = dfinal.new_empty(spans, H, K, V)
+    walk_back_ahead[blocks + triton.cdiv(K, BACK_COLUMNS), H, spans](
+        k, q, decay, beta, do, X, ends, cu_seqlens, N, T, span, scale, H=H, q_heads=q.shape[2],
+        k_heads=k.shape[2], decay_heads=decay.shape[2], beta_heads=beta.shape[2], K=K, BLOCK_K=BLOCK_K, V=V,
+        COLUMNS=BACK_COLUMNS, C=CHUNK, PACKED=cu_seqlens is not None,
+        num_warps=BACK_WARPS, num_stages=BACK_STAGES,
+    )  # fmt: skip
+    carry[triton.cdiv(V, CARRY_COLUMNS), H, N](
+        ends, dfinal, lasts, cu_seqlens, spans, T, span,
+        H=H, K=K, BLOCK_K=BLOCK_K, V=V, VALUES=blocks * BACK_COLUMNS, COLUMNS=CARRY_COLUMNS,
+        PACKED=cu_seqlens is not None, INITIAL=True, BACK=True, num_warps=CARRY_WARPS, num_stages=CARRY_STAGES,
+    )  # fmt: skip
+    return lasts
+
+
 def chunk_backward(
     do: Tensor,
     dfinal: Tensor,
@@ -664,10 +753,8 @@ def chunk_backward(
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     BLOCK_K, blocks = max(triton.next_power_of_2(K), 16), triton.cdiv(V, BACK_COLUMNS)
     BLOCK_V, parts = max(triton.next_power_of_2(V), 16), triton.cdiv(K, min(AGAIN_CHANNELS, BLOCK_K))
-    dstates, dinitial = (
-        torch.empty_like(states),
-        torch.empty_like(dfinal, memory_format=torch.contiguous_format),
-    )
+    dfinal = dfinal.contiguous()
+    dstates, dinitial = torch.empty_like(states), torch.empty_like(dfinal)
     make = torch.empty if cu_seqlens is None else torch.zeros
     narrow: dict[str, Any] = {"dtype": v.dtype, "device": v.device}
     wide: dict[str, Any] = {"dtype": torch.float32, "device": v.device}
@@ -678,9 +765,13 @@ def chunk_backward(
     dk = make(1, B, T, H, K, **narrow)
     ddecay = make(parts, B, T, H, **wide)
     dbeta = make(parts, B, T, H, **wide)
-    walk_back[blocks, H, N](
-        k, q, decay, beta, U, do, X, dfinal.contiguous(), written, dE, dk_write, dstates, dinitial,
-        cu_seqlens, states.shape[0], B * T, T, scale,
+    span = span_of(B * T, N, blocks * H)
+    spans = B * T // span + N
+    if spans > N:
+        dfinal = behind_spans(dfinal, k, q, decay, beta, do, X, cu_seqlens, span, spans, scale)
+    walk_back[blocks, H, spans](
+        k, q, decay, beta, U, do, X, dfinal, written, dE, dk_write, dstates, dinitial,
+        cu_seqlens, N, states.shape[0], B * T, T, span, scale,
         H=H, q_heads=q.shape[2], k_heads=k.shape[2], decay_heads=decay.shape[2], beta_heads=beta.shape[2],
         K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=BACK_COLUMNS, C=CHUNK, PACKED=cu_seqlens is not None,
         SEGMENT=SEGMENT, num_warps=BACK_WARPS, num_stages=BACK_STAGES,

@@ -1,4 +1,4 @@
-"""gdn_hybrid_340m.
+"""gdn_hybrid_340m: Gated DeltaNet and softmax attention, 3:1, 340M.
 
 365,139,672 parameters, 729,726,976 FLOPs a token in matrices.
 Memory of a sequence, activations in 2 bytes: 14,487,552 bytes of state, 6,144 bytes of cache a token.

@@ -304,7 +304,7 @@ def implementation(module: ModuleType, operation: str, q: Tensor, v: Tensor) -> 
     fits = getattr(module, "_has_kernels", None)
     name = f"{module.NAMESPACE}::{operation}"
     there = q.is_cuda and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
-    there = there and (operation == "decode" or fits is None or fits(q, v))
+    there = there and (operation == "decode" or (fits is not None and fits(q, v)))
     return "kernel" if there else "torch form"
 
 

@@ -1,8 +1,10 @@
-"""gla_small. Made by archc from gla_small.yaml for NVIDIA H100 SXM; needs torch, and Triton on a GPU.
+"""gla_small: Gated linear attention, for tests and first steps.
 
-from gla_small import Model
-model = Model()
-logits = model(tokens)  # [B, T] -> [B, T, 256]
+Made by archc from gla_small.yaml for NVIDIA H100 SXM; needs torch, and Triton on a GPU.
+
+    from gla_small import Model
+    model = Model()
+    logits = model(tokens)  # [B, T] -> [B, T, 256]
 """
 
 from __future__ import annotations

@@ -35,9 +35,6 @@ def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
     return torch.empty(size, device="cuda", dtype=torch.int8)
 
 
-triton.set_allocator(_scratch)  # of the thread that imports this: what launches sets it in its own
-
-
 # Where a program's tokens lie. Sequences are rows of a batch, or packed into one row with borders `cu_seqlens`.
 
 
@@ -268,7 +265,8 @@ def walk(
 
 
 # Where there are fewer sequences and heads than multiprocessors, a sequence is walked in spans beside each other. Each
-# begins with the state that `carry` takes there, from what `walk_ahead` found the spans before it to do.
+# begins with the state that `carry` takes there, from what `walk_ahead` found the spans before it to do; on the
+# way back, with what `carry` brings from the spans behind it.
 
 
 def span_of(tokens: int, sequences: int, programs: int) -> int:
@@ -320,9 +318,12 @@ def walk_ahead(
 def carry(
     ends, decays, state, starts, cu_seqlens, spans, length, span,
     H: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr,
-    PACKED: tl.constexpr, INITIAL: tl.constexpr,
+    PACKED: tl.constexpr, INITIAL: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
-    """The state that each span begins with: one program for each block of value columns, sequence and head."""
+    """The state that each span begins with, or going BACK the dS that it ends with.
+
+    One program for each block of value columns, sequence and head.
+    """
     n, h = tl.program_id(2), tl.program_id(1)
     first, end = borders(n, cu_seqlens, length, PACKED)
     column = tl.program_id(0) * COLUMNS
@@ -334,12 +335,14 @@ def carry(
         state_tiles = matrices(state, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
         S_KV += tl.reshape(state_tiles.load([n * H + h, 0, column]), [BLOCK_K, COLUMNS])
     row = (first // span + n) * H + h
+    if BACK:
+        row += tl.maximum(end - first - 1, 0) // span * H  # of the last span
     starts_tiles.store([row, 0, column], tl.reshape(S_KV, [1, BLOCK_K, COLUMNS]))
     for _ in range(first + span, end, span):
         end_KV = tl.reshape(ends_tiles.load([row, 0, column]), [BLOCK_K, COLUMNS])
         total_K = tl.load(decays + row.to(tl.int64) * K + channel_K, mask=channel_K < K, other=0.0)
         S_KV = S_KV * tl.exp(total_K)[:, None] + end_KV
-        row += H
+        row += -H if BACK else H
         starts_tiles.store([row, 0, column], tl.reshape(S_KV, [1, BLOCK_K, COLUMNS]))
 
 
@@ -388,7 +391,7 @@ def chunk_forward(
         carry[triton.cdiv(V, CARRY_COLUMNS), H, N](
             ends, decays, state, starts, cu_seqlens, spans, T, span,
             H=H, K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=CARRY_COLUMNS,
-            PACKED=cu_seqlens is not None, INITIAL=state is not None,
+            PACKED=cu_seqlens is not None, INITIAL=state is not None, BACK=False,
             num_warps=CARRY_WARPS, num_stages=CARRY_STAGES,
         )  # fmt: skip
         state = starts
@@ -408,24 +411,73 @@ BACK_WARPS, BACK_STAGES = 8, 1
 AGAIN_WARPS, AGAIN_STAGES = 8, 1
 
 
-@triton.jit(do_not_specialize=["slots", "total", "length"])
+@triton.jit
+def put_anchor(anchors, states_tiles, dS_VK, row, column, K: tl.constexpr):
+    """Where a segment starts, `sum_v S_kv dS_kv`."""
+    channel_K = tl.arange(0, dS_VK.shape[1])
+    S_KV = tl.reshape(states_tiles.load([row, 0, column]), [dS_VK.shape[1], dS_VK.shape[0]])
+    at_K = anchors + row.to(tl.int64) * K + channel_K
+    tl.store(at_K, tl.sum(S_KV * tl.trans(dS_VK), 1), mask=channel_K < K)
+
+
+@triton.jit(do_not_specialize=["sequences", "length", "span"])
+def walk_back_ahead(
+    q, decay, do, ends, decays, cu_seqlens, sequences, length, span, scale,
+    H: tl.constexpr, q_heads: tl.constexpr, decay_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr,
+    V: tl.constexpr, COLUMNS: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """The dS that a span makes of none, and its decay: a program for each block of value columns, span and head."""
+    h = tl.program_id(1)
+    row = tl.program_id(2) * H + h
+    n, opening, end = piece_of(tl.program_id(2), cu_seqlens, sequences, length, span, PACKED)
+    first, end = borders(n, cu_seqlens, length, PACKED)
+    if (opening == first) | (opening >= end):
+        return  # nothing stands before it
+    column = tl.program_id(0) * COLUMNS
+    channel_K = tl.arange(0, BLOCK_K)
+    q_tiles = tokens(q, end, h, H, q_heads, K, C, BLOCK_K)
+    decay_tiles = tokens(decay, end, h, H, decay_heads, K, C, BLOCK_K)
+    do_tiles = tokens(do, end, h, H, H, V, C, COLUMNS)
+    dtype: tl.constexpr = do.dtype.element_ty
+    dS_VK = tl.zeros([COLUMNS, BLOCK_K], tl.float32)
+    total_K = tl.zeros([BLOCK_K], tl.float32)
+    chunks = (tl.minimum(span, end - opening) + C - 1) // C
+    for behind in tl.range(0, chunks, disable_licm=True):
+        start = opening + (chunks - 1 - behind) * C
+        G_CK = tl.cumsum(decay_tiles.load([start, 0]).to(tl.float32), 0)
+        G_end_K = tl.sum(tl.where(tl.arange(0, C)[:, None] == C - 1, G_CK, 0.0), 0)
+        dS_VK *= tl.exp(G_end_K)[None, :]  # 3
+        decay_CK = decay_tiles.load([start, 0]).to(tl.float32)
+        in_CK = tl.exp(tl.cumsum(decay_CK, 0))
+        q_in_CK = (q_tiles.load([start, 0]) * in_CK).to(dtype)
+        do_VC = tl.trans(do_tiles.load([start, column]))
+        dS_VK += dot((do_VC * scale).to(dtype), q_in_CK)
+        total_K += G_end_K
+    ends_tiles = matrices(ends, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
+    put_state(ends_tiles, dS_VK, row, 0, column)
+    at_K = decays + row.to(tl.int64) * K + channel_K
+    tl.store(at_K, total_K, mask=(channel_K < K) & (column == 0))
+
+
+@triton.jit(do_not_specialize=["sequences", "slots", "total", "length", "span"])
 def walk_back(
     qk, do, k, decay, v, q, states, dfinal, dv, dqk, dk_state, anchors, dinitial,
-    cu_seqlens, slots, total, length, scale,
+    cu_seqlens, sequences, slots, total, length, span, scale,
     H: tl.constexpr, q_heads: tl.constexpr, k_heads: tl.constexpr, v_heads: tl.constexpr,
     decay_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr,
     C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
-    """Carry dS from the end of a sequence: one program for each block of value columns, sequence and head.
+    """Carry dS from the end of a span of tokens: one program for each block of value columns, span and head.
 
     Rows that write get a part `d.._state` of their gradient from dS, still without their decay to the end of the chunk.
     With several blocks of value columns these and gradients of scores are parts of sums.
-    Where a segment starts, anchors is `sum_v S_kv dS_kv`.
     """
-    n, h = tl.program_id(2), tl.program_id(1)
+    h = tl.program_id(1)
+    n, opening, end = piece_of(tl.program_id(2), cu_seqlens, sequences, length, span, PACKED)
     first, end = borders(n, cu_seqlens, length, PACKED)
+    if (opening >= end) & (opening > first):
+        return
     block, column = tl.program_id(0), tl.program_id(0) * COLUMNS
-    channel_K = tl.arange(0, BLOCK_K)
     dtype: tl.constexpr = q.dtype.element_ty
     qk_tiles = tokens(qk, end, h, H, H, C, C, C)
     do_tiles = tokens(do, end, h, H, H, V, C, COLUMNS)
@@ -438,12 +490,12 @@ def walk_back(
     dk_state_tiles = tokens(dk_state + block.to(tl.int64) * total * H * K, end, h, H, H, K, C, BLOCK_K)
     states_tiles = matrices(states, slots * H, K, V, BLOCK_K, COLUMNS)
     dfinal_tiles = matrices(dfinal, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
-    dinitial_tiles = matrices(dinitial, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
-    dS_VK = state_at(dfinal_tiles, n * H + h, 0, column)
-    chunks = (end - first + C - 1) // C
+    dinitial_tiles = matrices(dinitial, sequences * H, K, V, BLOCK_K, COLUMNS)
+    dS_VK = state_at(dfinal_tiles, tl.program_id(2) * H + h, 0, column)
+    chunks = (tl.minimum(span, end - opening) + C - 1) // C
     # Nothing is moved ahead of the loop: places in shared memory, known early, would fill the registers.
     for behind in tl.range(0, chunks, disable_licm=True):
-        start = first + (chunks - 1 - behind) * C
+        start = opening + (chunks - 1 - behind) * C
         qk_JC = tl.trans(qk_tiles.load([start, 0]))
         do_VC = tl.trans(do_tiles.load([start, column]))
         dv_VC = dot(do_VC, tl.trans(qk_JC)) * scale  # 4
@@ -465,10 +517,9 @@ def walk_back(
         dS_VK += dot((do_VC * scale).to(dtype), q_in_CK)
         if (start - first) % (SEGMENT * C) == 0:
             row = (first // (SEGMENT * C) + n + (start - first) // (SEGMENT * C)) * H + h
-            S_KV = tl.reshape(states_tiles.load([row, 0, column]), [BLOCK_K, COLUMNS])
-            at_K = anchors + (block.to(tl.int64) * slots * H + row) * K + channel_K
-            tl.store(at_K, tl.sum(S_KV * tl.trans(dS_VK), 1), mask=channel_K < K)
-    put_state(dinitial_tiles, dS_VK, n * H + h, 0, column)
+            put_anchor(anchors + block.to(tl.int64) * slots * H * K, states_tiles, dS_VK, row, column, K)
+    if opening == first:
+        put_state(dinitial_tiles, dS_VK, n * H + h, 0, column)
 
 
 @triton.jit
@@ -590,6 +641,36 @@ def walk_again(
         S_VK += dot(tl.trans(v_CV), (k_CK * out_CK).to(dtype))
 
 
+def behind_spans(
+    dfinal: Tensor,
+    q: Tensor,
+    decay: Tensor,
+    do: Tensor,
+    cu_seqlens: Tensor | None,
+    span: int,
+    spans: int,
+    scale: float,
+) -> Tensor:
+    """The dS that each span ends with, `[spans, H, K, V]`, from that behind the sequences, `[N, H, K, V]`."""
+    (N, H, K, V), T = dfinal.shape, do.shape[1]
+    BLOCK_K, blocks = max(triton.next_power_of_2(K), 16), triton.cdiv(V, BACK_COLUMNS)
+    ends = dfinal.new_empty(spans, H, K, V)
+    decays = dfinal.new_empty(spans, H, K)
+    lasts = dfinal.new_empty(spans, H, K, V)
+    walk_back_ahead[blocks, H, spans](
+        q, decay, do, ends, decays, cu_seqlens, N, T, span, scale, H=H, q_heads=q.shape[2],
+        decay_heads=decay.shape[2], K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=BACK_COLUMNS, C=CHUNK,
+        PACKED=cu_seqlens is not None,
+        num_warps=BACK_WARPS, num_stages=BACK_STAGES,
+    )  # fmt: skip
+    carry[triton.cdiv(V, CARRY_COLUMNS), H, N](
+        ends, decays, dfinal, lasts, cu_seqlens, spans, T, span,
+        H=H, K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=CARRY_COLUMNS,
+        PACKED=cu_seqlens is not None, INITIAL=True, BACK=True, num_warps=CARRY_WARPS, num_stages=CARRY_STAGES,
+    )  # fmt: skip
+    return lasts
+
+
 def chunk_backward(
     do: Tensor,
     dfinal: Tensor,
@@ -614,22 +695,23 @@ def chunk_backward(
     slots = states.shape[0]
     BLOCK_K, BLOCK_V = max(triton.next_power_of_2(K), 16), max(triton.next_power_of_2(V), 16)
     blocks, parts = triton.cdiv(V, BACK_COLUMNS), triton.cdiv(K, min(AGAIN_CHANNELS, BLOCK_K))
-    anchors = torch.empty(blocks, slots, H, K, **wide)
-    dinitial = torch.empty_like(dfinal)
+    anchors, dinitial = torch.empty(blocks, slots, H, K, **wide), torch.empty_like(dfinal)
     make = torch.empty if cu_seqlens is None else torch.zeros
     dv = make(B, T, H, V, **narrow)
     dk_state = torch.empty(blocks, B, T, H, K, **(narrow if blocks == 1 else wide))
     dqk = torch.empty(blocks, B, T, H, CHUNK, **(narrow if blocks == 1 else wide))
-    walk_back[blocks, H, N](
+    span = span_of(B * T, N, blocks * H)
+    spans = B * T // span + N
+    if spans > N:
+        dfinal = behind_spans(dfinal, q, decay, do, cu_seqlens, span, spans, scale)
+    walk_back[blocks, H, spans](
         qk, do, k, decay, v, q, states, dfinal, dv, dqk, dk_state, anchors, dinitial,
-        cu_seqlens, slots, B * T, T, scale,
+        cu_seqlens, N, slots, B * T, T, span, scale,
         H=H, q_heads=q.shape[2], k_heads=k.shape[2], v_heads=v.shape[2], decay_heads=decay.shape[2], K=K,
         BLOCK_K=BLOCK_K, V=V, COLUMNS=BACK_COLUMNS, C=CHUNK, PACKED=cu_seqlens is not None, SEGMENT=SEGMENT,
         num_warps=BACK_WARPS, num_stages=BACK_STAGES,
     )  # fmt: skip
-    anchors = anchors[0] if blocks == 1 else anchors.sum(0)
-    dk_state = dk_state[0] if blocks == 1 else dk_state.sum(0)
-    dqk = dqk[0] if blocks == 1 else dqk.sum(0)
+    anchors, dk_state, dqk = (x[0] if blocks == 1 else x.sum(0) for x in (anchors, dk_state, dqk))
     dq, dk = (make(B, T, H, K, **narrow) for _ in range(2))
     ddecay = make(B, T, H, K, **wide)
     walk_again[parts, slots, H](

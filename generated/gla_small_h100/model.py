@@ -1,4 +1,4 @@
-"""gla_small.
+"""gla_small: Gated linear attention, for tests and first steps.
 
 1,839,424 parameters, 3,674,112 FLOPs a token in matrices.
 Memory of a sequence, activations in 2 bytes: 98,304 bytes of state.

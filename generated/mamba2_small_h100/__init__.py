@@ -1,8 +1,10 @@
-"""mamba2_small. Made by archc from mamba2_small.yaml for NVIDIA H100 SXM; needs torch, and Triton on a GPU.
+"""mamba2_small: Mamba-2 without MLPs, for tests and first steps.
 
-from mamba2_small import Model
-model = Model()
-logits = model(tokens)  # [B, T] -> [B, T, 256]
+Made by archc from mamba2_small.yaml for NVIDIA H100 SXM; needs torch, and Triton on a GPU.
+
+    from mamba2_small import Model
+    model = Model()
+    logits = model(tokens)  # [B, T] -> [B, T, 256]
 """
 
 from __future__ import annotations

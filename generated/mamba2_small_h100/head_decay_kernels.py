@@ -34,9 +34,6 @@ def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
     return torch.empty(size, device="cuda", dtype=torch.int8)
 
 
-triton.set_allocator(_scratch)  # of the thread that imports this: what launches sets it in its own
-
-
 # Where a program's tokens lie. Sequences are rows of a batch, or packed into one row with borders `cu_seqlens`.
 
 
@@ -179,7 +176,8 @@ def walk(
 
 
 # Where there are fewer sequences and heads than multiprocessors, a sequence is walked in spans beside each other. Each
-# begins with the state that `carry` takes there, from what `walk_ahead` found the spans before it to do.
+# begins with the state that `carry` takes there, from what `walk_ahead` found the spans before it to do; on the
+# way back, with what `carry` brings from the spans behind it.
 
 
 def span_of(tokens: int, sequences: int, programs: int) -> int:
@@ -231,9 +229,12 @@ def walk_ahead(
 def carry(
     ends, decays, state, starts, cu_seqlens, spans, length, span,
     H: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr,
-    PACKED: tl.constexpr, INITIAL: tl.constexpr,
+    PACKED: tl.constexpr, INITIAL: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
-    """The state that each span begins with: one program for each block of value columns, sequence and head."""
+    """The state that each span begins with, or going BACK the dS that it ends with.
+
+    One program for each block of value columns, sequence and head.
+    """
     n, h = tl.program_id(2), tl.program_id(1)
     first, end = borders(n, cu_seqlens, length, PACKED)
     column = tl.program_id(0) * COLUMNS
@@ -244,11 +245,13 @@ def carry(
         state_tiles = matrices(state, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
         S_KV += tl.reshape(state_tiles.load([n * H + h, 0, column]), [BLOCK_K, COLUMNS])
     row = (first // span + n) * H + h
+    if BACK:
+        row += tl.maximum(end - first - 1, 0) // span * H  # of the last span
     starts_tiles.store([row, 0, column], tl.reshape(S_KV, [1, BLOCK_K, COLUMNS]))
     for _ in range(first + span, end, span):
         end_KV = tl.reshape(ends_tiles.load([row, 0, column]), [BLOCK_K, COLUMNS])
         S_KV = S_KV * tl.exp(tl.load(decays + row)) + end_KV
-        row += H
+        row += -H if BACK else H
         starts_tiles.store([row, 0, column], tl.reshape(S_KV, [1, BLOCK_K, COLUMNS]))
 
 
@@ -288,7 +291,7 @@ def chunk_forward(
         carry[triton.cdiv(V, CARRY_COLUMNS), H, N](
             ends, decays, state, starts, cu_seqlens, spans, T, span,
             H=H, K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=CARRY_COLUMNS,
-            PACKED=cu_seqlens is not None, INITIAL=state is not None,
+            PACKED=cu_seqlens is not None, INITIAL=state is not None, BACK=False,
             num_warps=CARRY_WARPS, num_stages=CARRY_STAGES,
         )  # fmt: skip
         state = starts
@@ -333,17 +336,57 @@ def earlier(x_C):
     return tl.where(c_C > 0, sum_C, 0.0)
 
 
-@triton.jit(do_not_specialize=["slots", "total", "length"])
+@triton.jit(do_not_specialize=["sequences", "length", "span"])
+def walk_back_ahead(
+    decay, do, q, ends, decays, cu_seqlens, sequences, length, span, scale,
+    H: tl.constexpr, q_heads: tl.constexpr, decay_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr,
+    V: tl.constexpr, COLUMNS: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """The dS that a span makes of none, and its decay: a program for each block of value columns, span and head."""
+    h = tl.program_id(1)
+    row = tl.program_id(2) * H + h
+    n, opening, end = piece_of(tl.program_id(2), cu_seqlens, sequences, length, span, PACKED)
+    first, end = borders(n, cu_seqlens, length, PACKED)
+    if (opening == first) | (opening >= end):
+        return  # nothing stands before it
+    column = tl.program_id(0) * COLUMNS
+    do_tiles = tokens(do, end, h, H, H, V, C, COLUMNS)
+    q_tiles = tokens(q, end, h, H, q_heads, K, C, BLOCK_K)
+    dtype: tl.constexpr = do.dtype.element_ty
+    dS_VK = tl.zeros([COLUMNS, BLOCK_K], tl.float32)
+    total = 0.0
+    chunks = (tl.minimum(span, end - opening) + C - 1) // C
+    for behind in tl.range(0, chunks, disable_licm=True):
+        start = opening + (chunks - 1 - behind) * C
+        inside_C = start + tl.arange(0, C) < end
+        decay_C = scalars(decay, start, inside_C, h, H, decay_heads)
+        G_C = tl.cumsum(decay_C, 0)
+        G_end = tl.sum(tl.where(tl.arange(0, C) == C - 1, G_C, 0.0), 0)
+        dS_VK *= tl.exp(G_end)  # 3
+        do_VC = tl.trans(do_tiles.load([start, column]))
+        in_C = tl.exp(G_C)
+        q_CK = q_tiles.load([start, 0])
+        dS_VK += dot((do_VC * (scale * in_C)[None, :]).to(dtype), q_CK)
+        total += G_end
+    ends_tiles = matrices(ends, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
+    put_state(ends_tiles, dS_VK, row, 0, column)
+    tl.store(decays + row, total, mask=column == 0)
+
+
+@triton.jit(do_not_specialize=["sequences", "slots", "total", "length", "span"])
 def walk_back(
     v, do, decay, k, q, dfinal, written, dv, dk, dstates, dinitial,
-    cu_seqlens, slots, total, length, scale,
+    cu_seqlens, sequences, slots, total, length, span, scale,
     H: tl.constexpr, q_heads: tl.constexpr, k_heads: tl.constexpr, v_heads: tl.constexpr,
     decay_heads: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, V: tl.constexpr, COLUMNS: tl.constexpr,
     C: tl.constexpr, PACKED: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
-    """Carry dS from the end of a sequence: one program for each block of value columns, sequence and head."""
-    n, h = tl.program_id(2), tl.program_id(1)
+    """Carry dS from the end of a span of tokens: one program for each block of value columns, span and head."""
+    h = tl.program_id(1)
+    n, opening, end = piece_of(tl.program_id(2), cu_seqlens, sequences, length, span, PACKED)
     first, end = borders(n, cu_seqlens, length, PACKED)
+    if (opening >= end) & (opening > first):
+        return
     block = tl.program_id(0).to(tl.int64) * total * H  # rows of earlier blocks
     column = tl.program_id(0) * COLUMNS
     j_J1, c_1C = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
@@ -356,12 +399,11 @@ def walk_back(
     dk_tiles = tokens(dk + block * K, end, h, H, H, K, C, BLOCK_K)
     dfinal_tiles = matrices(dfinal, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
     dstates_tiles = matrices(dstates, slots * H, K, V, BLOCK_K, COLUMNS)
-    dinitial_tiles = matrices(dinitial, tl.num_programs(2) * H, K, V, BLOCK_K, COLUMNS)
-    dS_VK = state_at(dfinal_tiles, n * H + h, 0, column)
-    chunks = (end - first + C - 1) // C
-    # Nothing is moved ahead of the loop: places in shared memory, known early, would fill the registers.
-    for behind in tl.range(0, chunks, disable_licm=True):
-        start = first + (chunks - 1 - behind) * C
+    dinitial_tiles = matrices(dinitial, sequences * H, K, V, BLOCK_K, COLUMNS)
+    dS_VK = state_at(dfinal_tiles, tl.program_id(2) * H + h, 0, column)
+    chunks = (tl.minimum(span, end - opening) + C - 1) // C
+    for behind in tl.range(0, chunks, disable_licm=True):  # else addresses fill the registers
+        start = opening + (chunks - 1 - behind) * C
         inside_C = start + tl.arange(0, C) < end
         v_VC = tl.trans(v_tiles.load([start, column]))
         do_VC = tl.trans(do_tiles.load([start, column]))
@@ -388,7 +430,8 @@ def walk_back(
         if (start - first) % (SEGMENT * C) == 0:
             segment = first // (SEGMENT * C) + n + (start - first) // (SEGMENT * C)
             put_state(dstates_tiles, dS_VK, segment * H + h, 0, column)
-    put_state(dinitial_tiles, dS_VK, n * H + h, 0, column)
+    if opening == first:
+        put_state(dinitial_tiles, dS_VK, n * H + h, 0, column)
 
 
 @triton.jit
@@ -490,6 +533,36 @@ def walk_again(
         S_VK += dot((tl.trans(v_tiles.load([start, 0])) * out_C[None, :]).to(dtype), k_CK)
 
 
+def behind_spans(
+    dfinal: Tensor,
+    decay: Tensor,
+    do: Tensor,
+    q: Tensor,
+    cu_seqlens: Tensor | None,
+    span: int,
+    spans: int,
+    scale: float,
+) -> Tensor:
+    """The dS that each span ends with, `[spans, H, K, V]`, from that behind the sequences, `[N, H, K, V]`."""
+    (N, H, K, V), T = dfinal.shape, do.shape[1]
+    BLOCK_K, blocks = max(triton.next_power_of_2(K), 16), triton.cdiv(V, BACK_COLUMNS)
+    ends = dfinal.new_empty(spans, H, K, V)
+    decays = dfinal.new_empty(spans, H, 1)
+    lasts = dfinal.new_empty(spans, H, K, V)
+    walk_back_ahead[blocks, H, spans](
+        decay, do, q, ends, decays, cu_seqlens, N, T, span, scale, H=H, q_heads=q.shape[2],
+        decay_heads=decay.shape[2], K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=BACK_COLUMNS, C=CHUNK,
+        PACKED=cu_seqlens is not None,
+        num_warps=BACK_WARPS, num_stages=BACK_STAGES,
+    )  # fmt: skip
+    carry[triton.cdiv(V, CARRY_COLUMNS), H, N](
+        ends, decays, dfinal, lasts, cu_seqlens, spans, T, span,
+        H=H, K=K, BLOCK_K=BLOCK_K, V=V, COLUMNS=CARRY_COLUMNS,
+        PACKED=cu_seqlens is not None, INITIAL=True, BACK=True, num_warps=CARRY_WARPS, num_stages=CARRY_STAGES,
+    )  # fmt: skip
+    return lasts
+
+
 def chunk_backward(
     do: Tensor,
     dfinal: Tensor,
@@ -509,10 +582,8 @@ def chunk_backward(
     N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     BLOCK_K, blocks = max(triton.next_power_of_2(K), 16), triton.cdiv(V, BACK_COLUMNS)
     BLOCK_V, parts = max(triton.next_power_of_2(V), 16), triton.cdiv(K, min(AGAIN_CHANNELS, BLOCK_K))
-    dstates, dinitial = (
-        torch.empty_like(states),
-        torch.empty_like(dfinal, memory_format=torch.contiguous_format),
-    )
+    dfinal = dfinal.contiguous()
+    dstates, dinitial = torch.empty_like(states), torch.empty_like(dfinal)
     make = torch.empty if cu_seqlens is None else torch.zeros
     narrow: dict[str, Any] = {"dtype": v.dtype, "device": v.device}
     wide: dict[str, Any] = {"dtype": torch.float32, "device": v.device}
@@ -521,9 +592,13 @@ def chunk_backward(
     dk = make(blocks, B, T, H, K, **narrow)
     dq = make(1, B, T, H, K, **narrow)
     ddecay = make(parts, B, T, H, **wide)
-    walk_back[blocks, H, N](
-        v, do, decay, k, q, dfinal.contiguous(), written, dv, dk, dstates, dinitial,
-        cu_seqlens, states.shape[0], B * T, T, scale,
+    span = span_of(B * T, N, blocks * H)
+    spans = B * T // span + N
+    if spans > N:
+        dfinal = behind_spans(dfinal, decay, do, q, cu_seqlens, span, spans, scale)
+    walk_back[blocks, H, spans](
+        v, do, decay, k, q, dfinal, written, dv, dk, dstates, dinitial,
+        cu_seqlens, N, states.shape[0], B * T, T, span, scale,
         H=H, q_heads=q.shape[2], k_heads=k.shape[2], v_heads=v.shape[2], decay_heads=decay.shape[2], K=K,
         BLOCK_K=BLOCK_K, V=V, COLUMNS=BACK_COLUMNS, C=CHUNK, PACKED=cu_seqlens is not None, SEGMENT=SEGMENT,
         num_warps=BACK_WARPS, num_stages=BACK_STAGES,

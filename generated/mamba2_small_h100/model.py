@@ -1,4 +1,4 @@
-"""mamba2_small.
+"""mamba2_small: Mamba-2 without MLPs, for tests and first steps.
 
 1,556,760 parameters, 3,075,072 FLOPs a token in matrices.
 Memory of a sequence, activations in 2 bytes: 313,344 bytes of state.

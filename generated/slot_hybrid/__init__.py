@@ -1,8 +1,10 @@
-"""slot_hybrid. Made by archc from slot_hybrid.yaml; needs torch and nothing else.
+"""slot_hybrid: Gated slot attention and full attention, 3:1.
 
-from slot_hybrid import Model
-model = Model()
-logits = model(tokens)  # [B, T] -> [B, T, 256]
+Made by archc from slot_hybrid.yaml; needs torch and nothing else.
+
+    from slot_hybrid import Model
+    model = Model()
+    logits = model(tokens)  # [B, T] -> [B, T, 256]
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""slot_hybrid.
+"""slot_hybrid: Gated slot attention and full attention, 3:1.
+
+Zhang et al. 2024, arXiv 2409.07146
 
 783,872 parameters, 1,564,672 FLOPs a token in matrices.
 Memory of a sequence, activations in 2 bytes: 24,576 bytes of state, 256 bytes of cache a token.

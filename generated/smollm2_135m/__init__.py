@@ -1,8 +1,10 @@
-"""smollm2_135m. Made by archc from smollm2_135m.yaml; needs torch and nothing else.
+"""smollm2_135m: SmolLM2-135M.
 
-from smollm2_135m import Model
-model = Model()
-logits = model(tokens)  # [B, T] -> [B, T, 49152]
+Made by archc from smollm2_135m.yaml; needs torch and nothing else.
+
+    from smollm2_135m import Model
+    model = Model()
+    logits = model(tokens)  # [B, T] -> [B, T, 49152]
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""smollm2_135m.
+"""smollm2_135m: SmolLM2-135M.
+
+Allal et al. 2025, arXiv 2502.02737
 
 134,515,008 parameters, 268,959,744 FLOPs a token in matrices.
 Memory of a sequence, activations in 2 bytes: 23,040 bytes of cache a token.
