@@ -118,7 +118,7 @@ def run(
     for recurrence in RECURRENCES:
         case = smaller(recurrence) if device.type == "cpu" else recurrence
         module = importlib.import_module(f".{case.module}", __package__)
-        for draw in draws(case, quick):
+        for draw in draws(case, quick, device.type == "cuda"):
             yield from _guarded(
                 case.module, sizes(case), str(draw), _chunk_checks(module, case, draw, device, dtypes)
             )

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from .selftest_cases import Recurrence
 
 LENGTHS = (1, 15, 16, 17, 63, 64, 65, 127, 129, 1000)
+# Of few heads kernels walk spans of 1,024 tokens or more beside each other, and keep a state every 4,096.
+LONG = 4300
 SEQUENCES = ((0, 15, 65, 0, 129, 0), (1, 64, 1, 0, 17), (0, 0))
 
 
@@ -52,8 +54,8 @@ class Draw:
         return ", ".join([*parts, *(["continued"] if self.state else [])])
 
 
-def draws(case: Recurrence, quick: bool) -> Iterator[Draw]:
-    """All inputs for one recurrence; `quick`: a third of them."""
+def draws(case: Recurrence, quick: bool, on_gpu: bool = False) -> Iterator[Draw]:
+    """All inputs for one recurrence; `quick`: a third of them, and nothing long but on a GPU."""
     low = -5.0 if case.bounded else -50.0
     betas = (1.0, 1.99) if {"beta", "w"} & case.shapes.keys() else (None,)
     decays: tuple[float | str | None, ...] = (0.0, low, "mixed") if "decay" in case.shapes else (None,)
@@ -70,6 +72,8 @@ def draws(case: Recurrence, quick: bool) -> Iterator[Draw]:
     for lengths in SEQUENCES[:1] if quick else SEQUENCES:
         yield Draw(lengths, state=True, packed=True, tail=7)
     yield Draw((65, 65), 0.5, 1.0 if betas[0] else None, state=True)
+    if on_gpu or not quick:  # so little decays that every span depends on those before it
+        yield Draw((LONG,), decay=-0.001 if "decay" in case.shapes else None, state=True)
 
 
 def smaller(case: Recurrence) -> Recurrence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -198,3 +199,19 @@ def test_chance_is_drawn_where_the_operands_lie(folder: Path, monkeypatch: pytes
             found.append(torch.bmm(x, x))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
     assert devices == [(x.device, x.device)] * 6
+
+
+def test_on_a_gpu_one_sequence_is_walked_in_spans() -> None:
+    """It begins with a state, decays little, and has a border of kept states inside: quick runs have it as well."""
+    pytest.importorskip("triton")
+    package = "generated.gdn_hybrid_340m_h100"
+    inputs = importlib.import_module(f"{package}.selftest_inputs")
+    kernels = importlib.import_module(f"{package}.head_decay_delta_kernels")
+    case = importlib.import_module(f"{package}.selftest_cases").RECURRENCES[0]
+    programs = -(-case.shapes["v"][-1] // min(kernels.COLUMNS, kernels.BACK_COLUMNS)) * case.queries
+    for quick in (True, False):
+        long = next(draw for draw in inputs.draws(case, quick, True) if draw.lengths == (inputs.LONG,))
+        assert long.state and not long.packed
+        assert 3 * kernels.span_of(inputs.LONG, 1, programs) <= inputs.LONG
+        assert inputs.LONG > kernels.SEGMENT * kernels.CHUNK
+    assert all(max(draw.lengths) < inputs.LONG for draw in inputs.draws(case, True))
