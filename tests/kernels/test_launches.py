@@ -140,9 +140,18 @@ def test_wide_heads_have_gradients_by_kernels(target: str, kind: RecurrenceKind,
         (RecurrenceKind("value"), 128, 64, {"prepare_back", "walk_back", "walk_again"}),
         (RecurrenceKind(normalize="sum"), 128, 128, {"walk_back", "walk_again"}),
         (RecurrenceKind("head", normalize="max", log_input=True), 64, 128, {"walk_back", "walk_again"}),
-        (RecurrenceKind("head", normalize="max", log_input=True), 64, 64, set()),
+        (RecurrenceKind("head", normalize="max", log_input=True), 64, 64, {"walk_back", "walk_again"}),
+        (RecurrenceKind("head", normalize="sum"), 112, 128, set()),
     ],
-    ids=["an erase of two rows", "wide keys", "values", "a sum", "a maximum", "a maximum that does not fit"],
+    ids=[
+        "an erase of two rows",
+        "wide keys",
+        "values",
+        "a sum",
+        "a maximum",
+        "a narrow maximum",
+        "a size not seen",
+    ],
 )
 def test_gradients_have_kernels_where_a_row_was_seen_to_fit(
     kind: RecurrenceKind, K: int, V: int, roles: set[str]
