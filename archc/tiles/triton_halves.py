@@ -58,7 +58,7 @@ class HalvedLines(Lines):
     def scored(self, steps: Sequence[Step]) -> list[str]:
         """The lines of the scores that are made here, and of what they are multiplied with, behind the products."""
         self.scoring = self.of([step for step in steps if step.operation == "pair"])
-        return self.scoring
+        return list(self.scoring)
 
     def body(self, steps: Sequence[Step]) -> list[str]:
         """The lines behind the scores but the update; tiles of values are loaded behind the reads."""
@@ -104,7 +104,7 @@ class HalvedLines(Lines):
         if self.erases == "pair":
             says = "What tokens write, and what others read of that."
             phases.append(Phase("within_chunk", says, behind, len(lines)))
-        lines, functions = in_functions(lines, phases, [*update, "o_VC", "U_VC"])
+        lines, functions = in_functions(lines, phases, [*update, *carried, "o_VC", "U_VC"])
         last = outlined("next_state", "The state behind a chunk, half by half.", update, carried)
         return lines, [last.call], [*functions, last]
 
