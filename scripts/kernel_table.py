@@ -33,6 +33,7 @@ BETA = {"beta": "sigmoid(linear(x, [n_heads]))"}
 BONUS = {"bonus": "param(u, [n_heads, key_size])"}
 BOUNDED = {"decay": "-0.6 * sigmoid(linear(x, [n_heads, key_size]))"}
 PAIR = {"erase_write": "k * sigmoid(linear(x, [n_heads, key_size]))", "erase_read": "-k"}
+WEIGHT = {"log_input": "linear(x, [n_heads])"}
 CLASSES: dict[str, dict[str, str]] = {
     "no_decay": {},
     "delta": BETA,
@@ -43,6 +44,20 @@ CLASSES: dict[str, dict[str, str]] = {
     "key_decay_delta": KEY | BETA,
     "key_decay_erase_previous_bounded": BOUNDED | PAIR,
     "value_decay": {"decay_v": "logsigmoid(linear(x, [n_heads, value_size]))"},
+    "erase_previous": PAIR,
+    "head_decay_erase_previous": HEAD | PAIR,
+    "normalized_sum": {},
+    "head_decay_normalized_sum": HEAD,
+    "head_decay_normalized_max_log_input": HEAD | WEIGHT,
+    "key_decay_normalized_sum": KEY,
+}
+# What stands beside the arguments.
+SUM, MAX = ("normalize=sum", "eps=1e-6"), ("normalize=max", "eps=1e-6")
+OPTIONS = {
+    "normalized_sum": SUM,
+    "head_decay_normalized_sum": SUM,
+    "head_decay_normalized_max_log_input": MAX,
+    "key_decay_normalized_sum": SUM,
 }
 
 
@@ -51,11 +66,9 @@ def sizes_of(target: str) -> tuple[int, ...]:
     return (*SIZES, *LARGE) if target in WIDE else SIZES
 
 
-def model(
-    name: str, K: int, V: int, given: Mapping[str, str] | None = None, options: Sequence[str] = ()
-) -> Graph:
-    """A model with one layer, whose only recurrence is of a class, or has these arguments and options."""
-    given = CLASSES[name] if given is None else given
+def model(name: str, K: int, V: int, given: Mapping[str, str] | None = None) -> Graph:
+    """A model with one layer, whose only recurrence is of a class, or has these arguments."""
+    given, options = (CLASSES[name], OPTIONS.get(name, ())) if given is None else (given, ())
     arguments = ", ".join(["q, k, v", *(f"{each}={each}" for each in given), "scale=auto", *options])
     arguments += ", erase_from=previous" if "erase_read" in given else ""
     mixer = {
@@ -90,9 +103,14 @@ def recurrence_kernels(graph: Graph, target: Target) -> list[Kernel]:
 
 
 def entry(fits: Iterable[Fit], chunk: int | None = None) -> dict[str, Any]:
-    """One cell: how the class runs, and each kernel's figures. chunk: tokens of one where they are fewer than 64."""
+    """One cell: how the class runs, its gradients, and each kernel's figures.
+
+    chunk: tokens of one where they are fewer than 64.
+    """
     found = list(fits)
-    form = "torch form" if not found else "walk" if all(fit.fits for fit in found) else "E501"
+    form = "walk" if all(fit.fits for fit in found) else "E501"
+    if all(fit.role == "decode" for fit in found):
+        form = "torch form"
     if any(fit.found is None for fit in found):
         form = "E502"
     kernels: dict[str, Any] = {}
@@ -112,7 +130,8 @@ def entry(fits: Iterable[Fit], chunk: int | None = None) -> dict[str, Any]:
             }
         )
         kernels[fit.title] = figures | ({} if fit.fits else {"reason": fit.reason})
-    return {"form": form, **({"chunk": chunk} if chunk else {}), "kernels": kernels}
+    back = "walk" if any(fit.role == "walk_again" for fit in found) else "torch form"
+    return {"form": form, "gradients": back, **({"chunk": chunk} if chunk else {}), "kernels": kernels}
 
 
 def entries(target: Target, cells: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
@@ -147,10 +166,11 @@ def page(results: Mapping[str, Any]) -> str:
         "",
         f"Every class of recurrence, compiled ahead of time by Triton {results['triton']} in bf16 for every target,",
         "at K = V = the size named. A cell says how the class runs there, and of its kernels the most bytes of local",
-        "memory a thread (128 may be) and of shared memory a block. `archc kernels SPEC --target T` says the same",
-        "of a model.",
+        "memory a thread (128 may be) and of shared memory a block, those of its gradients included; where gradients",
+        "run otherwise it says so. `archc kernels SPEC --target T` says the same of a model.",
         "",
-        "- **walk**: Triton kernels that carry the state from chunk to chunk, of 64 tokens or as many as are named.",
+        "- **walk**: Triton kernels that carry the state from chunk to chunk, of 64 tokens or as many as are named;",
+        "  with few heads in spans beside each other, which is what stands here for a form parallel over chunks.",
         "- **torch form**: no kernels are made for it; the form over chunks in PyTorch runs.",
         "- **E501**: a kernel does not fit. `--allow-torch` builds the torch form instead.",
         "- **E502**: Triton does not compile a kernel, or not in the time that it has.",
@@ -201,6 +221,7 @@ def _cell(found: Mapping[str, Any] | None) -> str:
         return str(found["form"])
     stack, shared = (max(kernel[name] for kernel in figures) for name in ("stack", "shared"))
     form = f"{found['form']}, chunk {found['chunk']}" if "chunk" in found else found["form"]
+    form += ", gradients in the torch form" if found["gradients"] != "walk" else ""
     return f"{form}: {stack:,} B, {shared / 1024:.0f} KB"
 
 

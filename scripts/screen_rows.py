@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kernel_table import CLASSES, HEAD, KEY, PAIR, model, recurrence_kernels
+from kernel_table import CLASSES, KEY, PAIR, model, recurrence_kernels
 
 from archc.graph.types import Graph
 from archc.kernels.compile import triton_version, verify
@@ -26,23 +26,15 @@ from archc.kernels.recurrence import tile_facts
 from archc.kernels.report import recurrence_kinds
 from archc.kernels.targets import Target, load_target
 
-SUM, MAX = ("normalize=sum", "eps=1e-6"), ("normalize=max", "eps=1e-6")
-WEIGHT = {"log_input": "linear(x, [n_heads])"}
 STEP = {
     "decay": "-exp(param(rate, [n_heads, key_size, value_size])) * softplus(linear(x, [n_heads, value_size]))"
 }
 ENTRIES = {"decay": "logsigmoid(linear(x, [n_heads, key_size, value_size]))"}
-# Arguments and options of the classes that docs/kernels.md does not have.
-OTHERS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
-    "no_decay_sum": ({}, SUM),
-    "head_decay_sum": (HEAD, SUM),
-    "head_decay_max": (HEAD | WEIGHT, MAX),
-    "key_decay_sum": (KEY, SUM),
-    "erase_previous": (PAIR, ()),
-    "head_decay_erase_previous": (HEAD | PAIR, ()),
-    "key_decay_erase_previous": (KEY | PAIR, ()),
-    "elementwise_decay": (ENTRIES, ()),
-    "elementwise_decay_rate": (STEP, ()),
+# Arguments of the classes that docs/kernels.md does not have.
+OTHERS: dict[str, dict[str, str]] = {
+    "key_decay_erase_previous": KEY | PAIR,
+    "elementwise_decay": ENTRIES,
+    "elementwise_decay_rate": STEP,
 }
 # Sizes that a row is screened at: those of the first group of which it is taken for any.
 GROUPS: tuple[tuple[tuple[int, int], ...], ...] = (
@@ -85,7 +77,7 @@ class Screened:
 
 def graph_of_class(name: str, K: int, V: int) -> Graph:
     """A model whose only recurrence is of a class."""
-    return model(name, K, V, *OTHERS.get(name, (None, ())))
+    return model(name, K, V, OTHERS.get(name))
 
 
 def taken(target: Target, name: str, K: int, V: int) -> Iterator[tuple[int, Kernel]]:
