@@ -28,7 +28,9 @@ def test_published_start(with_parts: PARTS) -> None:
     mixer = with_parts({"use": "mamba"}, MLP, random=False).get_submodule("layers.0.mixer")
     weights = {name: value.detach() for name, value in mixer.named_parameters()}
     d_inner, dt_rank, n_layers = 96, 3, 1
-    assert torch.equal(weights["A_log"], torch.log(torch.arange(1.0, 17)).expand(d_inner, 16))
+    start = torch.log(torch.arange(1.0, 17)).expand(d_inner, 16)
+    # A vector unit may round a logarithm otherwise than what it leaves over to single steps.
+    torch.testing.assert_close(weights["A_log"], start, rtol=torch.finfo(torch.float32).eps, atol=0)
     assert torch.equal(weights["D"], torch.ones(d_inner))
     steps = F.softplus(weights["dt_bias"])
     assert 0.001 * (1 - 1e-4) <= float(steps.min()) < 0.002 and 0.05 < float(steps.max()) <= 0.1 * (1 + 1e-4)
