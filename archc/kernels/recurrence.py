@@ -182,9 +182,10 @@ def reverse_launch(
         return None
     columns = min(back.columns, max(16, _power(V)))
     cuts = (back.num_warps, back.num_stages), (again.num_warps, again.num_stages)
-    # Accumulators moved out of a loop keep their places: beside a state of so many channels there is no room for that.
+    # Accumulators moved out of a loop keep their places: beside a state of so many channels there is no room for that,
+    # nor where two rows write and two read.
     wide = _power(K) > WIDE_STATE
-    guarded = wide and target.tensor_memory > 0
+    guarded = target.tensor_memory > 0 and (wide or (kind.erase == "pair" and not has_channel_reverse(kind)))
     if has_channel_reverse(kind):
         # An exclusive read has pairs of neighbours, whose registers fewer key channels leave free.
         channels = max(16, again.channels // 2) if kind.read == "exclusive" else again.channels
