@@ -48,15 +48,16 @@ COLUMNS = 16  # of values a program: two blocks of them
 
 
 def reverse_text(kind: RecurrenceKind) -> str:
-    """The backward of a class that walks in spans."""
-    cut = (4, 1)
+    """The backward of a class that walks in spans; chunks of a general erase stand in conditions, as on the B200."""
+    cut, guarded = (4, 1), kind.erase == "pair"
     if kind.decay == "key":
-        launch = ChannelLaunch(COLUMNS, 16, cut, cut)
+        launch = ChannelLaunch(COLUMNS, 16, cut, cut, guarded)
         text_of = pair_reverse_source if kind.erase == "pair" else channel_reverse_source
         return text_of(kind, launch, ahead_by_channel(kind))
     if kind.decay == "value":
         return value_reverse_source(kind, ValueLaunch(COLUMNS, (16, 4, 1), cut, cut), ahead_by_value(kind))
-    return reverse_source(kind, ReverseLaunch(COLUMNS, cut, cut, 16, 16, several=True), ahead_by_head(kind))
+    launch = ReverseLaunch(COLUMNS, cut, cut, 16, 16, several=True, guarded=guarded)
+    return reverse_source(kind, launch, ahead_by_head(kind))
 
 
 @pytest.fixture
