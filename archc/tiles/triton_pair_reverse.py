@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import Step
+from archc.tiles.triton_channel_again import Again
 from archc.tiles.triton_channel_reverse import (
-    Again,
     ChannelLaunch,
     channel_reverse_source,
     has_channel_reverse,
