@@ -20,7 +20,6 @@ from archc.tiles.triton_channel_reverse import ChannelLaunch, channel_reverse_so
 from archc.tiles.triton_decode import decode_source
 from archc.tiles.triton_elementwise import GROUP, TokenLaunch, elementwise_source, kept
 from archc.tiles.triton_halves import has_halves
-from archc.tiles.triton_pair_reverse import has_pair_reverse, pair_reverse_source
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, Walk, kernels, walk_form
 from archc.tiles.triton_spans_back import ahead_by_channel, ahead_by_head, ahead_by_value
@@ -216,8 +215,7 @@ def source_of(kind: RecurrenceKind, name: str, sizes: Sequence[tuple[int, int]],
     back = reverse_launch(kind, sizes, target) if sizes else None
     reverse, spans = "", "carry" in cut
     if isinstance(back, ChannelLaunch):
-        by_channel = pair_reverse_source if has_pair_reverse(kind) else channel_reverse_source
-        reverse = by_channel(kind, back, ahead_by_channel(kind) if spans else None)
+        reverse = channel_reverse_source(kind, back, ahead_by_channel(kind) if spans else None)
     elif isinstance(back, ValueLaunch):
         reverse = value_reverse_source(kind, back, ahead_by_value(kind) if spans else None)
     elif back is not None:

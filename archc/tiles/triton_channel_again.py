@@ -13,6 +13,7 @@ from archc.tiles.triton_channel_lines import ChannelLines, View
 from archc.tiles.triton_functions import in_functions
 from archc.tiles.triton_lines import load_line
 from archc.tiles.triton_source import INPUTS
+from archc.tiles.triton_squares import gradient_line, shares_squares
 
 
 class Again(ChannelLines):
@@ -29,15 +30,18 @@ class Again(ChannelLines):
     def view(self) -> View:
         self.reads_and_pairs()
         first = len(self.out)
+        self.let_go()
         self.decay()
         self.phase("decay_gradients", "What the log decays receive, and anchor behind the chunk.", first)
         first = len(self.out)
+        self.let_go()
         self.untouched()
         if self.kind.erase == "pair":
             self.phase(
                 "near_gradients", "What rows that write receive from pairs that no decay touches.", first
             )
         self.finish()
+        self.let_go()
         self.update()
         opening = [self.open(tile) for tile in (*self.loaded, *self.stored) if not tile.endswith("_C")]
         constants = ["H", *self.heads(), "K", "CHANNELS", "V", "BLOCK_V", "C", "PACKED", "SEGMENT"]
@@ -46,6 +50,11 @@ class Again(ChannelLines):
         return View(self.names(), made, constants, opening, lines, [], [], functions)
 
     # Memory.
+
+    def let_go(self) -> None:
+        """Load again what is used again: with an erase of two rows there is no room for them in between."""
+        if self.kind.erase == "pair":
+            self.here.clear()
 
     def open(self, tile: str) -> str:
         name, axes = tile.rsplit("_", 1)
@@ -61,6 +70,24 @@ class Again(ChannelLines):
                 self.out.append("inside_C = start + tl.arange(0, C) < end")
             self.out.append(self.load_line(tile))
         return tile
+
+    def gradient(self, P: Step) -> str:
+        """The gradient of a score, `[C, J]`, of which pairs of earlier tokens are right."""
+        tile = f"d{P.result}_CJ"
+        if not shares_squares(self.kind):
+            return self.load(tile)
+        if tile not in self.here:
+            self.here.add(tile)
+            line, square = gradient_line(f"d{P.result}")
+            self.loaded.setdefault(square)
+            self.out.append(line)
+        return tile
+
+    def diagonal(self, P: Step) -> str:
+        """The tile that has pairs of a token with itself on its diagonal."""
+        if not shares_squares(self.kind):
+            return self.load(f"d{P.result}_CJ")
+        return self.load("dr_scores_CJ") if P.result == "qw" else self.gradient(P)
 
     def load_line(self, tile: str) -> str:
         name, axes = tile.rsplit("_", 1)
@@ -132,7 +159,7 @@ class Again(ChannelLines):
             if self.own(P):
                 self.put(dx, f"own_{P.result}_C1 * {self.rows(P.operands[1])}", P)
             elif P.operands[0].exponent == "<":
-                self.put(dx, f"dot({self.near(P)}, {self.rows(P.operands[1])})", P)
+                self.put(dx, self.near_read(P), P)
         if dx in ("dq_CK", "dr_CK"):
             self.store(dx)
 
@@ -140,11 +167,11 @@ class Again(ChannelLines):
         """What pairs give to rows that a decay parts."""
         left, right = P.operands
         before = left.exponent == "<"
-        gradient = self.load(f"d{P.result}_CJ")
         if self.own(P):
-            own = f"tl.sum(tl.where(j_1J == c_C1, {gradient}, 0.0), 1)"
+            own = f"tl.sum(tl.where(j_1J == c_C1, {self.diagonal(P)}, 0.0), 1)"
             self.out.append(f"own_{P.result}_C1 = {own}.to(tl.float32)[:, None]")
-        elif before:
+        gradient = self.gradient(P)
+        if before:
             gradient = f"tl.where(j_1J + 1 < c_C1, {gradient}, 0.0)"
         given = f"{gradient}, {self.rows(left)}, {self.rows(right)}, decay_CK, {before}, C"
         self.out.append(f"read_CK, write_CK = pair_gradients({given})  # {P.number}")
@@ -153,7 +180,26 @@ class Again(ChannelLines):
 
     def near(self, P: Step) -> str:
         """Gradients of pairs of a token with the one before it."""
-        return f"tl.where(j_1J + 1 == c_C1, {self.load(f'd{P.result}_CJ')}, 0.0).to(dtype)"
+        return f"tl.where(j_1J + 1 == c_C1, {self.gradient(P)}, 0.0).to(dtype)"
+
+    def near_read(self, P: Step) -> str:
+        """What such pairs give to the row that reads."""
+        if not shares_squares(self.kind):
+            return f"dot({self.near(P)}, {self.rows(P.operands[1])})"
+        return f"{self.near_number(P, 1)} * {P.operands[1].base}_tiles.load([start - 1, channel])"
+
+    def near_write(self, P: Step) -> str:
+        """What they give to the row that writes, which the next token reads."""
+        if not shares_squares(self.kind):
+            return f"dot(tl.trans({self.near(P)}), {self.rows(P.operands[0])})"
+        return f"{self.near_number(P, 0)} * {P.operands[0].base}_tiles.load([start + 1, channel])"
+
+    def near_number(self, P: Step, axis: int) -> str:
+        """One number a token: of the token that reads, or of the one that wrote."""
+        name = f"{('next', 'near')[axis]}_{P.result}_C1"
+        near = f"tl.where(j_1J + 1 == c_C1, {self.gradient(P)}, 0.0)"
+        self.out.append(f"{name} = tl.sum({near}, {axis}).to(tl.float32)[:, None]")
+        return name
 
     def decay(self) -> None:
         """What the decay receives, before pairs join that it does not touch."""
@@ -192,7 +238,7 @@ class Again(ChannelLines):
             if self.own(P):
                 self.put(dy, f"own_{P.result}_C1 * {self.rows(P.operands[0])}", P)
             elif P.operands[0].exponent == "<":
-                self.put(dy, f"dot(tl.trans({self.near(P)}), {self.rows(P.operands[0])})", P)
+                self.put(dy, self.near_write(P), P)
 
     def finish(self) -> None:
         """Write the gradients; roles of one row come together."""

@@ -11,6 +11,7 @@ from archc.tiles.reverse import reverse
 from archc.tiles.triton_functions import Function, Phase
 from archc.tiles.triton_lines import load_line
 from archc.tiles.triton_source import INPUTS
+from archc.tiles.triton_squares import SQUARES, score_lines, shares_squares
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,13 @@ class ChannelLines:
 
     def load(self, tile: str) -> str:
         """A tile that was made, or comes from memory."""
-        if tile not in self.made and tile not in self.loaded:
+        name = tile.rsplit("_", 1)[0]
+        if tile not in self.made and name in SQUARES and shares_squares(self.kind):
+            lines, squares = score_lines(self.kind, name)
+            self.out += lines
+            self.loaded |= dict.fromkeys(squares)
+            self.made[tile] = None
+        elif tile not in self.made and tile not in self.loaded:
             self.loaded[tile] = None
             self.out.append(self.load_line(tile))
         return tile

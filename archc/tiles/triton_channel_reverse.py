@@ -1,9 +1,8 @@
 """Print the reverse of a tile program with a decay per key channel as two Triton kernels.
 
-The forward has kept its scores; those of an erase of two rows are made again by its `prepare`. `walk_back` carries dS
-from the end of a sequence to its start: gradients of values and of scores, and of the rows that write as far as they
-come through dS; it is cut along V. Then `walk_again` carries S from the start of every segment and makes all else; it
-is cut along K.
+The forward has kept its scores. `walk_back` carries dS from the end of a sequence to its start: gradients of values and
+of scores, and of the rows that write as far as they come through dS; it is cut along V. Then `walk_again` carries S
+from the start of every segment and makes all else; it is cut along K.
 
 A decay receives what is read through it, less what pairs write from its token on, writes into the state before it,
 and e^G_end <S, dS_next>, channel by channel. The last is known exactly where a segment starts, and is carried from
@@ -24,8 +23,9 @@ from archc.tiles.triton_channel_again import Again
 from archc.tiles.triton_channel_lines import ChannelLines, View
 from archc.tiles.triton_functions import in_functions
 from archc.tiles.triton_lines import FACTORS, factor_lines, row_line, scores_kept
-from archc.tiles.triton_source import buffer_line, constants_given, open_lines, walk_form
+from archc.tiles.triton_source import open_lines, walk_form
 from archc.tiles.triton_spans import Ahead
+from archc.tiles.triton_squares import ABOVE, shares_squares, square_of_gradients
 from archc.tiles.views import arguments, public_facts
 
 
@@ -52,33 +52,29 @@ def channel_reverse_source(
     kind: RecurrenceKind,
     launch: ChannelLaunch,
     ahead: Ahead | None = None,
-    printer: type[Again] | None = None,
-    template: str = "recurrence/kernels_channel_reverse.py.jinja",
 ) -> str:
     """The text of `walk_back`, `walk_again` and their launcher `chunk_backward`, for the module of the forward kernels.
 
     `chunk_backward` has the arguments and results of that of the torch form, with the states that the forward kernels
-    keep. ahead: what finds how spans follow each other, without which sequences are walked whole. printer: of
-    `walk_again`, with its template, where a class needs another one. Raises ValueError for a class without these
-    kernels.
+    keep. ahead: what finds how spans follow each other, without which sequences are walked whole. Raises ValueError
+    for a class without these kernels.
     """
     if not has_channel_reverse(kind):
         raise ValueError(f"no reverse kernels by channel for a decay of the class {kind.core().decay}")
     found = arguments(kind)
     facts = public_facts(kind, found)
-    back, again = channel_kernels(kind, printer)
+    back, again = channel_kernels(kind)
     form = walk_form(kind)
-    assert form.prepare is not None
     inputs = [argument.name for argument in found]
     products = ("do", "k", "v", "w", "r")  # rows that meet in a product have one type
     made = [*back.made, *again.made]
     view = {
         "launch": launch,
         "ahead": ahead,
-        "halvings": kind.chunk.bit_length() - 1,
         "back": back,
         "again": again,
         "inputs": inputs,
+        "squares": shares_squares(kind),
         "typed": facts["typed"],
         "typed_kept": "".join(f"{name}: Tensor, " for name in (*form.kept, *form.scores)),
         "heads": facts["heads"],
@@ -86,9 +82,6 @@ def channel_reverse_source(
             _each([name for name in ("do", *inputs) if name in products], "{0}.to(q.dtype).contiguous()"),
             _each([name for name in ("dfinal", *inputs) if name not in products], "{0}.contiguous()"),
         ],
-        "kept_all": bool(form.scores),
-        "buffers": [buffer_line(name, axes) for name, axes in form.buffers.items()],
-        "prepare": [*form.prepare.arguments, "cu_seqlens", "N", "T", *constants_given(form.prepare)],
         "values": _made([name for name in made if name in ("dv", "dE")], "V"),
         "parts": {name: "CHUNK" if name in back.scores else "K" for name in (*back.states, *back.scores)},
         "rows": _made([name for name in made if name in ("dq", "dk", "dw", "dr")], "K"),
@@ -96,7 +89,7 @@ def channel_reverse_source(
         "later": any("later(" in line for line in (*again.lines, *(f.text for f in again.functions))),
         "gradient": {name: "dE" if name == "v" and "dv" not in made else f"d{name}" for name in inputs},
     }
-    return environment().get_template(template).render(view)
+    return environment().get_template("recurrence/kernels_channel_reverse.py.jinja").render(view)
 
 
 def _each(names: list[str], text: str) -> str:
@@ -112,9 +105,9 @@ def _made(names: list[str], width: str) -> str:
     return f"{', '.join(names)} = {text}"
 
 
-def channel_kernels(kind: RecurrenceKind, printer: type[Again] | None = None) -> tuple[View, View]:
+def channel_kernels(kind: RecurrenceKind) -> tuple[View, View]:
     """The two kernels of a class, `walk_back` and `walk_again`."""
-    return ChannelBack(kind).view(), (printer or Again)(kind).view()
+    return ChannelBack(kind).view(), Again(kind).view()
 
 
 def _given(name: str) -> str:
@@ -163,12 +156,18 @@ class ChannelBack(ChannelLines):
         for base in (*states, *scores):
             part = f"{base} + block.to(tl.int64) * total * H * {'C' if base in scores else 'K'}"
             opening = [line.replace(f"tokens({base},", f"tokens({part},") for line in opening]
+        text = "\n".join(self.out)
+        for name, pairs in (("j_J1", "j_J1, c_1C"), ("c_C1", "c_C1, j_1J")):
+            if name in text:
+                opening.insert(0, f"{pairs} = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]")
         made = [tile.rsplit("_", 1)[0] for tile in self.stored]
         lines, functions = in_functions(self.out, self.phases, ["dS_VK"])
         return View(self.names(), made, constants, opening, lines, states, scores, functions)
 
     def score_gradients(self) -> list[str]:
         """dP = dz y^T, which `walk_again` needs for every block of key channels."""
+        if shares_squares(self.kind):
+            return self.squares_of_gradients()
         made: list[str] = []
         for step in self.steps if scores_kept(self.kind) else ():
             if step.operation == "pair":
@@ -181,6 +180,22 @@ class ChannelBack(ChannelLines):
                 self.out.append(f"{name}_tiles.store([start, 0], {name}_CJ.to({name}.dtype.element_ty))")
                 made.append(name)
         return made
+
+    def squares_of_gradients(self) -> list[str]:
+        """The same of scores that share squares: what is above the diagonal is made as y dz^T."""
+        first = len(self.out)
+        for square, operand in (("dq_scores", "do"), ("dr_scores", "dE")):
+            for step in self.steps:
+                if step.operation == "pair" and step.operands[0].base == operand:
+                    dz, y = self.narrow(step.operands[0]), self.load(f"{step.operands[1].base}_VC")
+                    rows, columns = (y, dz) if step.result[1:] in ABOVE else (dz, y)
+                    axes = "JC" if rows == y else "CJ"
+                    self.put(f"{step.result}_{axes}", f"dot(tl.trans({rows}), {columns})", step)
+            self.out += square_of_gradients(self.kind, square)
+            self.stored[f"{square}_JC"] = None  # a row of memory is a token that reads
+            self.out.append(f"{square}_tiles.store([start, 0], {square}_CJ.to({square}.dtype.element_ty))")
+        self.phase("score_gradients", "What scores receive, in squares as the scores themselves.", first)
+        return ["dq_scores", "dr_scores"]
 
     def values(self) -> None:
         """dv and dU = P^T dz + x dS, then dE = X^T dU."""
