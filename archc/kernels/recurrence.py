@@ -23,6 +23,7 @@ from archc.tiles.triton_halves import has_halves
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, Walk, kernels, walk_form
 from archc.tiles.triton_spans_back import ahead_by_channel, ahead_by_head, ahead_by_value
+from archc.tiles.triton_squares import shares_squares
 from archc.tiles.triton_value_reverse import ValueLaunch, has_value_reverse, value_reverse_source
 from archc.tiles.views import arguments
 
@@ -185,6 +186,8 @@ def reverse_launch(
     wide = _power(K) > WIDE_STATE
     guarded = wide and target.tensor_memory > 0
     if has_channel_reverse(kind):
+        # Nor is there beside the gradients of two squares of scores.
+        guarded = guarded or (shares_squares(kind) and target.tensor_memory > 0)
         # An exclusive read has pairs of neighbours, whose registers fewer key channels leave free.
         channels = max(16, again.channels // 2) if kind.read == "exclusive" else again.channels
         return ChannelLaunch(columns, min(channels, max(16, _power(K))), *cuts, guarded=guarded)
