@@ -13,7 +13,7 @@ from archc.tiles.triton_channel_lines import ChannelLines, View
 from archc.tiles.triton_functions import in_functions
 from archc.tiles.triton_lines import load_line
 from archc.tiles.triton_source import INPUTS
-from archc.tiles.triton_squares import gradient_line, shares_squares
+from archc.tiles.triton_squares import ABOVE, GRADIENTS, shares_squares
 
 
 class Again(ChannelLines):
@@ -76,11 +76,12 @@ class Again(ChannelLines):
         tile = f"d{P.result}_CJ"
         if not shares_squares(self.kind):
             return self.load(tile)
+        square = self.load(f"{GRADIENTS[P.result]}_CJ")
+        if P.result not in ABOVE:
+            return square
         if tile not in self.here:
             self.here.add(tile)
-            line, square = gradient_line(f"d{P.result}")
-            self.loaded.setdefault(square)
-            self.out.append(line)
+            self.out.append(f"{tile} = tl.trans({square})")
         return tile
 
     def diagonal(self, P: Step) -> str:

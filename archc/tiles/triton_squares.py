@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from archc.tiles.kind import RecurrenceKind
 
-# score -> its square; those above the diagonal; the other one of a square.
+# Scores and their squares, and the scores that are above the diagonal; the same of gradients, where X has come from rw.
 SQUARES = {"X": "r_scores", "rk": "r_scores", "qk": "q_scores", "qw": "q_scores"}
+GRADIENTS = {"rw": "dr_scores", "rk": "dr_scores", "qk": "dq_scores", "qw": "dq_scores"}
 ABOVE = ("rk", "qw")
 
 
@@ -62,14 +63,3 @@ def square_of_gradients(kind: RecurrenceKind, square: str) -> list[str]:
         return [*([own] if inclusive else []), f"dq_scores_CJ = {made}"]
     above = "tl.where(j_1J == c_C1, own_1J, drk_JC)" if inclusive else "drk_JC"
     return [f"dr_scores_CJ = tl.where(j_1J < c_C1, drw_CJ, {above})"]
-
-
-def gradient_line(name: str) -> tuple[str, str]:
-    """The line that loads the gradient of a score, `[C, J]`, with that of another one above the diagonal.
-
-    And the tile that it loads. `pair_gradients` takes no pairs but those of earlier tokens.
-    """
-    square = "dr_scores" if name in ("drw", "drk") else "dq_scores"
-    load = f"{square}_tiles.load([start, 0])"
-    text = f"tl.trans({load})" if name[1:] in ABOVE else load
-    return f"{name}_CJ = {text}", f"{square}_CJ"

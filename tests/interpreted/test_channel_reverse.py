@@ -198,7 +198,7 @@ def test_a_wrong_line_is_found(line: str, wrong: str, folder: Path) -> None:
         ("own_1J, drk_JC", "drk_JC, drk_JC"),
         ("tl.trans(q_scores_tiles.load([start, 0])), 0.0", "q_scores_tiles.load([start, 0]), 0.0"),
         ("(j_J1 == c_1C).to(dtype)", "(j_J1 > c_1C).to(dtype)"),
-        ("dqw_CJ = tl.trans(", "dqw_CJ = ("),
+        ("drk_CJ = tl.trans(", "drk_CJ = ("),
     ],
 )
 def test_a_wrong_line_of_an_erase_of_two_rows_is_found(line: str, wrong: str, folder: Path) -> None:
