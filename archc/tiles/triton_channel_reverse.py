@@ -200,11 +200,10 @@ class ChannelBack(ChannelLines):
     def values(self) -> None:
         """dv and dU = P^T dz + x dS, then dE = X^T dU."""
         steps = self.steps
-        if shares_squares(
-            self.kind
-        ):  # what reads dS comes first, and one sum is open at a time: scores are masked
-            last = {"read": 0, "apply": 1, "solve": 2}
-            steps = sorted(steps, key=lambda step: (step.result == "dv", last.get(step.operation, 0)))
+        if shares_squares(self.kind):
+            # Masks of scores take registers: dS is read before them, and one sum is open at a time.
+            place = {"read": 0, "apply": 1, "solve": 2}
+            steps = tuple(sorted(steps, key=lambda step: (step.result == "dv", place.get(step.operation, 0))))
         for step in steps:
             target = f"{step.result}_VC"
             if step.operation == "apply" and step.operands[0].base in self.scores:

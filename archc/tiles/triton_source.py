@@ -24,7 +24,7 @@ from archc.tiles.triton_lines import (
 )
 from archc.tiles.triton_normaliser import Normaliser, normaliser
 from archc.tiles.triton_spans import Ahead, ahead_of
-from archc.tiles.triton_squares import SQUARES, shares_squares, square_lines, square_of
+from archc.tiles.triton_squares import LAST, shares_squares, square_lines, square_of
 from archc.tiles.views import TITLES, definition, kernel_arguments, public_facts
 
 INPUTS = ("q", "k", "v", "decay", "beta", "w", "r", "weight", "floor")
@@ -277,12 +277,13 @@ def _prepare_lines(first: Lines, steps: Sequence[Step], written: Sequence[str]) 
     """
     sources = {row.base for step in steps if step.operation == "invert" for row in step.operands}
     groups = _groups(steps, first.blocked)
-    shared = shares_squares(
-        first.kind
-    )  # then the square with the inverse has a part of the other scores as well
+    shared = shares_squares(first.kind)
 
     def place(group: list[Step]) -> int:
-        """Where a group stands: what the inverse needs, the inverse, the rest."""
+        """Where a group stands: what the inverse needs, the inverse, the rest.
+
+        The rest comes first where the square of the inverse has a diagonal from there.
+        """
         if group[0].operation == "invert":
             return 1
         return 0 if sources & {step.result for step in group} else -1 if shared else 2
@@ -328,7 +329,8 @@ def _prepare_lines(first: Lines, steps: Sequence[Step], written: Sequence[str]) 
         else:
             show(first.of(group), behind)
         for tile in written:
-            if tile.rsplit("_", 1)[0] in names or (shared and _completed(tile, names)):
+            base = tile.rsplit("_", 1)[0]
+            if (LAST.get(base) if shared else base) in names:
                 show(_store(first, tile), behind)
         if group[0].operation == "invert" or (group[0].operation == "pair" and not names & sources):
             end_pass()
@@ -339,12 +341,6 @@ def _prepare_lines(first: Lines, steps: Sequence[Step], written: Sequence[str]) 
     end_pass()
     first.loaded.update(loaded)
     return lines
-
-
-def _completed(tile: str, names: set[str]) -> bool:
-    """Whether a square of scores is complete with these."""
-    last = {"r_scores_JC": "X", "q_scores_JC": "qw"}
-    return last.get(tile) in names
 
 
 def _groups(steps: Sequence[Step], blocked: bool) -> list[list[Step]]:
@@ -483,7 +479,7 @@ def _store(first: Lines, tile: str) -> list[str]:
             "tl.store(at_K, tl.sum(decay_CK, 0), mask=channel_K < K)",
         ]
     name = buffer_name(tile)
-    squares = square_lines(first.kind, base) if base in SQUARES.values() else []
+    squares = square_lines(first.kind, base) if base in LAST else []
     if axes == "CK":
         row, factor = base.rsplit("_", 1)
         first.load(f"{row}_CK")

@@ -14,6 +14,7 @@ from archc.tiles.kind import RecurrenceKind
 SQUARES = {"X": "r_scores", "rk": "r_scores", "qk": "q_scores", "qw": "q_scores"}
 GRADIENTS = {"rw": "dr_scores", "rk": "dr_scores", "qk": "dq_scores", "qw": "dq_scores"}
 ABOVE = ("rk", "qw")
+LAST = {"q_scores": "qw", "r_scores": "X"}  # the score with which a square can be put together
 
 
 def shares_squares(kind: RecurrenceKind) -> bool:
