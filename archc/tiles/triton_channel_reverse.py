@@ -150,7 +150,10 @@ class ChannelBack(ChannelLines):
                 self.put(f"{step.result}_CK", f"dot(tl.trans({y}), dS_VK.to(dtype))", step)
                 self.store(f"{step.result}_CK")
                 states.append(step.result)
+        first = len(self.out)
         self.update()
+        if shares_squares(self.kind):
+            self.phase("dS_before", "The gradient of the state ahead of a chunk.", first)
         constants = ["H", *self.heads(), "K", "BLOCK_K", "V", "COLUMNS", "C", "PACKED", "SEGMENT"]
         opening = open_lines([*self.loaded, *self.stored])
         for base in (*states, *scores):
