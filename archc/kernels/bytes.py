@@ -16,7 +16,6 @@ from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import SEGMENT
 from archc.tiles.triton_channel_reverse import channel_kernels
-from archc.tiles.triton_pair_reverse import PairAgain, has_pair_reverse
 from archc.tiles.triton_source import walk_form
 from archc.tiles.triton_spans import Ahead
 from archc.tiles.triton_spans_back import ahead_by_channel, ahead_by_head, ahead_by_value
@@ -223,7 +222,7 @@ def planned_by_channel(
 ) -> dict[str, float]:
     """Bytes of each kernel of the backward of a class with a decay along K, likewise: with one block of V and of K."""
     form, C = walk_form(kind), kind.chunk
-    back, again = channel_kernels(kind, PairAgain if has_pair_reverse(kind) else None)
+    back, again = channel_kernels(kind)
     letters = {"CC": itemsize * C, "CK": itemsize * K, "CV": itemsize * V, "K": 4 * K / C}
     size = {name: letters[axes] for name, axes in form.buffers.items()}
     size |= dict.fromkeys(back.scores, letters["CC"])
@@ -234,9 +233,7 @@ def planned_by_channel(
     once = (4 * K * V + 4 * K) / (
         segment * C
     )  # the state of a segment, and what its decays are anchored with
-    ahead = {} if form.scores else {"prepare": planned(kind, K, V, itemsize, segment)["prepare"]}
     found = {
-        **ahead,
         "walk_back": sum(size[name] for name in (*back.loaded, *back.made)) + once,
         "walk_again": sum(size[name] for name in (*again.loaded, *again.made)) + once,
     }

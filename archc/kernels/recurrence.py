@@ -20,7 +20,6 @@ from archc.tiles.triton_channel_reverse import ChannelLaunch, channel_reverse_so
 from archc.tiles.triton_decode import decode_source
 from archc.tiles.triton_elementwise import GROUP, TokenLaunch, elementwise_source, kept
 from archc.tiles.triton_halves import has_halves
-from archc.tiles.triton_pair_reverse import has_pair_reverse, pair_reverse_source
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, Walk, kernels, walk_form
 from archc.tiles.triton_spans_back import ahead_by_channel, ahead_by_head, ahead_by_value
@@ -185,7 +184,7 @@ def reverse_launch(
     # Accumulators moved out of a loop keep their places: beside a state of so many channels there is no room for that,
     # nor where two rows write and two read.
     wide = _power(K) > WIDE_STATE
-    guarded = target.tensor_memory > 0 and (wide or (kind.erase == "pair" and not has_channel_reverse(kind)))
+    guarded = target.tensor_memory > 0 and (wide or kind.erase == "pair")
     if has_channel_reverse(kind):
         # An exclusive read has pairs of neighbours, whose registers fewer key channels leave free.
         channels = max(16, again.channels // 2) if kind.read == "exclusive" else again.channels
@@ -217,8 +216,7 @@ def source_of(kind: RecurrenceKind, name: str, sizes: Sequence[tuple[int, int]],
     back = reverse_launch(kind, sizes, target) if sizes else None
     reverse, spans = "", "carry" in cut
     if isinstance(back, ChannelLaunch):
-        by_channel = pair_reverse_source if has_pair_reverse(kind) else channel_reverse_source
-        reverse = by_channel(kind, back, ahead_by_channel(kind) if spans else None)
+        reverse = channel_reverse_source(kind, back, ahead_by_channel(kind) if spans else None)
     elif isinstance(back, ValueLaunch):
         reverse = value_reverse_source(kind, back, ahead_by_value(kind) if spans else None)
     elif back is not None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import Row, Step, TileProgram
+from archc.tiles.triton_squares import SQUARES, score_lines, shares_squares
 
 # The decay factor that belongs to an exponent, and the exponent's argument per token.
 FACTORS = {"+": "in", "<": "before", "-": "out"}
@@ -33,12 +33,9 @@ def walks_decay_rows(kind: RecurrenceKind) -> bool:
 def scores_kept(kind: RecurrenceKind) -> list[str]:
     """The scores that kernels of the backward have from the forward, since a decay along K makes them dear.
 
-    An erase of two rows has three of them, which is too much to keep.
+    With an erase the inverse is kept in any case; of an erase of two rows the others share squares with these two.
     """
-    if kind.core().decay != "key" or kind.erase == "pair":
-        return []
-    program = forward(kind)
-    return [step.operands[0].base for step in program.steps if step.operation == "apply"]
+    return ["qk"] if kind.core().decay == "key" else []
 
 
 def row_line(base: str, factor: str, part: str = "") -> str:
@@ -197,6 +194,11 @@ class Lines:
 
     def scores(self, name: str) -> str:
         """Scores `[J, C]`: made here, or by `prepare`."""
+        if name not in self.made and name in SQUARES and shares_squares(self.kind):
+            lines, squares = score_lines(self.kind, name)
+            self.waiting += lines
+            self.loaded |= dict.fromkeys(squares)
+            self.made.add(name)
         return f"{name}_JC" if name in self.made else self.load(f"{name}_JC")
 
     def decay_between(self, pair: Step) -> str:

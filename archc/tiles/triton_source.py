@@ -24,6 +24,7 @@ from archc.tiles.triton_lines import (
 )
 from archc.tiles.triton_normaliser import Normaliser, normaliser
 from archc.tiles.triton_spans import Ahead, ahead_of
+from archc.tiles.triton_squares import LAST, shares_squares, square_lines, square_of
 from archc.tiles.views import TITLES, definition, kernel_arguments, public_facts
 
 INPUTS = ("q", "k", "v", "decay", "beta", "w", "r", "weight", "floor")
@@ -167,6 +168,7 @@ def _chunk_view(
         ],
         "typed_by": form.typed_by,
         "decays_rows": walks_decay_rows(kind),
+        "squares": shares_squares(kind),
         "prepare_launch": _prepare_launch(form),
         "walk_launch": _walk_launch(form),
         "ahead": form.ahead if "carry" in launches else None,
@@ -234,8 +236,8 @@ def walk_form(kind: RecurrenceKind, halves: bool = False) -> Walk:
             functions=functions,
         ),
         buffers,
-        [name for name in ("U", "X") if name in program.axes],
-        scores_kept(kind),
+        [square_of(kind, name) for name in ("U", "X") if name in program.axes],
+        [square_of(kind, name) for name in scores_kept(kind)],
         solved,
         helpers,
         beside,
@@ -275,11 +277,18 @@ def _prepare_lines(first: Lines, steps: Sequence[Step], written: Sequence[str]) 
     """
     sources = {row.base for step in steps if step.operation == "invert" for row in step.operands}
     groups = _groups(steps, first.blocked)
-    groups.sort(
-        key=lambda group: (
-            0 if sources & {s.result for s in group} else 1 if group[0].operation == "invert" else 2
-        )
-    )
+    shared = shares_squares(first.kind)
+
+    def place(group: list[Step]) -> int:
+        """Where a group stands: what the inverse needs, the inverse, the rest.
+
+        The rest comes first where the square of the inverse has a diagonal from there.
+        """
+        if group[0].operation == "invert":
+            return 1
+        return 0 if sources & {step.result for step in group} else -1 if shared else 2
+
+    groups.sort(key=place)
     lines: list[str] = []
     sums: list[str] = []
     inside: list[str] = []  # for each block of key channels
@@ -320,11 +329,12 @@ def _prepare_lines(first: Lines, steps: Sequence[Step], written: Sequence[str]) 
         else:
             show(first.of(group), behind)
         for tile in written:
-            if tile.rsplit("_", 1)[0] in names:
+            base = tile.rsplit("_", 1)[0]
+            if (LAST.get(base) if shared else base) in names:
                 show(_store(first, tile), behind)
         if group[0].operation == "invert" or (group[0].operation == "pair" and not names & sources):
             end_pass()
-    made = {step.result for step in steps}
+    made = {square_of(first.kind, step.result) for step in steps}
     for tile in written:
         if tile.rsplit("_", 1)[0] not in made:
             show(_store(first, tile), inside)
@@ -469,6 +479,7 @@ def _store(first: Lines, tile: str) -> list[str]:
             "tl.store(at_K, tl.sum(decay_CK, 0), mask=channel_K < K)",
         ]
     name = buffer_name(tile)
+    squares = square_lines(first.kind, base) if base in LAST else []
     if axes == "CK":
         row, factor = base.rsplit("_", 1)
         first.load(f"{row}_CK")
@@ -477,4 +488,7 @@ def _store(first: Lines, tile: str) -> list[str]:
         made = first.factor(f"{factor}_CK", f"tl.exp({exponent})")
         return [f"{name}_tiles.store([start, channel], ({row}_CK * {made}).to({row}_CK.dtype))"]
     column = "column" if axes == "VC" else "0"
-    return [f"{name}_tiles.store([start, {column}], tl.trans({tile}).to({name}.dtype.element_ty))"]
+    return [
+        *squares,
+        f"{name}_tiles.store([start, {column}], tl.trans({tile}).to({name}.dtype.element_ty))",
+    ]

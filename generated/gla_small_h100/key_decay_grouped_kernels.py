@@ -523,38 +523,48 @@ def walk_back(
 
 
 @triton.jit
+def rows_of(x_CK, row_R):
+    """The rows that are named."""
+    return tl.gather(x_CK, tl.broadcast_to(row_R[:, None], [row_R.shape[0], x_CK.shape[1]]), 0)
+
+
+@triton.jit
 def pair_gradients(dP_CJ, x_CK, y_CK, decay_CK, BEFORE: tl.constexpr, C: tl.constexpr):
     """Gradients of x and y by those of `P_ij = sum_k x_ik y_jk e^(G_ik - G_jk)`, j < i; BEFORE: without decay_ik.
 
-    As the pairs themselves: a block of 16 rows meets all before it with the decay counted from its own border, and
-    within a block rows of second halves meet columns of first ones, and halves are halved again.
+    Blocks are halved again and again: rows of a second half meet those of the first with the decay counted from the
+    border between them. Down to halves of 16 tokens the rows that meet are put beside each other, C/2 of either kind;
+    smaller ones meet within blocks of 16.
     """
     B: tl.constexpr = C // 16
     K: tl.constexpr = decay_CK.shape[1]
     dtype: tl.constexpr = x_CK.dtype
-    b_B, i_I, c_C1 = tl.arange(0, B), tl.arange(0, 16), tl.arange(0, C)[:, None]
+    b_B, i_I, c_C, r_R = tl.arange(0, B), tl.arange(0, 16), tl.arange(0, C), tl.arange(0, C // 2)
     G_CK = tl.cumsum(decay_CK, 0)
     above_CK = G_CK - decay_CK if BEFORE else G_CK
     dx_CK, dy_CK = tl.zeros([C, K], tl.float32), tl.zeros([C, K], tl.float32)
+    half = C // 2
+    while half > 8:
+        first_R = r_R // half * 2 * half + r_R % half
+        met_RR = r_R[:, None] // half == r_R[None, :] // half
+        dP_RR = tl.where(met_RR, rows_of(tl.trans(rows_of(dP_CJ, first_R + half)), first_R), 0.0).to(dtype)
+        second_C1 = (c_C // half % 2 == 1)[:, None]
+        border_CK = rows_of(G_CK, c_C // (2 * half) * 2 * half + half - 1)
+        near_CK = tl.exp(tl.where(second_C1, above_CK - border_CK, border_CK - G_CK))
+        dx_RK = dot(tl.trans(dP_RR), rows_of((y_CK * near_CK).to(dtype), first_R))
+        dy_RK = dot(dP_RR, rows_of((x_CK * near_CK).to(dtype), first_R + half))
+        back_C = c_C // (2 * half) * half + c_C % half
+        dx_CK += tl.where(second_C1, rows_of(dx_RK, back_C), 0.0) * near_CK
+        dy_CK += tl.where(second_C1, 0.0, rows_of(dy_RK, back_C)) * near_CK
+        half //= 2
     own_BIBJ = (b_B[:, None] == b_B[None, :])[:, None, :, None]
     dP_BIJ = tl.sum(tl.where(own_BIBJ, tl.reshape(dP_CJ, [B, 16, B, 16]), 0.0), 2)
-    dP_BIC = tl.reshape(dP_CJ, [B, 16, C])
-    for b in range(1, B):
-        border_1K = tl.sum(tl.where(c_C1 == 16 * b - 1, G_CK, 0.0), 0)[None, :]
-        here_B11, seen_C1 = (b_B == b)[:, None, None], c_C1 < 16 * b
-        near_CK = tl.exp(tl.where(seen_C1, border_1K - G_CK, above_CK - border_1K))
-        x_IK = tl.sum(tl.where(here_B11, tl.reshape(x_CK * near_CK, [B, 16, K]), 0.0), 0).to(dtype)
-        dP_CI = tl.where(seen_C1, tl.trans(tl.sum(tl.where(here_B11, dP_BIC, 0.0), 0)), 0.0).to(dtype)
-        until_CK = tl.where(seen_C1, near_CK, 0.0)  # hidden beside dP as well: with less, registers spill
-        dx_IK = dot(tl.trans(dP_CI), (y_CK * until_CK).to(dtype))
-        dx_CK += tl.reshape(tl.where(here_B11, dx_IK[None, :, :], 0.0), [C, K]) * near_CK
-        dy_CK += dot(dP_CI, x_IK) * until_CK
     half = 8
     while half > 0:
-        half_C1, half_I = c_C1 // half, i_I // half
-        border_C1 = half_C1 // 2 * 2 * half + half - 1
-        border_CK = tl.gather(G_CK, tl.broadcast_to(border_C1, [C, K]), 0)
-        near_CK = tl.exp(tl.where(half_C1 % 2 == 1, above_CK - border_CK, border_CK - G_CK))
+        half_I = i_I // half
+        second_C1 = (c_C // half % 2 == 1)[:, None]
+        border_CK = rows_of(G_CK, c_C // (2 * half) * 2 * half + half - 1)
+        near_CK = tl.exp(tl.where(second_C1, above_CK - border_CK, border_CK - G_CK))
         met_1IJ = ((half_I[:, None] == half_I[None, :] + 1) & (half_I % 2 == 1)[:, None])[None, :, :]
         met_BIJ = tl.where(met_1IJ, dP_BIJ, 0.0).to(dtype)
         x_BIK = tl.reshape((x_CK * near_CK).to(dtype), [B, 16, K])

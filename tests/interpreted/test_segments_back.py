@@ -14,7 +14,6 @@ from archc.kernels.counting.counter import counting
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.torch_source import emit
 from archc.tiles.triton_channel_reverse import ChannelLaunch, channel_reverse_source
-from archc.tiles.triton_pair_reverse import pair_reverse_source
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, kernels
 from archc.tiles.triton_spans_back import ahead_by_channel, ahead_by_head, ahead_by_value
@@ -52,8 +51,7 @@ def reverse_text(kind: RecurrenceKind) -> str:
     cut, guarded = (4, 1), kind.erase == "pair"
     if kind.decay == "key":
         launch = ChannelLaunch(COLUMNS, 16, cut, cut, guarded)
-        text_of = pair_reverse_source if kind.erase == "pair" else channel_reverse_source
-        return text_of(kind, launch, ahead_by_channel(kind))
+        return channel_reverse_source(kind, launch, ahead_by_channel(kind))
     if kind.decay == "value":
         return value_reverse_source(kind, ValueLaunch(COLUMNS, (16, 4, 1), cut, cut), ahead_by_value(kind))
     launch = ReverseLaunch(COLUMNS, cut, cut, 16, 16, several=True, guarded=guarded)
