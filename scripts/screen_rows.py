@@ -150,10 +150,13 @@ def main() -> None:
 
 
 def record(file: Path, target: Target, version: str, results: Iterable[Screened]) -> None:
-    """Put what came out into a file of such results; what it has of rows that are no more is dropped."""
+    """Put what came out into a file of such results; rows that are no more, or not taken any more, are dropped."""
     whole = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     known = whole.setdefault(target.name, {}).get(version, {})
-    known |= {text_of(result.row): result.facts() for result in results if result.found}
+    for result in results:
+        known.pop(text_of(result.row), None)
+        if result.found:
+            known[text_of(result.row)] = result.facts()
     there = [text_of(row) for row in target.tiles]
     whole[target.name][version] = {row: known[row] for row in there if row in known}
     text = json.dumps({name: whole[name] for name in sorted(whole)}, indent=1)
