@@ -43,6 +43,7 @@ GROUPS: tuple[tuple[tuple[int, int], ...], ...] = (
     ((64, 64), (96, 96)),
     ((64, 96), (64, 128)),
     ((192, 64), (256, 64)),
+    ((64, 192), (128, 256)),
 )
 BY_ENTRY = ((16, 2048),)  # a state of few numbers for each of many channels, where each entry decays
 ROLES = {"walk_ahead": "walk", "walk_back_ahead": "walk_back"}  # what has no rows of its own
