@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from archc.kernels import compile
 from archc.kernels.report import recurrence_kinds
 from archc.kernels.targets import load_target, target_names
 from archc.pipeline import graph_of
@@ -25,13 +26,6 @@ FITTING = [
     for target in ("h100", "a100")
     for name, entries in COMMITTED["targets"][target].items()
     if entries["128"]["form"] == "walk"
-]
-# Compiled with every change; `make library` compiles the others.
-SAMPLE = [
-    ("h100", "head_decay_delta"),
-    ("h100", "key_decay"),
-    ("h100", "value_decay"),
-    ("a100", "head_decay"),
 ]
 
 
@@ -51,10 +45,6 @@ def test_every_class_has_its_entry(script: ModuleType) -> None:
     for classes in COMMITTED["targets"].values():
         assert list(classes) == list(script.CLASSES)
         assert all("128" in entries for entries in classes.values())
-
-
-def test_the_sample_is_of_what_fits() -> None:
-    assert set(SAMPLE) <= set(FITTING)
 
 
 def test_the_page_is_that_of_the_figures(script: ModuleType) -> None:
@@ -83,17 +73,16 @@ def test_the_classes_are_those_of_the_library(script: ModuleType) -> None:
                     assert kernel_class(kind) in cores, (mixer, kind)
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("name", "each"),
-    [
-        pytest.param(*case, marks=pytest.mark.slow if case in SAMPLE else pytest.mark.library)
-        for case in FITTING
-    ],
-)
-def test_what_fits_still_fits(script: ModuleType, name: str, each: str) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("name", "each"), FITTING)
+def test_what_fits_still_fits(
+    script: ModuleType, name: str, each: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     triton = pytest.importorskip("triton")
     if triton.__version__ != COMMITTED["triton"]:
         pytest.skip(f"the table is that of Triton {COMMITTED['triton']}")
+    monkeypatch.setattr(compile, "SECONDS", 900.0)  # a busy machine is no failure
     (entry,) = script.entries(load_target(name), [(each, 128)])
     assert entry["form"] == "walk", entry
+    assert entry["gradients"] == COMMITTED["targets"][name][each]["128"]["gradients"]
