@@ -269,6 +269,20 @@ def _heading(walk: Lines) -> list[str]:
     return [*loads, *(f"{name} = {text}" for name, text in walk.factors.items())]
 
 
+def _ordered(groups: Sequence[list[Step]], sources: set[str], shared: bool) -> list[list[Step]]:
+    """Groups of `prepare`: what the inverse needs, the inverse, the rest.
+
+    The rest comes first where the square of the inverse has a diagonal from there.
+    """
+
+    def place(group: list[Step]) -> int:
+        if group[0].operation == "invert":
+            return 1
+        return 0 if sources & {step.result for step in group} else -1 if shared else 2
+
+    return sorted(groups, key=place)
+
+
 def _prepare_lines(first: Lines, steps: Sequence[Step], written: Sequence[str]) -> list[str]:
     """The lines of `prepare`: what the inverse needs comes first, and each tile is loaded late and written early.
 
@@ -276,19 +290,8 @@ def _prepare_lines(first: Lines, steps: Sequence[Step], written: Sequence[str]) 
     scores are sums over blocks. Afterwards `first.loaded` holds all tiles that the lines load.
     """
     sources = {row.base for step in steps if step.operation == "invert" for row in step.operands}
-    groups = _groups(steps, first.blocked)
     shared = shares_squares(first.kind)
-
-    def place(group: list[Step]) -> int:
-        """Where a group stands: what the inverse needs, the inverse, the rest.
-
-        The rest comes first where the square of the inverse has a diagonal from there.
-        """
-        if group[0].operation == "invert":
-            return 1
-        return 0 if sources & {step.result for step in group} else -1 if shared else 2
-
-    groups.sort(key=place)
+    groups = _ordered(_groups(steps, first.blocked), sources, shared)
     lines: list[str] = []
     sums: list[str] = []
     inside: list[str] = []  # for each block of key channels
