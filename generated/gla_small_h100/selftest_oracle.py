@@ -55,7 +55,8 @@ class RoundedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
     For float32 they keep 22 bits: a product of float32 may be made of three products in tf32. So may those of a
     triangular inverse in every dtype: `exact` says that one is under way. Running sums round after each addition; torch
     sums in float64 on a CPU. With a seed rounding goes up or down by chance: ill-conditioned inputs blow up a few
-    errors, and one way of rounding may be lucky in those.
+    errors, and one way of rounding may be lucky in those. Then even and odd terms of a product are added apart, as by
+    hardware with two accumulators: what reflects at every token alternates in sign, and the two sums are large.
     """
 
     PRODUCTS = ("aten::bmm", "aten::mm")
@@ -90,14 +91,17 @@ class RoundedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return bits.view(torch.float32)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name
-        if name in self.PRODUCTS:
-            args = [self.rounded(x) for x in args]
-        elif name in self.SUMS:
-            args = [args[0], *(self.rounded(x) for x in args[1:])]
-        elif name == "aten::cumsum" and args[0].dtype == torch.float32:
+        name, named = func._schema.name, kwargs or {}
+        if name in (*self.PRODUCTS, *self.SUMS):
+            *start, a, b = args
+            a, b = self.rounded(a), self.rounded(b)
+            if self.seed is None or a.dtype != torch.float32:
+                return func(*start, a, b, **named)
+            result = func(*start, a[..., ::2], b[..., ::2, :], **named)
+            return result.add_(a[..., 1::2] @ b[..., 1::2, :], alpha=named.get("alpha", 1))
+        if name == "aten::cumsum" and args[0].dtype == torch.float32:
             return running_sum(*args[:2])
-        return func(*args, **(kwargs or {}))
+        return func(*args, **named)
 
 
 def errors_of(got: Results, want: Results) -> dict[str, float]:

@@ -201,6 +201,24 @@ def test_chance_is_drawn_where_the_operands_lie(folder: Path, monkeypatch: pytes
     assert devices == [(x.device, x.device)] * 6
 
 
+def test_chance_adds_even_and_odd_terms_apart(folder: Path) -> None:
+    """2^24 - 2^24 + 1 + 1 is 2 in order; apart, a 1 is lost beside 2^24."""
+    import_folder(folder, "orders")
+    rounded = imported("orders.selftest_oracle").RoundedProducts
+    a, b = torch.tensor([[2.0**24, -(2.0**24), 1.0, 1.0]]), torch.ones(4, 1)
+    written, zero = torch.full((1, 1, 1), 5.0), torch.zeros(1, 1, 1)
+    with rounded(torch.float32, 1):
+        found = [a @ b, torch.bmm(a[None], b[None]), torch.bmm(a[None], b[None], out=written), written]
+        found += [
+            torch.addmm(zero[0], a, b),
+            torch.baddbmm(zero, a[None], b[None]),
+            zero.baddbmm_(a[None], b[None]),
+        ]
+        assert float(torch.addmm(torch.ones(1, 1), torch.ones(1, 2), b[:2], beta=3, alpha=-1)) == 3 - 2
+        assert float(a[:, :1] @ b[:1]) == 2.0**24
+    assert [float(x) for x in found] == [1.0] * len(found)
+
+
 def test_on_a_gpu_one_sequence_is_walked_in_spans() -> None:
     """It begins with a state, decays little, and has a border of kept states inside: quick runs have it as well."""
     pytest.importorskip("triton")
