@@ -64,6 +64,8 @@ FLOAT32 = (
 # Key channels that the walk carries a normaliser beside, half of them with a decay: as many as fitted on Hopper where
 # the state is whole.
 BESIDE = 128
+# Key channels of a normaliser's vector that the backward has at once.
+VECTOR_CHANNELS = 32
 # Key channels of a state beside which tensor memory has room for the accumulators of a whole loop.
 WIDE_STATE = 128
 # Rows of a tensor begin at multiples of 16 bytes, or descriptors cannot read them.
@@ -346,6 +348,7 @@ def described(
     known: dict[str, Constant] = {
         "H": use.H, "K": use.K, "V": use.V, "BLOCK_K": BLOCK_K, "COLUMNS": columns,
         "CHANNELS": min(launch.channels, BLOCK_K), "BLOCK_V": max(_power(use.V), 16), "VALUES": 0,
+        "PART_K": min(VECTOR_CHANNELS, BLOCK_K),
         "BLOCKS": -(-use.V // columns), "PART_V": min(launch.columns, max(_power(use.V), 16)),
         "C": kind.chunk, "SEGMENT": SEGMENT, "PACKED": False, "INITIAL": False, "BACK": False,
         "GROUP": GROUP, "KEPT": kept(kind),

@@ -14,8 +14,8 @@ from archc.templates import packed
 # Names of a kernel that are constants when it is compiled, besides counts of heads.
 CONSTANTS = frozenset(
     {
-        "H", "K", "V", "C", "BLOCKS", "BLOCK_K", "BLOCK_V", "PART_V", "COLUMNS", "CHANNELS", "HALF", "SEGMENT",
-        "PACKED", "dtype",
+        "H", "K", "V", "C", "BLOCKS", "BLOCK_K", "BLOCK_V", "PART_K", "PART_V", "COLUMNS", "CHANNELS", "HALF",
+        "SEGMENT", "PACKED", "dtype",
     }
 )  # fmt: skip
 WIDTH = 110

@@ -20,7 +20,8 @@ class View:
     """What the template shows of one kernel.
 
     loaded, made: tensors that it reads and that it writes. opening: their descriptors. lines: the kernel's steps.
-    update: how its state goes on. normaliser: what a vector beside the state adds. functions: what the steps call.
+    update: how its state goes on. closing: what comes after that. normaliser: what a vector beside the state adds.
+    functions: what the steps call.
     """
 
     loaded: list[str]
@@ -28,6 +29,7 @@ class View:
     opening: list[str]
     lines: list[str]
     update: list[str]
+    closing: list[str]
     normaliser: ReverseNormaliser
     functions: list[Function]
 
@@ -99,15 +101,21 @@ class Gradients(Lines):
         self.placed -= self.read_again()
         last: list[str] = []
         self.place(last, self.numbered(update))
+        closing: list[str] = []
+        self.place(closing, self.closing())
         opening = [self.open(tile) for tile in (*self.loaded, *self.stored)]
         names = list(dict.fromkeys(name_of(tile) for tile in self.loaded))
         made = [name_of(tile) for tile in self.stored]
         opening = [*filter(None, opening), *self.twins]
-        return View(names, made, opening, lines, last, self.normaliser(), self.functions)
+        return View(names, made, opening, lines, last, closing, self.normaliser(), self.functions)
 
     def read_again(self) -> set[str]:
         """Tiles that the state's update reads again, rather than holding them until then."""
         return set()
+
+    def closing(self) -> list[str]:
+        """Lines behind the state's update."""
+        return []
 
     def normaliser(self) -> ReverseNormaliser:
         """What a vector beside the state adds."""

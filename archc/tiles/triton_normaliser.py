@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import Step, TileProgram
+from archc.tiles.triton_functions import Function
 from archc.tiles.triton_lines import CHANNEL, Lines, part_of
 
 
@@ -108,30 +109,69 @@ class ReverseNormaliser:
     """What it adds to a walk of the backward, all of it empty where a class has none.
 
     given, made: tensors that the walk reads and writes besides tiles. entry: lines before the first chunk. border:
-    where a segment of chunks starts. exit: behind the last chunk.
+    where a segment of chunks starts.
     """
 
     given: list[str] = field(default_factory=list)
     made: list[str] = field(default_factory=list)
     entry: list[str] = field(default_factory=list)
     border: list[str] = field(default_factory=list)
-    exit: list[str] = field(default_factory=list)
+
+
+# The vector's gradient as a kernel reads it.
+VECTOR = "vector_before(dfirst, row, 0, K, BLOCK_K, True)"
 
 
 def back_normaliser(lines: Lines) -> ReverseNormaliser:
-    """The vector's gradient dn in `walk_back`: each block of value columns carries its own part of it."""
+    """The vector's gradient dn in `walk_back`: each block of value columns carries its own part of it.
+
+    It is carried in memory, where it ends: beside dS there are no registers for it and all channels of q and k.
+    """
     own = "(tl.program_id(0).to(tl.int64) * slots + segment) * H + h"
-    last = "(tl.program_id(0) * tl.num_programs(2) + n) * H + h"
     return ReverseNormaliser(
         ["dlast"],
         ["dnormalisers", "dfirst"],
         [
-            "channel_K = tl.arange(0, BLOCK_K)",
-            "mine_K = (channel_K < K) & (column == 0)  # a part of the sum over blocks, of which one has it whole",
-            "dn_K = tl.load(dlast + (n * H + h) * K + channel_K, mask=mine_K, other=0.0)",
+            "k_part_tiles = tokens(k, end, h, H, k_heads, K, C, PART_K)",
+            "q_part_tiles = tokens(q, end, h, H, q_heads, K, C, PART_K)",
+            "row = (tl.program_id(0) * tl.num_programs(2) + n) * H + h",
+            "dlast_K = vector_before(dlast, n * H + h, 0, K, BLOCK_K, True)",
+            "# A part of the sum over blocks, of which one has it whole.",
+            "put_vector(dfirst, tl.where(column == 0, dlast_K, 0.0), row, 0, K)",
+            "tl.debug_barrier()",
         ],
-        [f"put_vector(dnormalisers, dn_K, {own}, 0, K)"],
-        [f"put_vector(dfirst, dn_K, {last}, 0, K)"],
+        [f"put_vector(dnormalisers, {VECTOR}, {own}, 0, K)"],
+    )
+
+
+def vector_gradients(decayed: bool) -> Function:
+    """What takes dn past a chunk, from its end to its start. decayed: the vector decays, and that has a gradient."""
+    kept = ["kept"] if decayed else []
+    met = "tl.sum(k_part_tiles.load([start, channel]) * dn_P[None, :], 1)"
+    read = "tl.sum(q_part_tiles.load([start, channel]) * read_C[:, None], 0)"
+    return Function(
+        "through_vector",
+        ["dfirst", "row", "start", "k_part_tiles", "q_part_tiles", "read_C", *kept, "K", "PART_K"],
+        "Carry the vector's gradient past a chunk, a few key channels at a time"
+        + ("; each token's key times it." if decayed else "."),
+        [
+            "tl.debug_barrier()  # a channel is with several threads: all have read before one writes",
+            "dn = dfirst + tl.cast(row, tl.int64) * K",
+            *(["met_C = tl.zeros(read_C.shape, tl.float32)"] if decayed else []),
+            "for channel in range(0, K, PART_K):\n    "
+            + "\n    ".join(
+                [
+                    "channel_P = channel + tl.arange(0, PART_K)",
+                    "dn_P = tl.load(dn + channel_P, mask=channel_P < K, other=0.0)",
+                    *([f"met_C += {met}"] if decayed else []),
+                    f"dn_P = dn_P{' * kept' if decayed else ''} + {read}",
+                    "tl.debug_barrier()",
+                    "tl.store(dn + channel_P, dn_P, mask=channel_P < K)",
+                ]
+            ),
+            "tl.debug_barrier()",
+        ],
+        ["met_C"] if decayed else [],
     )
 
 

@@ -76,7 +76,9 @@ def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch, ahead: Ahead | N
         "ahead": ahead,
         "kernels": {"walk_back": back, "walk_again": again},
         "constants": {
-            "walk_back": _constants(inputs, back, ["K", "BLOCK_K", "V", "COLUMNS"]),
+            "walk_back": _constants(
+                inputs, back, ["K", "BLOCK_K", *(["PART_K"] if kind.beside else []), "V", "COLUMNS"]
+            ),
             "walk_again": _constants(
                 inputs, again, [*(["BLOCKS"] if parts else []), "K", "CHANNELS", "V", "BLOCK_V", "PART_V"]
             ),
@@ -111,5 +113,6 @@ def _constants(inputs: list[str], view: View, sizes: list[str]) -> list[str]:
 def _given(name: str) -> str:
     """The value of a compile-time argument at the launch."""
     text = {"BLOCKS": "blocks", "C": "CHUNK", "COLUMNS": "BACK_COLUMNS", "PACKED": "cu_seqlens is not None"}
+    text |= {"PART_K": "min(VECTOR_CHANNELS, BLOCK_K)"}
     text |= {"CHANNELS": "min(AGAIN_CHANNELS, BLOCK_K)", "PART_V": "min(AGAIN_COLUMNS, BLOCK_V)"}
     return f"{name.removesuffix('_heads')}.shape[2]" if name.endswith("_heads") else text.get(name, name)

@@ -9,7 +9,13 @@ from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import Row, Step, TileProgram
 from archc.tiles.triton_functions import Phase, in_functions, outlined
 from archc.tiles.triton_gradients import Gradients, View, scaled, times
-from archc.tiles.triton_normaliser import ReverseNormaliser, back_normaliser, slope_of
+from archc.tiles.triton_normaliser import (
+    VECTOR,
+    ReverseNormaliser,
+    back_normaliser,
+    slope_of,
+    vector_gradients,
+)
 
 
 class Back(Gradients):
@@ -28,19 +34,21 @@ class Back(Gradients):
         view = super().view()
         if self.kind.erase != "pair" and not self.kind.beside:
             return view
-        values, rows = (1, 3) if self.kind.erase == "pair" else (2, 4)
+        values, rows = (1, 3) if self.kind.erase == "pair" else (3, 5)
         phases = [
             Phase("value_gradients", "What values receive.", self.starts[values], self.starts[rows]),
             Phase("row_gradients", "What rows receive that write.", self.starts[rows], self.starts[-1]),
         ]
-        carried = ["dS_VK", *(["dn_K"] if self.kind.beside else [])]
-        lines, functions = in_functions(view.lines, phases, [*view.update, *carried])
+        lines, functions = in_functions(view.lines, phases, [*view.update, *view.closing, "dS_VK"])
+        if self.kind.beside:
+            functions.append(vector_gradients(self.decayed_rows))
         says = "What the state receives before a chunk by what it does behind it."
-        update = outlined("state_gradients", says, view.update, carried)
+        update = outlined("state_gradients", says, view.update, [*view.closing, "dS_VK"])
         return replace(view, lines=lines, update=[update.call], functions=[*functions, update])
 
     def groups(self) -> Iterator[tuple[list[Step], list[str]]]:
-        """First what comes through o, then values, then the rows that they are written with.
+        """First what comes through o, then values, then the rows that they are written with; ahead of all what a
+        normaliser receives, whose memory is then free.
 
         Pairs are narrowed as soon as they are made, while nothing else is held. Within the chunk, rows that read as
         well get their part in the other kernel, which has the same pairs.
@@ -48,6 +56,11 @@ class Back(Gradients):
         if self.kind.erase == "pair":
             yield from self.two_rows()
             return
+        if self.kind.beside:
+            self.divided()
+            self.ahead = [self.load("v_VC"), self.load("do_VC"), "share_C"]
+            yield [], ["dz_C"]
+            self.ahead = []
         own = [step for step in self.steps if step.operation == "pair" and self.own(step)]
         for step in own:
             self.placed.add(f"{step.result}_JC")
@@ -55,7 +68,7 @@ class Back(Gradients):
         yield self.early(), []
         values = self.value_steps()
         state = [step for step in values if step.operation == "read"]
-        yield state, ["written_C"] if self.decayed_rows or self.scalar else []
+        yield state, ["written_C"] if (self.decayed_rows or self.scalar) and not self.kind.beside else []
         made = {step.result for step in values}
         yield (
             [step for step in values if step not in state],
@@ -68,7 +81,7 @@ class Back(Gradients):
             scores = {f"d{name}" for name, P in self.scores_of.items() if P.operands[1].base == x}
             within = [step for step in self.steps if step.transposed and step.operands[0].base in scores]
             yield [*through, *([] if self.joined(x) else within)], [f"{self.gradient_of_write(x)}_KC"]
-        yield [], ["dz_C"] if self.kind.beside else []
+        yield [], []
 
     def two_rows(self) -> Iterator[tuple[list[Step], list[str]]]:
         """Of an erase of two rows: all scores, while nothing else is held; one value after the other; then what comes
@@ -110,12 +123,22 @@ class Back(Gradients):
         slope = f" * {self.factor('slope_C', slope_of(self))}" if self.kind.normalize == "max" else ""
         return self.factor("dz_C", f"-tl.sum(do_VC.to(tl.float32) * result_VC, 0) * share_C{slope}")
 
-    def put_out(self, tile: str) -> str:
-        """Rows that only write are finished here: times what each is weighted with."""
-        text = super().put_out(tile)
-        if tile == "dk_KC" and self.scalar:
-            return text.replace("dk_KC", f"dk_KC * {self.load(self.scalar)}[None, :]")
-        return text
+    def closing(self) -> list[str]:
+        """The vector's gradient goes on behind all else, when registers are free."""
+        if not self.kind.beside:
+            return []
+        update = next(step for step in self.steps if step.operation == "update")
+        read = next(step for step in self.steps if step.operation == "read" and not self.reads(step))
+        given = times(self.divided(), self.decay_of(update.operands[1].exponent))
+        function = vector_gradients(self.decayed_rows)
+        named = {"read_C": given, "kept": "tl.exp(G_end)"}
+        call = f"{function.name}({', '.join(named.get(name, name) for name in function.arguments)})"
+        if not self.decayed_rows:
+            return [call]
+        return [
+            f"written_C += {times(call, self.decay_of(read.operands[0].exponent))}",
+            self.put_out("written_C"),
+        ]
 
     def own(self, step: Step) -> bool:
         """Whether a pair makes gradients here, and is known from the start."""
@@ -147,7 +170,8 @@ class Back(Gradients):
             return
         product = f"dot(tl.trans({self.value(y)}), {self.value(x)}{self.narrow(x)})"
         product = self.from_output(x, ("-" if step.sign < 0 else "") + product)
-        yield f"{step.result}_JC = ({self.masked(self.scores_of[step.result[1:]], product)}).to(dtype)"
+        product = self.masked(self.scores_of[step.result[1:]], product)
+        yield f"{step.result}_JC = ({scaled(product, self.number(self.scalar), '[:, None]')}).to(dtype)"
 
     def _apply(self, step: Step) -> Iterator[str]:
         """dy = P^T dz, and dy = dP^T x for rows that write."""
@@ -174,9 +198,6 @@ class Back(Gradients):
         if self.joined(x.base) and not self.both(x.base) or not decay and not self.scalar:
             return
         yield self.add("written_C", f"tl.sum({self.load(f'{y}_VC')} * {step.result}_VC, 0)")
-        if self.kind.beside:
-            rows = f"tl.sum({self.load(f'{x.base}_CK')} * dn_K[None, :], 1)"
-            yield self.add("written_C", times(rows, decay))
         if self.scalar:
             yield f"{step.result}_VC *= {self.load(self.scalar)}[None, :]"
 
@@ -194,8 +215,9 @@ class Back(Gradients):
         base = next(x for x, value in self.writes.items() if value == y.base)
         product = f"dot(tl.trans(dS_VK.to(dtype)), {self.load(f'{y.base}_VC')})"
         if self.kind.beside:
-            product = f"({product} + dn_K[:, None])"
-        text = scaled(product, self.decay_of(step.into), "[None, :]")
+            product = f"({product} + {VECTOR}[:, None])"
+        weight = "" if self.joined(base) else self.number(self.scalar)  # which `walk_again` multiplies with
+        text = scaled(product, times(self.decay_of(step.into), weight), "[None, :]")
         yield self.add(f"{self.gradient_of_write(base)}_KC", text)
 
     def _solve(self, step: Step) -> Iterator[str]:
@@ -219,10 +241,5 @@ class Back(Gradients):
             elif factor or sign < 0:
                 value = f"({'-' if sign < 0 else ''}{times(value, factor)})"
             yield f"dS_VK += dot({value}.to(dtype), {self.load(f'{x.base}_CK')})"
-        if self.kind.beside:
-            x = step.operands[1]
-            factor = times(self.divided(), self.decay_of(x.exponent))
-            kept = " * tl.exp(G_end)" if self.decayed_rows else ""
-            yield f"dn_K = dn_K{kept} + tl.sum({self.load(f'{x.base}_CK')} * ({factor})[:, None], 0)"
 
     _combine = _gather = _contract = Gradients._nothing
