@@ -161,11 +161,13 @@ def _in_spans(
 
     There is a state at the start of each; and what it does to one, by its decay or as a matrix.
     """
-    start, decays = 4 * K * V / tokens, {"": 0, "1": 1, "K": K, "V": V}[ahead.sums]
-    between = 4 * (K * V + (K * K if ahead.solved else decays)) / tokens
+    vector = K if ahead.beside else 0  # of a normaliser, which goes with the state
+    start, decays = 4 * (K * V + vector) / tokens, {"": 0, "1": 1, "K": K, "V": V}[ahead.sums]
+    between = 4 * (K * V + vector + (K * K if ahead.solved else decays)) / tokens
     return {
         **found,
-        f"{walk}_ahead": sum(size[name] for name in ahead.arguments) + between,
+        # Which has the vector in memory, and reads it there too.
+        f"{walk}_ahead": sum(size[name] for name in ahead.arguments) + between + 4 * vector / tokens,
         "carry": between + start,
         walk: found[walk] + start,
     }

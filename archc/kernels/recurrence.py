@@ -54,6 +54,9 @@ FLOAT32 = (
     "z",
     "dlast",
     "dnormalisers",
+    "vectors",
+    "vector_ends",
+    "vector_starts",
     "dfirst",
     "dz",
     "ddecay",
@@ -64,6 +67,8 @@ FLOAT32 = (
 # Key channels that the walk carries a normaliser beside, half of them with a decay: as many as fitted on Hopper where
 # the state is whole.
 BESIDE = 128
+# Rows of the least product of a warp group.
+WARP_GROUP = 64
 # Key channels of a normaliser's vector that the backward has at once.
 VECTOR_CHANNELS = 32
 # Key channels of a state beside which tensor memory has room for the accumulators of a whole loop.
@@ -145,7 +150,9 @@ def launches(kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: Tar
         halves = role == "walk" and _has_halves(kind, K, tile)
         found[role] = Launch(columns, tile.num_warps, tile.num_stages, channels, halves)
     carry = target.tile("carry", **facts)
-    if carry is not None and not kind.beside:  # without, sequences are walked whole
+    if carry is not None and (
+        not kind.beside or kind.core().decay != "key"
+    ):  # else sequences are walked whole
         found["carry"] = Launch(carry.columns, carry.num_warps, carry.num_stages)
     return found
 
@@ -199,7 +206,12 @@ def reverse_launch(
         return None
     channels = min(again.channels, max(16, _power(K)))
     several = any(V > columns for _, V in sizes)
-    return ReverseLaunch(columns, *cuts, channels, again.columns, several, guarded, wide and not guarded)
+    # The walk ahead holds less, and its products are those of a warp group only with as many value columns as that has.
+    ahead = min(WARP_GROUP, max(16, _power(V))) if kind.beside else 0
+    ahead = ahead if ahead > columns else 0
+    return ReverseLaunch(
+        columns, *cuts, channels, again.columns, several, guarded, wide and not guarded, ahead
+    )
 
 
 def gradients_since(kind: RecurrenceKind, target: Target) -> tuple[int, ...] | None:
@@ -222,7 +234,8 @@ def source_of(kind: RecurrenceKind, name: str, sizes: Sequence[tuple[int, int]],
     elif isinstance(back, ValueLaunch):
         reverse = value_reverse_source(kind, back, ahead_by_value(kind) if spans else None)
     elif back is not None:
-        reverse = reverse_source(kind, back, ahead_by_head(kind) if spans else None)
+        columns = "AHEAD_COLUMNS" if back.ahead else "BACK_COLUMNS"
+        reverse = reverse_source(kind, back, ahead_by_head(kind, columns) if spans else None)
     return kernels(
         kind, name, cut, precision, multiprocessors=target.multiprocessors, reverse=reverse,
         decode=decode_source(kind),
@@ -271,7 +284,8 @@ def recurrence_kernels(
                     kernel = replace(kernel, signature={**kernel.signature, **sums})
                 yield from with_packed(kernel)
             if "carry" in tiles:
-                columns, cut = back.columns, Launch(back.columns, *back.back)
+                columns = isinstance(back, ReverseLaunch) and back.ahead or back.columns
+                cut = Launch(columns, *back.back)
                 ahead = described(
                     source, file, "walk_back_ahead", "walk_back_ahead", kind, use, cut, dtype, columns
                 )

@@ -12,6 +12,7 @@ from archc.tiles.kind import RecurrenceKind
 from archc.tiles.program import Step, TileProgram
 from archc.tiles.triton_functions import Function
 from archc.tiles.triton_lines import CHANNEL, Lines, part_of
+from archc.tiles.triton_spans import Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def normaliser(kind: RecurrenceKind, program: TileProgram, walk: Lines) -> Norma
         ["normaliser", "normalisers", "last", "z"],
         ["eps"],
         [
-            f"n{part}_K = vector_before(normaliser, n * H + h, {channel}, K, {walk.keys}, INITIAL)"
+            f"n{part}_K = vector_before(normaliser, tl.program_id(2) * H + h, {channel}, K, {walk.keys}, INITIAL)"
             for part, channel in zip(walk.parts, channels, strict=True)
         ],
         put("normalisers", "segment * H + h"),
@@ -109,69 +110,97 @@ class ReverseNormaliser:
     """What it adds to a walk of the backward, all of it empty where a class has none.
 
     given, made: tensors that the walk reads and writes besides tiles. entry: lines before the first chunk. border:
-    where a segment of chunks starts.
+    where a segment of chunks starts. exit: where a sequence does.
     """
 
     given: list[str] = field(default_factory=list)
     made: list[str] = field(default_factory=list)
     entry: list[str] = field(default_factory=list)
     border: list[str] = field(default_factory=list)
+    exit: list[str] = field(default_factory=list)
 
 
-# The vector's gradient as a kernel reads it.
-VECTOR = "vector_before(dfirst, row, 0, K, BLOCK_K, True)"
-
-
-def back_normaliser(lines: Lines) -> ReverseNormaliser:
+def back_normaliser(spans: bool) -> ReverseNormaliser:
     """The vector's gradient dn in `walk_back`: each block of value columns carries its own part of it.
 
-    It is carried in memory, where it ends: beside dS there are no registers for it and all channels of q and k.
+    It is carried in memory: beside dS there are no registers for it and all channels of q and k. Of whole sequences
+    that is where it ends; spans have a place each.
     """
     own = "(tl.program_id(0).to(tl.int64) * slots + segment) * H + h"
+    here = carried_in(spans)
+    read = f"dn_K = {vector_read(spans)}"
+    first = "(tl.program_id(0) * sequences + n) * H + h"
     return ReverseNormaliser(
         ["dlast"],
-        ["dnormalisers", "dfirst"],
+        ["dnormalisers", *(["vectors"] if spans else []), "dfirst"],
         [
             "k_part_tiles = tokens(k, end, h, H, k_heads, K, C, PART_K)",
             "q_part_tiles = tokens(q, end, h, H, q_heads, K, C, PART_K)",
-            "row = (tl.program_id(0) * tl.num_programs(2) + n) * H + h",
-            "dlast_K = vector_before(dlast, n * H + h, 0, K, BLOCK_K, True)",
+            "row = (tl.program_id(0) * tl.num_programs(2) + tl.program_id(2)) * H + h",
+            "dlast_K = vector_before(dlast, tl.program_id(2) * H + h, 0, K, BLOCK_K, True)",
             "# A part of the sum over blocks, of which one has it whole.",
-            "put_vector(dfirst, tl.where(column == 0, dlast_K, 0.0), row, 0, K)",
+            f"put_vector({here}, tl.where(column == 0, dlast_K, 0.0), row, 0, K)",
             "tl.debug_barrier()",
         ],
-        [f"put_vector(dnormalisers, {VECTOR}, {own}, 0, K)"],
+        [read, f"put_vector(dnormalisers, dn_K, {own}, 0, K)"],
+        [read, f"put_vector(dfirst, dn_K, {first}, 0, K)"] if spans else [],
     )
 
 
-def vector_gradients(decayed: bool) -> Function:
-    """What takes dn past a chunk, from its end to its start. decayed: the vector decays, and that has a gradient."""
-    kept = ["kept"] if decayed else []
-    met = "tl.sum(k_part_tiles.load([start, channel]) * dn_P[None, :], 1)"
-    read = "tl.sum(q_part_tiles.load([start, channel]) * read_C[:, None], 0)"
+def carried_in(spans: bool) -> str:
+    """The tensor that has the vector's gradient on its way."""
+    return "vectors" if spans else "dfirst"
+
+
+def vector_read(spans: bool) -> str:
+    """That gradient as a kernel reads it."""
+    return f"vector_before({carried_in(spans)}, row, 0, K, BLOCK_K, True)"
+
+
+def vector_past(x: str, row: str, rows: str, given: str, decayed: bool) -> list[str]:
+    """The lines that carry a vector in memory past a chunk. given: numbers a token, all one if empty."""
+    return [
+        f"row_C, kept = {given or 'tl.full([C], 1.0, tl.float32)'}, {'tl.exp(G_end)' if decayed else '1.0'}",
+        f"vector_past({x}, {row}, start, {rows}_part_tiles, row_C, kept, K, PART_K)",
+    ]
+
+
+def vector_ahead(rows: str, given: str, decayed: bool) -> Vector:
+    """The vector in `walk_ahead`, where the first block of value columns has it."""
+    first = "if column == 0:\n    "
+    opening = [
+        f"{rows}_part_tiles = tokens({rows}, end, h, H, {rows}_heads, K, C, PART_K)",
+        f"{first}put_vector(vector_ends, tl.zeros([BLOCK_K], tl.float32), row, 0, K)",
+        "tl.debug_barrier()",
+    ]
+    *lines, past = vector_past("vector_ends", "row", rows, given, decayed)
+    return Vector(opening, [*lines, f"{first}{past}"])
+
+
+def through_vector(x: str) -> Function:
+    """The same for dn of a vector that decays, with what the decay receives by it. x: where it lies."""
     return Function(
         "through_vector",
-        ["dfirst", "row", "start", "k_part_tiles", "q_part_tiles", "read_C", *kept, "K", "PART_K"],
-        "Carry the vector's gradient past a chunk, a few key channels at a time"
-        + ("; each token's key times it." if decayed else "."),
+        [x, "row", "start", "k_part_tiles", "q_part_tiles", "row_C", "kept", "K", "PART_K"],
+        "The same for the vector's gradient; each token's key times it.",
         [
-            "tl.debug_barrier()  # a channel is with several threads: all have read before one writes",
-            "dn = dfirst + tl.cast(row, tl.int64) * K",
-            *(["met_C = tl.zeros(read_C.shape, tl.float32)"] if decayed else []),
+            "tl.debug_barrier()",
+            f"dn = {x} + tl.cast(row, tl.int64) * K",
+            "met_C = tl.zeros(row_C.shape, tl.float32)",
             "for channel in range(0, K, PART_K):\n    "
             + "\n    ".join(
                 [
                     "channel_P = channel + tl.arange(0, PART_K)",
                     "dn_P = tl.load(dn + channel_P, mask=channel_P < K, other=0.0)",
-                    *([f"met_C += {met}"] if decayed else []),
-                    f"dn_P = dn_P{' * kept' if decayed else ''} + {read}",
+                    "met_C += tl.sum(k_part_tiles.load([start, channel]) * dn_P[None, :], 1)",
+                    "dn_P = dn_P * kept + tl.sum(q_part_tiles.load([start, channel]) * row_C[:, None], 0)",
                     "tl.debug_barrier()",
                     "tl.store(dn + channel_P, dn_P, mask=channel_P < K)",
                 ]
             ),
             "tl.debug_barrier()",
         ],
-        ["met_C"] if decayed else [],
+        ["met_C"],
     )
 
 

@@ -34,6 +34,7 @@ class ReverseLaunch:
     all value columns and sums over `summed` of them at once: fewer than there are, or it is no loop. several: whether
     some head has more value columns than `columns`. guarded: whether a chunk of `walk_back` stands in a condition, out
     of which Triton moves no accumulator: for a wide state in tensor memory. wide: whether such a state is in registers.
+    ahead: value columns of a program of `walk_back_ahead` where that is more than `columns`, else 0.
     """
 
     columns: int
@@ -44,6 +45,7 @@ class ReverseLaunch:
     several: bool = False
     guarded: bool = False
     wide: bool = False
+    ahead: int = 0
 
 
 # Axes of what the kernels make: "CV" values, "CK" rows, "C" a number a token. All but values are sums over a block of
@@ -62,7 +64,7 @@ def reverse_source(kind: RecurrenceKind, launch: ReverseLaunch, ahead: Ahead | N
     if form_of(kind).form != "chunk" or core.decay not in ("none", "head"):
         raise ValueError(f"no reverse kernels for a decay of the class {core.decay}")
     program = forward(kind, weighted=kind.beside and kind.normalize == "max")
-    back = Back(kind, program, launch.wide).view()
+    back = Back(kind, program, launch.wide, spans=ahead is not None).view()
     again = Again(kind, program, launch.several).view()
     found = kernel_arguments(kind)
     facts = public_facts(kind, found)

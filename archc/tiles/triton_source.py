@@ -22,7 +22,7 @@ from archc.tiles.triton_lines import (
     scores_kept,
     walks_decay_rows,
 )
-from archc.tiles.triton_normaliser import Normaliser, normaliser
+from archc.tiles.triton_normaliser import Normaliser, normaliser, vector_ahead
 from archc.tiles.triton_spans import Ahead, ahead_of
 from archc.tiles.triton_squares import LAST, shares_squares, square_lines, square_of
 from archc.tiles.views import TITLES, definition, kernel_arguments, public_facts
@@ -253,6 +253,10 @@ def _ahead(kind: RecurrenceKind, program: TileProgram, rest: Sequence[Step]) -> 
     walk = Lines(kind, program, "walk")
     body = walk.of(_short_lives([step for step in steps if step.operation != "update"]))
     body += walk.of([step for step in steps if step.operation == "update"])
+    vector = None
+    if kind.beside and kind.core().decay in ("none", "head"):
+        k, given_C = walk.row(next(step for step in steps if step.operation == "update").operands[1])
+        vector = vector_ahead(k.removesuffix("_CK"), given_C, kind.core().decay == "head")
     body = [*_heading(walk), *body]
     inputs = [argument.name for argument in kernel_arguments(kind)]
     tensors = list(dict.fromkeys(buffer_name(tile) for tile in walk.loaded))
@@ -260,7 +264,8 @@ def _ahead(kind: RecurrenceKind, program: TileProgram, rest: Sequence[Step]) -> 
     rows = next(buffer_name(tile) for tile in walk.loaded if tile.endswith("_CK"))
     tensors = [*given, *(name for name in tensors if name not in given)]
     constants = constants_of(given, True)
-    return ahead_of(kind, tensors, rows, constants, values_of(constants), open_lines(walk.loaded), body)
+    opening = open_lines(walk.loaded)
+    return ahead_of(kind, tensors, rows, constants, values_of(constants), opening, body, vector=vector)
 
 
 def _heading(walk: Lines) -> list[str]:

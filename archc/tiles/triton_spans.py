@@ -20,7 +20,8 @@ class Ahead:
     typed_by: the tensor whose type is that of the products. lines: one chunk. start, end: how the decay of a span
     begins and is written, empty where there is none. vector: what `carry` addresses decays by; carry: what a span does
     to a state. sums: the axes of the decay of a span, if it has one. solved: whether it is a matrix. numbers: further
-    arguments. given: the constants at its launch.
+    arguments. given: the constants at its launch. beside: whether a normaliser's vector is carried as well.
+    columns: on the way back, the constant that names the value columns of a program.
     """
 
     arguments: list[str]
@@ -36,11 +37,21 @@ class Ahead:
     given: list[str]
     solved: bool = False
     numbers: Sequence[str] = ()
+    beside: bool = False
+    columns: str = "BACK_COLUMNS"
 
     @property
     def made(self) -> list[str]:
         """The tensors that lie between `walk_ahead` and `carry`."""
-        return ["ends", *(["decays"] if self.sums else [])]
+        return ["ends", *(["decays"] if self.sums else []), *(["vector_ends"] if self.beside else [])]
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """How a walk ahead carries the vector of a normaliser: lines before the first chunk, and past a chunk."""
+
+    opening: list[str]
+    past: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +116,12 @@ def ahead_of(
     opening: Sequence[str],
     lines: Sequence[str],
     numbers: Sequence[str] = (),
+    vector: Vector | None = None,
 ) -> Ahead:
     """The two kernels of a class, of which `lines` carry a state through a chunk, and which need these `tensors`.
 
-    given: values of the compile-time constants at the launch. numbers: further arguments of a chunk.
+    given: values of the compile-time constants at the launch. numbers: further arguments of a chunk. vector: what
+    carries a normaliser past a chunk.
     """
     erases = kind.core().erase != "none"
     total = None if erases else _TOTALS.get(kind.core().decay)
@@ -117,6 +130,8 @@ def ahead_of(
     if "inside_C" in uses and "inside_C =" not in uses:
         body.insert(0, "inside_C = start + tl.arange(0, C) < end")
     before = []
+    if vector:
+        body += vector.past
     if "j_J1" in uses:
         before.append("j_J1, c_1C = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]")
     if "channel_K" in uses or (total and "channel_K" in total.end[0]):
@@ -130,8 +145,8 @@ def ahead_of(
         carry = [*total.carry] if total else ["S_KV += end_KV"]
     return Ahead(
         [*tensors],
-        [*constants],
-        [*before, *opening],
+        [*constants, *(["PART_K: tl.constexpr"] if vector else [])],
+        [*before, *opening, *(vector.opening if vector else [])],
         typed_by,
         [total.start] if total else [],
         body,
@@ -139,7 +154,8 @@ def ahead_of(
         [*total.vector] if total else [],
         carry,
         total.size if total else "",
-        [*given],
+        [*given, *(["PART_K=min(VECTOR_CHANNELS, BLOCK_K)"] if vector else [])],
         erases,
         numbers,
+        vector is not None,
     )

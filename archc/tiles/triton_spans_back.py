@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from archc.tiles.forward import forward
 from archc.tiles.kind import RecurrenceKind
@@ -11,7 +12,7 @@ from archc.tiles.reverse import reverse
 from archc.tiles.triton_channel_reverse import ChannelBack
 from archc.tiles.triton_gradients import Gradients, View
 from archc.tiles.triton_source import INPUTS, constants_of, open_lines, values_of
-from archc.tiles.triton_spans import Ahead, ahead_of
+from archc.tiles.triton_spans import Ahead, Vector, ahead_of
 from archc.tiles.triton_walk_back import Back
 
 
@@ -19,8 +20,12 @@ class BackAhead(Back):
     """The lines of `walk_back` that its next dS needs, with a decay per head or none."""
 
     def __init__(self, kind: RecurrenceKind) -> None:
-        super().__init__(kind, forward(kind))
+        super().__init__(kind, forward(kind, weighted=kind.beside and kind.normalize == "max"))
         self.steps = tuple(leading_to("dS", self.steps))
+
+    def closing(self) -> list[str]:
+        """Each block of value columns has its own part of the vector's gradient."""
+        return self.past_vector("vector_ends", "part") if self.kind.beside else []
 
     def view(self) -> View:
         """The kernel's lines as they are: few enough without functions."""
@@ -50,10 +55,19 @@ class ChannelBackAhead(ChannelBack):
         """Nothing is kept but dS."""
 
 
-def ahead_by_head(kind: RecurrenceKind) -> Ahead:
-    """The walk ahead on the way back of a class with a decay per head or none."""
+def ahead_by_head(kind: RecurrenceKind, columns: str = "BACK_COLUMNS") -> Ahead:
+    """The walk ahead on the way back of a class with a decay per head or none. columns: as of `Ahead`."""
     view = BackAhead(kind).view()
-    return _ahead(kind, view.loaded, view.opening, [*view.lines, *view.update])
+    lines = [*view.lines, *view.update]
+    if not kind.beside:
+        return _ahead(kind, view.loaded, view.opening, lines, columns=columns)
+    opening = [
+        "q_part_tiles = tokens(q, end, h, H, q_heads, K, C, PART_K)",
+        "part = tl.program_id(0) * tl.num_programs(2) * H + row",
+        "put_vector(vector_ends, tl.zeros([BLOCK_K], tl.float32), part, 0, K)",
+        "tl.debug_barrier()",
+    ]
+    return _ahead(kind, view.loaded, view.opening, lines, Vector(opening, view.closing), columns)
 
 
 def ahead_by_channel(kind: RecurrenceKind) -> Ahead:
@@ -80,7 +94,16 @@ def ahead_by_value(kind: RecurrenceKind) -> Ahead:
     return _ahead(kind, ["q", "decay", "do"], open_lines(["q_CK", "decay_VC", "do_VC"]), lines)
 
 
-def _ahead(kind: RecurrenceKind, tensors: list[str], opening: list[str], lines: list[str]) -> Ahead:
+def _ahead(
+    kind: RecurrenceKind,
+    tensors: list[str],
+    opening: list[str],
+    lines: list[str],
+    vector: Vector | None = None,
+    columns: str = "BACK_COLUMNS",
+) -> Ahead:
     constants = constants_of([name for name in INPUTS if name in tensors], True)
-    given = [line.replace("=COLUMNS", "=BACK_COLUMNS") for line in values_of(constants)]
-    return ahead_of(kind, tensors, "do", constants, given, opening, lines, ["scale"])
+    given = [line.replace("=COLUMNS", f"={columns}") for line in values_of(constants)]
+    numbers = ["scale", *(["eps"] if vector else [])]
+    ahead = ahead_of(kind, tensors, "do", constants, given, opening, lines, numbers, vector)
+    return replace(ahead, columns=columns)

@@ -10,20 +10,26 @@ from archc.tiles.program import Row, Step, TileProgram
 from archc.tiles.triton_functions import Phase, in_functions, outlined
 from archc.tiles.triton_gradients import Gradients, View, scaled, times
 from archc.tiles.triton_normaliser import (
-    VECTOR,
     ReverseNormaliser,
     back_normaliser,
+    carried_in,
     slope_of,
-    vector_gradients,
+    through_vector,
+    vector_past,
+    vector_read,
 )
 
 
 class Back(Gradients):
     """The kernel that carries dS: gradients of values and of the rows that they are written with."""
 
-    def __init__(self, kind: RecurrenceKind, program: TileProgram, wide: bool = False) -> None:
-        """wide: the state takes so many registers that, with a decay and an erase of one row, do is read again."""
+    def __init__(
+        self, kind: RecurrenceKind, program: TileProgram, wide: bool = False, spans: bool = False
+    ) -> None:
+        """wide: the state takes so many registers that, with a decay and an erase of one row, do is read again. spans:
+        a sequence may be walked in several places at once."""
         super().__init__(kind, program, "walk_back")
+        self.spans = spans
         self.wide = wide and self.decayed_rows and kind.erase == "delta"
 
     def read_again(self) -> set[str]:
@@ -35,13 +41,20 @@ class Back(Gradients):
         if self.kind.erase != "pair" and not self.kind.beside:
             return view
         values, rows = (1, 3) if self.kind.erase == "pair" else (3, 5)
-        phases = [
+        phases = []
+        if self.kind.beside:
+            pairs = "Scores again, and what they receive."
+            phases = [
+                Phase("divisor_gradients", "What the divisor of each token receives.", 0, self.starts[1]),
+                Phase("back_scores", pairs, self.starts[1], self.starts[values]),
+            ]
+        phases += [
             Phase("value_gradients", "What values receive.", self.starts[values], self.starts[rows]),
             Phase("row_gradients", "What rows receive that write.", self.starts[rows], self.starts[-1]),
         ]
         lines, functions = in_functions(view.lines, phases, [*view.update, *view.closing, "dS_VK"])
         if self.kind.beside:
-            functions.append(vector_gradients(self.decayed_rows))
+            functions += [through_vector(carried_in(self.spans))] if self.decayed_rows else []
         says = "What the state receives before a chunk by what it does behind it."
         update = outlined("state_gradients", says, view.update, [*view.closing, "dS_VK"])
         return replace(view, lines=lines, update=[update.call], functions=[*functions, update])
@@ -115,7 +128,7 @@ class Back(Gradients):
 
     def normaliser(self) -> ReverseNormaliser:
         """The gradient of the vector, carried as dS is."""
-        return back_normaliser(self) if self.kind.beside else ReverseNormaliser()
+        return back_normaliser(self.spans) if self.kind.beside else ReverseNormaliser()
 
     def divided(self) -> str:
         """What these columns give to a token's normaliser."""
@@ -127,18 +140,19 @@ class Back(Gradients):
         """The vector's gradient goes on behind all else, when registers are free."""
         if not self.kind.beside:
             return []
-        update = next(step for step in self.steps if step.operation == "update")
-        read = next(step for step in self.steps if step.operation == "read" and not self.reads(step))
-        given = times(self.divided(), self.decay_of(update.operands[1].exponent))
-        function = vector_gradients(self.decayed_rows)
-        named = {"read_C": given, "kept": "tl.exp(G_end)"}
-        call = f"{function.name}({', '.join(named.get(name, name) for name in function.arguments)})"
+        here = carried_in(self.spans)
         if not self.decayed_rows:
-            return [call]
-        return [
-            f"written_C += {times(call, self.decay_of(read.operands[0].exponent))}",
-            self.put_out("written_C"),
-        ]
+            return self.past_vector(here, "row")
+        read = next(step for step in self.steps if step.operation == "read" and not self.reads(step))
+        *given, _ = self.past_vector(here, "row")
+        written = f"written_C += {times('met_C', self.decay_of(read.operands[0].exponent))}"
+        return [*given, through_vector(here).call, written, self.put_out("written_C")]
+
+    def past_vector(self, x: str, row: str) -> list[str]:
+        """The lines that carry the vector's gradient past a chunk: by what its queries give to it."""
+        update = next(step for step in self.steps if step.operation == "update")
+        given = times(self.divided(), self.decay_of(update.operands[1].exponent))
+        return vector_past(x, row, "q", given, self.decayed_rows)
 
     def own(self, step: Step) -> bool:
         """Whether a pair makes gradients here, and is known from the start."""
@@ -215,7 +229,7 @@ class Back(Gradients):
         base = next(x for x, value in self.writes.items() if value == y.base)
         product = f"dot(tl.trans(dS_VK.to(dtype)), {self.load(f'{y.base}_VC')})"
         if self.kind.beside:
-            product = f"({product} + {VECTOR}[:, None])"
+            product = f"({product} + {vector_read(self.spans)}[:, None])"
         weight = "" if self.joined(base) else self.number(self.scalar)  # which `walk_again` multiplies with
         text = scaled(product, times(self.decay_of(step.into), weight), "[None, :]")
         yield self.add(f"{self.gradient_of_write(base)}_KC", text)

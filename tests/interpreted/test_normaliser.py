@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import product
 from types import ModuleType
 
 import pytest
@@ -19,6 +20,7 @@ from archc.tiles.kind import RecurrenceKind
 from archc.tiles.torch_source import emit
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, kernels
+from archc.tiles.triton_spans_back import ahead_by_head
 from tests.interpreted.modules import poisoned
 from tests.support.imports import imported
 from tests.support.slow import mostly_slow
@@ -41,21 +43,27 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Modules]:
     """The module of a class and that of its kernels, as they stand in a package."""
 
     @cache
-    def load(name: str, columns: int = COLUMNS, segment: int = SEGMENT, halves: bool = False) -> Modules:
+    def load(
+        name: str, columns: int = COLUMNS, segment: int = SEGMENT, halves: bool = False, spans: bool = False
+    ) -> Modules:
         kind = KINDS[name]
         module = recurrence_name(kind)
         reverse = (
             reverse_source(kind, ReverseLaunch(columns, (4, 1), (4, 1), 16, 16))
-            if kind.decay != "key"
+            if kind.decay != "key" and not spans
             else ""
         )
+        if spans:  # of which those that walk ahead on the way back have twice the columns
+            launch = ReverseLaunch(columns // 2, (4, 1), (4, 1), 16, 16, ahead=columns)
+            reverse = reverse_source(kind, launch, ahead_by_head(kind, "AHEAD_COLUMNS"))
         launches = {"prepare": Launch(0, 4, 1), "walk": Launch(columns, 4, 1, halves=halves)}
+        launches |= {"carry": Launch(16, 4, 1)} if spans else {}
         files = {
             "__init__.py": "",
             f"{module}.py": emit(kind, module, kernel_sizes=[(K, V)]),
             f"{module}_kernels.py": kernels(kind, module, launches, segment=segment, reverse=reverse),
         }
-        package = tmp_path_factory.mktemp("made") / f"normalized_{name}_{columns}_{segment}_{halves}"
+        package = tmp_path_factory.mktemp("made") / f"normalized_{name}_{columns}_{segment}_{halves}_{spans}"
         package.mkdir()
         for file, text in format_files(files).items():
             (package / file).write_text(text)
@@ -200,10 +208,11 @@ def test_the_backward_reads_what_the_kernels_keep(made: Callable[..., Modules]) 
         assert error(ours, theirs.double()) < 1e-4
 
 
-def slopes_of(results: Sequence[Tensor]) -> list[Tensor]:
+def slopes_of(results: Sequence[Tensor], borders: Tensor | None = BORDERS) -> list[Tensor]:
     """What outputs and both final states receive; nothing behind the last sequence."""
     found = [torch.randn_like(x) for x in results[:3]]
-    found[0][:, BORDERS[-1] :] = 0
+    if borders is not None:
+        found[0][:, borders[-1] :] = 0
     return found
 
 
@@ -218,26 +227,67 @@ def slopes_of(results: Sequence[Tensor]) -> list[Tensor]:
 )
 def test_gradients_of_the_kernels(made: Callable[..., Modules], name: str, dtype: torch.dtype) -> None:
     """Two walks, in two blocks of value columns, against the torch form in float64."""
-    kind = KINDS[name]
-    torch_form, module = made(name)
     torch.manual_seed(4)
-    given, start = inputs(kind, 60), states(5)
-    given = [x.to(dtype) if i < 3 else x for i, x in enumerate(given)]
+    given = [x.to(dtype) if i < 3 else x for i, x in enumerate(inputs(KINDS[name], 60))]
+    assert_right_both_ways(KINDS[name], *made(name), given, states(5), BORDERS)
 
-    def gradients(form: ModuleType, wide: torch.dtype | None) -> list[Tensor]:
+
+def spans() -> list[pytest.ParameterSet]:
+    """Chunks of a span, and whether rows are packed: one case with every change, one more of each class if slow."""
+    found = []
+    for row, name in enumerate(("maximum", "sum", "heads")):
+        for column, (chunks, packed) in enumerate(product((1, 2, 3, 100), (True, False))):
+            quick, slow = name == "maximum" and column == 0, column == 2 * row + 1
+            marks = () if quick else pytest.mark.slow if slow else pytest.mark.library
+            label = f"{name}-{chunks}-{'packed' if packed else 'rows'}"
+            found.append(pytest.param(name, chunks, packed, id=label, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("name", "chunks", "packed"), spans())
+def test_all_segmentations_agree(
+    made: Callable[..., Modules], name: str, chunks: int, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spans of one chunk, of two, three, or longer than a sequence, forth and back; the vector goes with the state."""
+    kind = KINDS[name]
+    torch_form, module = made(name, spans=True)
+    monkeypatch.setattr(module, "span_of", lambda *_: chunks * module.CHUNK)
+    torch.manual_seed(6)
+    given = inputs(kind, 60, 1 if packed else 2)
+    if kind.decay != "none":
+        given[3] *= 0.1  # so that what was written lasts for several spans
+    with counting():  # which finds races, and what lies outside of tensors
+        assert_right_both_ways(
+            kind, torch_form, module, given, states(5 if packed else 2), BORDERS if packed else None
+        )
+
+
+def assert_right_both_ways(
+    kind: RecurrenceKind,
+    torch_form: ModuleType,
+    module: ModuleType,
+    given: list[Tensor],
+    start: tuple[Tensor, Tensor],
+    borders: Tensor | None,
+) -> None:
+    """Outputs, last states and gradients of the kernels against the torch form in float64."""
+
+    def results(form: ModuleType, wide: torch.dtype | None) -> list[Tensor]:
         moved = [x if wide is None else x.to(wide) for x in given]
         first = [x.float() if wide is None else x.to(wide) for x in start]
         with poisoned():
-            found = form.normalized_forward(*moved, *first, BORDERS, SCALE, EPS)
+            found = form.normalized_forward(*moved, *first, borders, SCALE, EPS)
             torch.manual_seed(5)
-            slopes = [x.to(y.dtype) for x, y in zip(slopes_of([x.double() for x in found]), found)]
-            return list(form.normalized_backward(*slopes, *moved, BORDERS, found[0], *found[3:], SCALE, EPS))
+            slopes = [x.to(y.dtype) for x, y in zip(slopes_of([x.double() for x in found], borders), found)]
+            back = form.normalized_backward(*slopes, *moved, borders, found[0], *found[3:], SCALE, EPS)
+        return [*found[:3], *back]
 
     want, theirs, ours = (
-        gradients(torch_form, torch.float64),
-        gradients(torch_form, torch.float32),
-        gradients(module, None),
+        results(torch_form, torch.float64),
+        results(torch_form, torch.float32),
+        results(module, None),
     )
+    dtype = given[0].dtype
     hardness = max(error(got, exact) for got, exact in zip(theirs, want, strict=True))
     assert hardness < 1e-4
     rounding = 16 * torch.finfo(torch.float16).eps if dtype == torch.float16 else 0
@@ -256,14 +306,22 @@ def test_the_operation_is_one(made: Callable[..., Modules], name: str) -> None:
     torch.library.opcheck(made(name)[0].normalized, (*given, *states(1), None, SCALE, EPS))
 
 
-@pytest.mark.parametrize("halves", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("halves", "spans"), [(False, False), pytest.param(True, False, marks=pytest.mark.slow), (False, True)]
+)
 @pytest.mark.parametrize("name", CASES)
-def test_the_bytes_are_those_of_the_plan(made: Callable[..., Modules], name: str, halves: bool) -> None:
+def test_the_bytes_are_those_of_the_plan(
+    made: Callable[..., Modules], name: str, halves: bool, spans: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Launch by launch and to the byte, with a state for every chunk; and nothing runs beside the kernels."""
     kind = KINDS[name]
-    _, module = made(name, 64, 1, halves)
+    if spans and kind.decay == "key":
+        pytest.skip("walked whole")
+    _, module = made(name, 64, 1, halves, spans)
+    if spans:
+        monkeypatch.setattr(module, "span_of", lambda *_: module.CHUNK)
     launches = []
-    for T in (kind.chunk, 2 * kind.chunk):
+    for T in (3 * kind.chunk, 4 * kind.chunk):
         given = [x.half() if i < 3 else x for i, x in enumerate(inputs(kind, T))]
         given[0] = given[0].expand(-1, -1, H, -1).contiguous()
         with counting() as counted:
@@ -272,4 +330,4 @@ def test_the_bytes_are_those_of_the_plan(made: Callable[..., Modules], name: str
         launches.append({launch.name: launch for launch in counted.launches})
     short, long = launches
     found = {n: (long[n].distinct - short[n].distinct) / kind.chunk / H for n in long}
-    assert found == planned(kind, K, V, segment=1)
+    assert found == planned(kind, K, V, segment=1, span=1 if spans else None, halves=halves)
