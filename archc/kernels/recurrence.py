@@ -20,6 +20,7 @@ from archc.tiles.triton_channel_reverse import ChannelLaunch, channel_reverse_so
 from archc.tiles.triton_decode import decode_source
 from archc.tiles.triton_elementwise import GROUP, TokenLaunch, elementwise_source, kept
 from archc.tiles.triton_halves import has_halves
+from archc.tiles.triton_normaliser import VECTOR_CHANNELS
 from archc.tiles.triton_reverse import ReverseLaunch, reverse_source
 from archc.tiles.triton_source import Launch, Walk, kernels, walk_form
 from archc.tiles.triton_spans_back import ahead_by_channel, ahead_by_head, ahead_by_value
@@ -69,8 +70,6 @@ FLOAT32 = (
 BESIDE = 128
 # Rows of the least product of a warp group.
 WARP_GROUP = 64
-# Key channels of a normaliser's vector that the backward has at once.
-VECTOR_CHANNELS = 32
 # Key channels of a state beside which tensor memory has room for the accumulators of a whole loop.
 WIDE_STATE = 128
 # Rows of a tensor begin at multiples of 16 bytes, or descriptors cannot read them.
@@ -150,9 +149,8 @@ def launches(kind: RecurrenceKind, sizes: Sequence[tuple[int, int]], target: Tar
         halves = role == "walk" and _has_halves(kind, K, tile)
         found[role] = Launch(columns, tile.num_warps, tile.num_stages, channels, halves)
     carry = target.tile("carry", **facts)
-    if carry is not None and (
-        not kind.beside or kind.core().decay != "key"
-    ):  # else sequences are walked whole
+    whole = kind.beside and kind.core().decay == "key"
+    if carry is not None and not whole:  # else sequences are walked whole
         found["carry"] = Launch(carry.columns, carry.num_warps, carry.num_stages)
     return found
 

@@ -14,6 +14,9 @@ from archc.tiles.triton_functions import Function
 from archc.tiles.triton_lines import CHANNEL, Lines, part_of
 from archc.tiles.triton_spans import Vector
 
+# Key channels of a vector in memory that a kernel has at once.
+VECTOR_CHANNELS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Normaliser:
@@ -182,7 +185,7 @@ def through_vector(x: str) -> Function:
     return Function(
         "through_vector",
         [x, "row", "start", "k_part_tiles", "q_part_tiles", "row_C", "kept", "K", "PART_K"],
-        "The same for the vector's gradient; each token's key times it.",
+        "Carry the vector's gradient past a chunk, a few key channels at a time; each token's key times it.",
         [
             "tl.debug_barrier()",
             f"dn = {x} + tl.cast(row, tl.int64) * K",

@@ -22,7 +22,7 @@ from archc.tiles.triton_lines import (
     scores_kept,
     walks_decay_rows,
 )
-from archc.tiles.triton_normaliser import Normaliser, normaliser, vector_ahead
+from archc.tiles.triton_normaliser import VECTOR_CHANNELS, Normaliser, normaliser, vector_ahead
 from archc.tiles.triton_spans import Ahead, ahead_of
 from archc.tiles.triton_squares import LAST, shares_squares, square_lines, square_of
 from archc.tiles.views import TITLES, definition, kernel_arguments, public_facts
@@ -152,6 +152,7 @@ def _chunk_view(
         "guarded": form.halves and guarded(kind),
         "solved": form.solved,
         "normaliser": form.normaliser,
+        "vector_channels": VECTOR_CHANNELS,
         "kept": kept,
         "kept_names": "".join(f", {n}" for n in kept),
         "typed": facts["typed"],
