@@ -51,9 +51,11 @@ def test_the_case_stands_beside_the_name() -> None:
         (RecurrenceKind("head"), 256, True),
         (RecurrenceKind("head", "delta"), 128, True),
         (RecurrenceKind("head", "delta"), 256, False),  # a matrix [K, K] beside the state is too large
-        (RecurrenceKind("head", normalize="sum"), 64, False),
+        (RecurrenceKind("head", normalize="sum"), 64, True),
+        (RecurrenceKind("head", normalize="max", log_input=True), 256, True),
+        (RecurrenceKind("key", normalize="sum"), 64, False),
     ],
-    ids=["no erase", "erase", "erase with a wide state", "normaliser"],
+    ids=["no erase", "erase", "wide erase", "normaliser", "wide normaliser", "normaliser by channel"],
 )
 def test_which_classes_walk_in_spans(kind: RecurrenceKind, K: int, spans: bool) -> None:
     found = launched(kind, K)
