@@ -140,10 +140,7 @@ def back_normaliser(spans: bool) -> ReverseNormaliser:
             "k_part_tiles = tokens(k, end, h, H, k_heads, K, C, PART_K)",
             "q_part_tiles = tokens(q, end, h, H, q_heads, K, C, PART_K)",
             "row = (tl.program_id(0) * tl.num_programs(2) + tl.program_id(2)) * H + h",
-            "dlast_K = vector_before(dlast, tl.program_id(2) * H + h, 0, K, BLOCK_K, True)",
-            "# A part of the sum over blocks, of which one has it whole.",
-            f"put_vector({here}, tl.where(column == 0, dlast_K, 0.0), row, 0, K)",
-            "tl.debug_barrier()",
+            begin_vector(here).call,
         ],
         [read, f"put_vector(dnormalisers, dn_K, {own}, 0, K)"],
         [read, f"put_vector(dfirst, dn_K, {first}, 0, K)"] if spans else [],
@@ -178,6 +175,21 @@ def vector_ahead(rows: str, given: str, decayed: bool) -> Vector:
     ]
     *lines, past = vector_past("vector_ends", "row", rows, given, decayed)
     return Vector(opening, [*lines, f"{first}{past}"])
+
+
+def begin_vector(x: str) -> Function:
+    """What puts there what the vector behind the last token receives."""
+    return Function(
+        "begin_vector",
+        [x, "row", "dlast", "column", "H", "K", "BLOCK_K"],
+        "The vector's gradient behind the last token: a part of the sum over blocks, of which one has it whole.",
+        [
+            "dlast_K = vector_before(dlast, tl.program_id(2) * H + tl.program_id(1), 0, K, BLOCK_K, True)",
+            f"put_vector({x}, tl.where(column == 0, dlast_K, 0.0), row, 0, K)",
+            "tl.debug_barrier()",
+        ],
+        [],
+    )
 
 
 def through_vector(x: str) -> Function:

@@ -12,6 +12,7 @@ from archc.tiles.triton_gradients import Gradients, View, scaled, times
 from archc.tiles.triton_normaliser import (
     ReverseNormaliser,
     back_normaliser,
+    begin_vector,
     carried_in,
     slope_of,
     through_vector,
@@ -54,7 +55,8 @@ class Back(Gradients):
         ]
         lines, functions = in_functions(view.lines, phases, [*view.update, *view.closing, "dS_VK"])
         if self.kind.beside:
-            functions += [through_vector(carried_in(self.spans))] if self.decayed_rows else []
+            here = carried_in(self.spans)
+            functions += [begin_vector(here), *([through_vector(here)] if self.decayed_rows else [])]
         says = "What the state receives before a chunk by what it does behind it."
         update = outlined("state_gradients", says, view.update, [*view.closing, "dS_VK"])
         return replace(view, lines=lines, update=[update.call], functions=[*functions, update])
@@ -145,8 +147,9 @@ class Back(Gradients):
             return self.past_vector(here, "row")
         read = next(step for step in self.steps if step.operation == "read" and not self.reads(step))
         *given, _ = self.past_vector(here, "row")
-        written = f"written_C += {times('met_C', self.decay_of(read.operands[0].exponent))}"
-        return [*given, through_vector(here).call, written, self.put_out("written_C")]
+        met = times("met_C", self.decay_of(read.operands[0].exponent))
+        written = self.put_out("written_C").replace(" written_C,", f" written_C + {met},")
+        return [*given, through_vector(here).call, written]
 
     def past_vector(self, x: str, row: str) -> list[str]:
         """The lines that carry the vector's gradient past a chunk: by what its queries give to it."""
