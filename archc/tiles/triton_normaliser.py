@@ -199,7 +199,7 @@ def through_vector(x: str) -> Function:
         [x, "row", "start", "k_part_tiles", "q_part_tiles", "row_C", "kept", "K", "PART_K"],
         "Carry the vector's gradient past a chunk, a few key channels at a time; each token's key times it.",
         [
-            "tl.debug_barrier()",
+            "tl.debug_barrier()  # a channel is with several threads: all have read before one writes",
             f"dn = {x} + tl.cast(row, tl.int64) * K",
             "met_C = tl.zeros(row_C.shape, tl.float32)",
             "for channel in range(0, K, PART_K):\n    "
